@@ -1,0 +1,1 @@
+"""runner: a sandboxed tool-runner daemon for AI agents. Imports nothing: see each package's docstring."""

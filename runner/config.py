@@ -1,0 +1,229 @@
+"""The daemon's configuration: one TOML file into structs that refuse unknown keys, and every limit with its reason."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from runner.errors import RunnerError, refuse
+
+T = TypeVar("T")
+
+TOOL_ID = re.compile(r"^[a-z][a-z0-9_]{0,63}$")  # model vendors refuse dots in tool names
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}$")  # agents, owners, tasks, sessions: printable, no spaces
+PROTOCOL_VERSION = 1
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every section: immutable, unknown keys refused."""
+
+
+class Limits(_Section):
+    """Bounds on hostile bytes and on every queue. Each has a reason; raising one costs memory per peer."""
+
+    max_frame: int = 1 << 20  # a proof carries the arguments; larger inputs go through stdin or files
+    max_elements: int = 4096  # msgpack elements a frame may hold: 4 MB of `[[]]` once became 293 MiB
+    max_depth: int = 16  # our own messages nest 4 deep
+    hello_timeout_s: float = 10.0  # a peer that sends a byte a second is gone by then (case S03)
+    heartbeat_s: float = 30.0  # silence after which the daemon asks, and after twice of which it hangs up
+    connections_per_uid: int = 64  # case S04: a thousand idle connections leave room for the honest
+    connections: int = 512
+    calls_per_connection: int = 64
+    calls_per_task: int = 64  # running or queued
+    output_window: int = 256 << 10  # output bytes in flight to one client per call
+    stdin_window: int = 256 << 10
+    send_queue: int = 1 << 20  # bytes waiting for one client before its calls are paused
+    argument_bytes: int = 256 << 10
+    intent_bytes: int = 4096
+    proof_window_s: int = 60  # how old a proof may be; the draft's clock tolerance (§9.10)
+    iat_skew_s: int = 30  # the draft's MAX_IAT_SKEW
+    token_bytes: int = 65_536  # the draft's MAX_TOKEN_SIZE
+    chain_bytes: int = 262_144  # the draft's MAX_CHAIN_SIZE
+    token_lifetime_s: int = 90 * 86_400  # the draft's MAX_TOKEN_LIFETIME
+    delegation_depth: int = 8  # the draft's lowest allowed MAX_DELEGATION_DEPTH
+    constraint_depth: int = 32  # the draft's MAX_CONSTRAINT_DEPTH
+    detached_results: int = 256  # results kept per task for attach and result
+    detached_bytes: int = 64 << 20  # output kept in memory for detached calls, all tasks together
+    detached_s: int = 3600
+    drain_s: float = 20.0  # how long SIGTERM waits for running calls
+    sandbox_start_s: float = 60.0
+    kill_grace_s: float = 5.0  # how long gate waits past a deadline before it has the sandbox destroyed
+    tasks: int = 256
+
+
+class Peers(_Section):
+    """Who may connect, by uid, checked with SO_PEERCRED before a byte is read. Names or numbers."""
+
+    agents: tuple[int | str, ...] = ()
+    operators: tuple[int | str, ...] = (0,)
+
+
+class Users(_Section):
+    """The users the processes drop to, and the group that may open agent.sock. `scripts/setup` makes them."""
+
+    gate: str = "runner-gate"
+    recorder: str = "runner-recorder"
+    agents_group: str = "runner-agents"
+
+
+class Issuer(_Section):
+    """One trust anchor: the issuer's URI and its Ed25519 public key (a JWK file, as `runner keys init` writes it)."""
+
+    uri: str
+    public_key: str
+
+
+class Sandboxes(_Section):
+    """Where containers come from. uids are leased host-wide, one per sandbox (a shared uid would share signals)."""
+
+    docker_host: str = ""  # "" = DOCKER_HOST or the local socket
+    image: str = ""  # "" = the tool image this package builds, found by the digest of its inputs
+    uid_first: int = 210_000
+    uid_count: int = 4096
+    maximum: int = 64
+    pool: int = 0  # containers kept ready per task profile
+
+
+class Telemetry(_Section):
+    """Where spans go: `none`, or `file` (OTLP JSON lines in the state directory)."""
+
+    export: str = "none"
+
+
+class Config(_Section):
+    """The whole file. Paths are absolute, or relative to the folder the file lies in."""
+
+    state: str = "/var/lib/toolrunner"
+    run: str = "/run/toolrunner"
+    profiles: str = ""  # "" = the ones that travel with the package
+    tools: str = ""
+    policies: str = ""
+    peers: Peers = Peers()
+    users: Users = Users()
+    issuers: tuple[Issuer, ...] = ()
+    sandboxes: Sandboxes = Sandboxes()
+    telemetry: Telemetry = Telemetry()
+    limits: Limits = Limits()
+
+
+_TOML_PLACE = re.compile(r"\(at line (\d+), column (\d+)\)")
+
+
+def parse_toml(text: bytes, name: str, code: str) -> dict[str, Any]:
+    """TOML bytes to a dict. Raises `RunnerError` of `code` naming file and line."""
+    try:
+        return tomllib.loads(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise refuse(code, "the file is not UTF-8", field=name) from error
+    except tomllib.TOMLDecodeError as error:
+        place = _TOML_PLACE.search(str(error))
+        where = f"{name}:{place.group(1)}" if place else name
+        raise refuse(code, f"not TOML: {error}", field=where) from error
+
+
+def line_of(text: bytes, path: str) -> int:
+    """The 1-based line of the last key in a dotted msgspec path (`$.limits.max_frame`), 0 when it cannot be told."""
+    keys = [part for part in re.split(r"[.\[\]]", path.removeprefix("$")) if part and not part.isdigit() and part != "..."]
+    if not keys:
+        return 0
+    pattern = re.compile(rb"^\s*(?:\[+.*\b)?" + re.escape(keys[-1].encode()) + rb"\b")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 0)
+
+
+_PATH_IN_ERROR = re.compile(r" - at `(\$[^`]*)`")
+_UNKNOWN_KEY = re.compile(r"unknown field `([^`]+)`")
+
+
+def decode_toml(text: bytes, kind: type[T], name: str, code: str, data: dict[str, Any] | None = None) -> T:
+    """TOML bytes into a struct. Raises `RunnerError` of `code` naming file, line, field and what is wrong."""
+    data = parse_toml(text, name, code) if data is None else data
+    try:
+        return msgspec.convert(data, kind)
+    except msgspec.ValidationError as error:
+        message = str(error)
+        found = _PATH_IN_ERROR.search(message)
+        unknown = _UNKNOWN_KEY.search(message)
+        path = found.group(1) if found else "$"
+        if unknown:
+            path = f"{path}.{unknown.group(1)}"
+        line = line_of(text, path)
+        where = f"{name}:{line}" if line else name
+        reason = _PATH_IN_ERROR.sub("", message)
+        raise refuse(code, f"{path.removeprefix('$').lstrip('.') or 'file'}: {reason}", field=where) from error
+
+
+def load_config(path: Path) -> tuple[Config, bytes]:
+    """Read and check the file at `path`. Returns the config, paths made absolute, and the file's own bytes.
+
+    Raises `RunnerError` (code `config`) naming file, line and field."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise refuse(
+            "config", f"cannot read it: {error.strerror}", field=str(path), next_step="write one with `runner init DIR`"
+        ) from error
+    return parse_config(text, path), text
+
+
+def parse_config(text: bytes, path: Path) -> Config:
+    """The config in `text`, relative paths taken from `path`'s folder."""
+    config = decode_toml(text, Config, str(path), "config")
+    base = path.resolve().parent
+
+    def absolute(value: str) -> str:
+        return str(base / value) if value else value
+
+    return msgspec.structs.replace(
+        config,
+        state=absolute(config.state),
+        run=absolute(config.run),
+        profiles=absolute(config.profiles),
+        tools=absolute(config.tools),
+        policies=absolute(config.policies),
+        issuers=tuple(msgspec.structs.replace(issuer, public_key=absolute(issuer.public_key)) for issuer in config.issuers),
+    )
+
+
+_SIZE = re.compile(r"^(\d+)\s*(B|KiB|MiB|GiB)?$")
+_UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_TIME = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h)$")
+_TIMES = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+
+
+def size(text: str | int) -> int:
+    """Bytes from `512MiB`, `64KiB`, `100B` or a bare number. Raises ValueError."""
+    if isinstance(text, int):
+        return text
+    found = _SIZE.match(text)
+    if not found:
+        raise ValueError(f"`{text}` is not a size: write 64KiB, 512MiB, 2GiB")
+    return int(found.group(1)) * _UNITS[found.group(2)]
+
+
+def milliseconds(text: str) -> int:
+    """Milliseconds from `500ms`, `30s`, `5m`, `1h`. Raises ValueError."""
+    found = _TIME.match(text)
+    if not found:
+        raise ValueError(f"`{text}` is not a time: write 500ms, 30s, 5m, 1h")
+    return int(float(found.group(1)) * _TIMES[found.group(2)])
+
+
+__all__ = [
+    "Config",
+    "Issuer",
+    "Limits",
+    "Peers",
+    "RunnerError",
+    "Sandboxes",
+    "Users",
+    "decode_toml",
+    "load_config",
+    "milliseconds",
+    "parse_config",
+    "parse_toml",
+    "size",
+]

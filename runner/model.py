@@ -1,0 +1,292 @@
+"""The nouns of the house, as immutable values: one type per trust level.
+
+`bytes → ToolCall → Authenticated → Grant → CallPlan → Outcome → Receipt`. Each of these is constructed in one
+module only (tests/unit/test_house.py holds it), so holding one means that the step before it has happened.
+Sizes are bytes, times are seconds since the epoch or milliseconds where the name says so, digests are
+lower-case hex SHA-256.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+    """Base of every value: immutable, absent when default, unknown fields refused."""
+
+
+# --- who ---------------------------------------------------------------------------------------------
+
+
+class Peer(Value):
+    """The process at the other end of a socket, from SO_PEERCRED at connect."""
+
+    uid: int
+    pid: int
+    gid: int = 0
+
+
+class Principal(Value):
+    """Who asks. agent, owner, task and session are the root token's; `asserted` are the names that derived
+    tokens gave their holders, root to leaf: claims of their parents, not identity."""
+
+    agent: str
+    owner: str
+    task: str
+    session: str
+    asserted: tuple[str, ...] = ()
+
+
+# --- what a tool is ----------------------------------------------------------------------------------
+
+Consequence = Literal["low", "medium", "high"]
+Isolation = Literal["launcher", "call"]
+PathAccess = Literal["read", "write"]
+
+
+class Manifest(Value):
+    """A tool, as its `tool.toml` describes it. `digest` covers the manifest's bytes and every file of its code."""
+
+    id: str
+    description: str
+    consequence: Consequence
+    profile: str
+    kind: Literal["argv", "python"]
+    digest: str
+    code_digest: str  # the digest the guest checks before it runs the code; "" when there is none
+    parameters: dict[str, Any]  # JSON Schema 2020-12 of the arguments object
+    result: dict[str, Any] = {}  # JSON Schema of a python tool's result
+    argv: tuple[str, ...] = ()  # argv tools: literals, or "{name}" replaced by a string or spread from an array
+    stdin: bool = False  # whether a call may stream standard input
+    paths: dict[str, PathAccess] = {}  # arguments that are workspace paths
+    project: dict[str, str] = {}  # arguments made visible to policy: name -> Cedar type ("String", "Set<String>", …)
+    files: dict[str, bytes] = {}  # the tool's code, by relative path
+
+
+class Ceilings(Value):
+    """What a sandbox, or one call in it, may use at most. Container-wide ones come from the task profile;
+    per-call ones are the smaller of task and tool profile."""
+
+    # container
+    memory: int = 512 << 20  # memory limit, swap included; tmpfs is charged to it
+    cpus_milli: int = 1000  # CPU quota in thousandths of a core
+    pids: int = 128
+    workspace: int = 256 << 20  # tmpfs size of /workspace
+    workspace_inodes: int = 65_536
+    tmp: int = 32 << 20  # tmpfs size of /tmp
+    shm: int = 0  # tmpfs size of /dev/shm; 0 = none (multiprocessing locks need one)
+    concurrent_calls: int = 4
+    # call
+    open_files: int = 256
+    file_size: int = 128 << 20
+    wall_ms: int = 60_000
+    cpu_s: int = 60
+    output: int = 8 << 20  # stdout plus stderr; at the cap the call is killed
+    result: int = 256 << 10  # a python tool's structured result
+
+
+class TaskProfile(Value):
+    """Makes the container: image, ceilings, seccomp filter, the tools a task may use at all."""
+
+    name: str
+    description: str
+    digest: str
+    image: str  # an image id, or the tag prefix of the tool image this package builds
+    seccomp: str
+    ceilings: Ceilings
+    tools: tuple[str, ...]
+    idle_timeout_s: int = 1800
+    runtime: str = ""  # an OCI runtime registered with the engine; "" = its default
+
+
+class ToolProfile(Value):
+    """May only narrow inside a task profile: per-call walls of one tool."""
+
+    name: str
+    description: str
+    digest: str
+    isolation: Isolation
+    workspace: Literal["none", "read", "write"]
+    tmp: bool
+    seccomp_deny: tuple[str, ...] = ()  # system calls refused on top of the container's filter
+    wall_ms: int = 0  # 0 = the task profile's
+    cpu_s: int = 0
+    output: int = 0
+    open_files: int = 0
+    file_size: int = 0
+
+
+# --- one call, by trust level --------------------------------------------------------------------------
+
+
+class ToolCall(Value):
+    """A well-formed call frame, hostile. Tool and arguments are inside the proof, nowhere else. Made in wire/session.py."""
+
+    number: int  # the client's number for it, unique on the connection
+    proof: str
+    peer: Peer
+    stdin: bool = False
+    window: int = 0  # output bytes the client is ready to take
+    deadline_ms: int = 0
+    traceparent: str = ""
+    intent: str = ""
+    because: tuple[str, ...] = ()
+    retry_of: str = ""
+    idempotency_key: str = ""
+    detach: bool = False
+    sync: bool = False
+
+
+class Authenticated(Value):
+    """A call whose token chain and proof verified. `arguments` is the verified proof's `hta`. Made in gate/authenticate.py."""
+
+    call: ToolCall
+    principal: Principal
+    tool: str
+    arguments: dict[str, Any]
+    constraints: dict[str, Any]  # the leaf token's constraint map for this tool
+    chain: tuple[str, ...]  # token ids (jti), root to leaf
+    leaf_digest: str  # of the leaf token's signing input: names the token without holding it
+    proof_id: str
+    profile: str  # the task profile that the root token names
+    expires: int  # the leaf's exp
+
+
+Effect = Literal["allow", "deny", "modify", "step_up", "defer"]
+
+
+class Decision(Value):
+    """What policy says of an authenticated call, in AARM's terms. `code` is the refusal's code when not allowed."""
+
+    effect: Effect
+    reason: str
+    rules: tuple[str, ...] = ()
+    obligations: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()  # context fields a rule needed and the session does not have
+    code: str = ""
+    field: str = ""
+    allowed: str = ""
+    policy: str = ""  # digest of the bundle that decided
+
+
+class Grant(Value):
+    """An allowed call. Made in gate/approve.py."""
+
+    authenticated: Authenticated
+    decision: Decision
+    call: str  # the daemon's id for the call
+
+
+class Jail(Value):
+    """The walls a launcher puts around itself before it serves a call. Paths are inside the container."""
+
+    read: tuple[str, ...]
+    write: tuple[str, ...]
+    execute: tuple[str, ...]
+    seccomp: str  # digest of the BPF program, "" = the container's filter alone
+    open_files: int
+    file_size: int
+
+
+class CallPlan(Value, kw_only=True):
+    """Everything the guest needs to run one call, and the bounds gate itself enforces. Made in sandbox/plan.py."""
+
+    call: str
+    sandbox: str
+    tool: str
+    kind: Literal["argv", "python"]
+    isolation: Isolation
+    jail: Jail
+    argv: tuple[str, ...] = ()
+    arguments: dict[str, Any] = {}
+    roots: dict[str, str] = {}  # path argument -> the folder that the token confines it to
+    environment: dict[str, str] = {}
+    code_digest: str = ""
+    stdin: bool = False
+    wall_ms: int
+    cpu_s: int
+    output: int
+    result: int
+
+
+class Chunk(Value):
+    """A piece of output. `offset` counts the bytes of its stream before it."""
+
+    stream: Literal["stdout", "stderr"]
+    offset: int
+    data: bytes
+
+
+OutcomeKind = Literal["exited", "timed_out", "oom", "killed", "cancelled", "output_capped", "interrupted"]
+
+
+class Usage(Value):
+    """What a call used. `source` says who measured: "guest" (PID 1 of the sandbox) or "cgroup"."""
+
+    wall_us: int = 0
+    cpu_user_us: int = 0
+    cpu_system_us: int = 0
+    max_rss_kib: int = 0
+    leftover: int = 0  # processes the call left behind, killed at its end
+    source: str = "guest"
+
+
+class Outcome(Value):
+    """How a call's process ended. `exit_code` for exited, `signal` when a signal ended it. Made in sandbox/claim.py
+    from the guest's report, or by the recorder for a call whose daemon died."""
+
+    kind: OutcomeKind
+    exit_code: int | None = None
+    signal: int | None = None
+    reason: str = ""
+    usage: Usage = Usage()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the tool itself reported success."""
+        return self.kind == "exited" and self.exit_code == 0
+
+
+class Receipt(Value):
+    """The sealed end of one call: the digest of its outcome entry and where in the ledger it lies. Made in the
+    recorder's caller (wire/recorder.py) from the recorder's own answer."""
+
+    call: str
+    digest: str
+    position: int
+    durable: bool = False
+
+
+# --- a sandbox -----------------------------------------------------------------------------------------
+
+
+class SandboxPlan(Value):
+    """One container for one task. It names a profile by digest; engine takes every number from its own compiled copy."""
+
+    sandbox: str
+    task: str
+    profile: str
+    profile_digest: str
+
+
+class Measured(Value):
+    """What engine found in the container itself, not what it asked for. Written to the ledger with the sandbox."""
+
+    image: str  # image id
+    runtime: str
+    pid: int  # PID 1 on the host
+    uid: int
+    seccomp: int  # 2 = a filter is loaded
+    seccomp_filters: int
+    no_new_privs: bool
+    capabilities: str  # the effective, permitted, inheritable, bounding and ambient sets, all of them empty
+    namespaces: dict[str, bool]  # kind -> differs from the host's
+    interfaces: tuple[str, ...]
+    read_only_root: bool
+    memory_limit: int
+    swap_limit: int
+    pids_limit: int
+    cpu_quota_milli: int
+    cgroup_version: int

@@ -1,0 +1,121 @@
+"""Messages between an operator and gate on admin.sock. Every act that changes something becomes an entry."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from runner.errors import Refusal
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of every message."""
+
+
+class Announce(Message, tag="announce"):
+    """A root token was minted. Without this entry the token is refused: no authority without a record.
+
+    `digest` is the SHA-256 of its signing input, so no token text travels."""
+
+    jti: str
+    digest: str
+    issuer: str
+    agent: str
+    owner: str
+    task: str
+    session: str
+    profile: str
+    tools: tuple[str, ...]
+    issued: int
+    expires: int
+
+
+class Revoke(Message, tag="revoke"):
+    """Take back a token, a task, or everything of an agent or owner; also running calls."""
+
+    kind: Literal["token", "task", "agent", "owner"]
+    value: str
+    why: str = ""
+
+
+class ListTasks(Message, tag="list_tasks"):
+    """Tasks that live, or all that are remembered."""
+
+    all: bool = False
+
+
+class ShowTask(Message, tag="show_task"):
+    """One task and its calls that run."""
+
+    task: str
+
+
+class EndTask(Message, tag="end_task"):
+    """End a task: cancel its calls, remove its sandbox."""
+
+    task: str
+    why: str = ""
+
+
+class Status(Message, tag="status"):
+    """How the daemon is."""
+
+
+class TaskView(Message, tag="task"):
+    """One task as an operator sees it."""
+
+    task: str
+    agent: str
+    owner: str
+    session: str
+    profile: str
+    state: str  # "live" | "ended"
+    began: str
+    ended: str = ""
+    reason: str = ""
+    sandbox: str = ""
+    calls: int = 0
+    running: tuple[str, ...] = ()  # "<call id> <tool>"
+
+
+class Tasks(Message, tag="tasks"):
+    """The answer to `ListTasks` and `ShowTask`."""
+
+    tasks: tuple[TaskView, ...]
+
+
+class StatusView(Message, tag="status_view"):
+    """The answer to `Status`."""
+
+    instance: str
+    version: str
+    audience: str
+    pid: int
+    started: str
+    tasks: int
+    running: int
+    connections: int
+    sandboxes: int
+    ledger_size: int
+    catalogue: str
+    policy: str
+    engine: bool
+    isolation: str = ""
+
+
+class Done(Message, tag="done"):
+    """Carried out and recorded at `position`. `affected` counts calls and tasks it stopped."""
+
+    position: int
+    affected: int = 0
+
+
+class Refused(Message, tag="refused"):
+    """Not carried out."""
+
+    refusal: Refusal
+
+
+FromOperator = Announce | Revoke | ListTasks | ShowTask | EndTask | Status
+ToOperator = Tasks | StatusView | Done | Refused

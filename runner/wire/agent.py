@@ -1,0 +1,250 @@
+"""Messages between an agent and gate on agent.sock. `README.md` beside this file tells how to write a client.
+
+The daemon speaks first (`Challenge`), the client proves possession of the leaf key over that nonce (`Hello`),
+and from then on the identity of the connection is fixed. Numbers in `number` are chosen by the client.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from runner.errors import Refusal
+from runner.model import Outcome
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of every message: a map with a `type`, unknown keys refused."""
+
+
+# --- daemon to client, once --------------------------------------------------------------------------
+
+
+class Challenge(Message, tag="challenge"):
+    """First frame on a connection. Proofs name `audience` in `aat_aud` and carry `nonce`; `time` is the daemon's clock."""
+
+    versions: tuple[int, ...]
+    nonce: str
+    audience: str
+    time: int
+
+
+# --- client to daemon --------------------------------------------------------------------------------
+
+
+class SessionFacts(Message, tag="session"):
+    """What the client says about itself. Claims, recorded as such; policy may read `original_request`."""
+
+    original_request: str = ""
+    model: str = ""
+    model_version: str = ""
+    client: str = ""
+
+
+class Hello(Message, tag="hello"):
+    """Opens the session: the token chain, root to leaf, and a proof (typ `runner-hello+jwt`) over the nonce."""
+
+    version: int
+    chain: tuple[str, ...]
+    proof: str
+    session: SessionFacts = SessionFacts()
+
+
+class Call(Message, tag="call"):
+    """A tool call. Tool and arguments are in `proof` (typ `aat-pop+jwt`): `aat_tool` and `hta`."""
+
+    number: int
+    proof: str
+    stdin: bool = False
+    window: int = 0
+    deadline_ms: int = 0
+    traceparent: str = ""
+    intent: str = ""
+    because: tuple[str, ...] = ()
+    retry_of: str = ""
+    idempotency_key: str = ""
+    detach: bool = False
+    sync: bool = False
+
+
+class Stdin(Message, tag="stdin"):
+    """Bytes for the tool's standard input, within the credit given by `StdinCredit`. `eof` closes it."""
+
+    number: int
+    data: bytes = b""
+    eof: bool = False
+
+
+class Credit(Message, tag="credit"):
+    """The client can take this many more output bytes of that call."""
+
+    number: int
+    bytes: int
+
+
+class Cancel(Message, tag="cancel"):
+    """End the call; its whole process tree is killed and the outcome is `cancelled`."""
+
+    number: int
+
+
+class ListTools(Message, tag="list_tools"):
+    """Ask what this token may call."""
+
+    number: int
+
+
+class Attach(Message, tag="attach"):
+    """Follow a detached call of this task from output byte `stdout`/`stderr` on."""
+
+    number: int
+    call: str
+    stdout: int = 0
+    stderr: int = 0
+    window: int = 0
+
+
+class GetResult(Message, tag="get_result"):
+    """Ask for the result of a detached call of this task, without its output."""
+
+    number: int
+    call: str
+
+
+class EndTask(Message, tag="end_task"):
+    """End the task: its calls are cancelled and its sandbox removed. Only the holder of the root token may."""
+
+    number: int
+
+
+class Ping(Message, tag="ping"):
+    """Are you there? Either side; answered by `Pong`."""
+
+    token: int = 0
+
+
+class Pong(Message, tag="pong"):
+    """I am. `token` is the ping's."""
+
+    token: int = 0
+
+
+class Bye(Message, tag="bye"):
+    """The sender will close; not an error."""
+
+    reason: str = ""
+
+
+# --- daemon to client --------------------------------------------------------------------------------
+
+
+class Welcome(Message, tag="welcome"):
+    """The session is open. `call_window` is the largest `window` that has an effect."""
+
+    session: str
+    task: str
+    agent: str
+    tools_digest: str
+    max_frame: int
+    call_window: int
+    calls: int
+    heartbeat_ms: int
+
+
+class Accepted(Message, tag="accepted"):
+    """The call is decided and recorded, and its process will start. `call` is the daemon's id for it."""
+
+    number: int
+    call: str
+    replayed: bool = False  # an idempotency key matched: this is the earlier call
+
+
+class Output(Message, tag="output"):
+    """A filtered piece of output. Provisional until `Result`. `offset` counts the stream's bytes before it."""
+
+    number: int
+    stream: str
+    offset: int
+    data: bytes
+
+
+class StdinCredit(Message, tag="stdin_credit"):
+    """The client may send this many more stdin bytes for that call."""
+
+    number: int
+    bytes: int
+
+
+class Result(Message, kw_only=True, tag="result"):
+    """The acknowledgement of a call: follows the sealed receipt. `value` is a python tool's structured result."""
+
+    number: int
+    call: str
+    outcome: Outcome
+    receipt: str
+    position: int
+    durable: bool
+    value: Any = None
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+
+
+class Refused(Message, tag="refused"):
+    """The request was refused. `call` is set when a call entry was written for it."""
+
+    number: int
+    refusal: Refusal
+    call: str = ""
+
+
+class ToolSpec(Message, tag="tool"):
+    """One tool as this token sees it: schemas narrowed by the token's constraints."""
+
+    name: str
+    description: str
+    parameters: dict[str, Any]
+    result: dict[str, Any]
+    consequence: str
+    digest: str
+    stdin: bool = False
+
+
+class Tools(Message, tag="tools"):
+    """The answer to `ListTools`."""
+
+    number: int
+    digest: str
+    tools: tuple[ToolSpec, ...]
+
+
+class ToolsChanged(Message, tag="tools_changed"):
+    """The catalogue was swapped; ask again."""
+
+    digest: str
+
+
+class Durable(Message, tag="durable"):
+    """Every entry up to and including `position` is on disk."""
+
+    position: int
+
+
+class TaskEnded(Message, tag="task_ended"):
+    """The task is over; the connection closes next."""
+
+    number: int = 0
+    reason: str = ""
+
+
+class Closing(Message, tag="closing"):
+    """The daemon closes the connection because of this."""
+
+    refusal: Refusal
+
+
+FromClient = Hello | Call | Stdin | Credit | Cancel | ListTools | Attach | GetResult | EndTask | Ping | Pong | Bye
+FromDaemon = (
+    Challenge | Welcome | Accepted | Output | StdinCredit | Result | Refused | Tools | ToolsChanged | Durable
+    | TaskEnded | Closing | Ping | Pong | Bye
+)

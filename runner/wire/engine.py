@@ -1,0 +1,93 @@
+"""Messages between gate and engine. Gate names a profile by digest; it can express no mount, user, image or flag."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from runner.errors import Refusal, RunnerError
+from runner.model import Measured, SandboxPlan
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of every message."""
+
+
+class Create(Message, tag="create"):
+    """Make one sandbox. Answered by `Created` (with the control connection's descriptor) or `Failed`."""
+
+    number: int
+    plan: SandboxPlan
+
+
+class Destroy(Message, tag="destroy"):
+    """Kill and remove one sandbox. Answered by `Done`, also when it was gone already."""
+
+    number: int
+    sandbox: str
+    reason: str
+
+
+class Done(Message, tag="done"):
+    """The request is carried out."""
+
+    number: int
+
+
+class Created(Message, tag="created"):
+    """The sandbox is measured and equal to its plan; the message carries one descriptor: its control connection."""
+
+    number: int
+    sandbox: str
+    measured: Measured
+
+
+class Failed(Message, tag="failed"):
+    """The request failed; nothing of it is left."""
+
+    number: int
+    refusal: Refusal
+
+
+class SandboxEnded(Message, tag="sandbox_ended"):
+    """A sandbox ended by itself and has been removed. `oom` when the kernel killed it for memory."""
+
+    sandbox: str
+    reason: str
+    oom: bool = False
+
+
+FromGate = Create | Destroy
+FromEngine = Created | Done | Failed | SandboxEnded
+
+
+class Requester(Protocol):
+    """What a typed caller needs of a channel: send a numbered request, wait for its answer and its descriptor."""
+
+    def number(self) -> int:
+        """A fresh request number."""
+
+    async def request(self, message: Message) -> tuple[FromEngine, int | None]:
+        """Send; return the answer with that number, and the descriptor it carried."""
+
+
+class EngineCaller:
+    """Gate's typed view of engine. Each method raises `RunnerError` with engine's own refusal."""
+
+    def __init__(self, channel: Requester) -> None:
+        self._channel = channel
+
+    async def create(self, plan: SandboxPlan) -> tuple[Measured, int]:
+        """A measured sandbox and the descriptor of its control connection, which the caller now owns."""
+        answer, descriptor = await self._channel.request(Create(number=self._channel.number(), plan=plan))
+        if isinstance(answer, Failed):
+            raise RunnerError(answer.refusal)
+        assert isinstance(answer, Created) and descriptor is not None
+        return answer.measured, descriptor
+
+    async def destroy(self, sandbox: str, reason: str) -> None:
+        """Kill and remove; done when this returns."""
+        answer, _ = await self._channel.request(Destroy(number=self._channel.number(), sandbox=sandbox, reason=reason))
+        if isinstance(answer, Failed):
+            raise RunnerError(answer.refusal)

@@ -1,0 +1,83 @@
+"""Messages between parent and its children: the catalogue in two phases (offer, commit), start and stop."""
+
+from __future__ import annotations
+
+import msgspec
+
+from runner.errors import Refusal
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of every message."""
+
+
+class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The bytes of one whole catalogue, as parent read them; gate and engine compile their own copies.
+
+    Keys are paths relative to each folder, shown in errors; `digest` covers all of them."""
+
+    config: bytes
+    config_path: str
+    profiles: dict[str, bytes]  # "default.toml", "seccomp/default.json"
+    tools: dict[str, bytes]  # "shell_run/tool.toml"
+    policies: dict[str, bytes]  # "base.cedar"
+    digest: str
+
+
+class Offer(Message, tag="offer"):
+    """Compile this catalogue and say whether it is whole. Nothing changes yet."""
+
+    generation: int
+    bundle: Bundle
+
+
+class Compiled(Message, tag="compiled"):
+    """The offered catalogue compiles here."""
+
+    generation: int
+
+
+class Rejected(Message, tag="rejected"):
+    """The offered catalogue does not compile here; the old one stays."""
+
+    generation: int
+    refusal: Refusal
+
+
+class Commit(Message, tag="commit"):
+    """Every process compiled it: use it from now on."""
+
+    generation: int
+
+
+class Ready(Message, tag="ready"):
+    """The process serves. `detail` is for the log."""
+
+    detail: str = ""
+
+
+class Fatal(Message, tag="fatal"):
+    """The process cannot go on, and why. It exits next."""
+
+    refusal: Refusal
+
+
+class Engine(Message, tag="engine"):
+    """Carries a descriptor: the new engine's socket, after engine was restarted."""
+
+
+class Stop(Message, tag="stop"):
+    """Drain for at most this long, then end."""
+
+    drain_ms: int
+    reason: str
+
+
+class Stopped(Message, tag="stopped"):
+    """Drained. `clean` when nothing was interrupted."""
+
+    clean: bool
+
+
+FromParent = Offer | Commit | Engine | Stop
+FromChild = Compiled | Rejected | Ready | Fatal | Stopped

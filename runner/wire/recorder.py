@@ -1,0 +1,150 @@
+"""Messages between gate and recorder. Order on the connection is order in the ledger.
+
+Content precedes the entry that names it on the same connection, so that every digest in an entry resolves.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import msgspec
+
+from runner.errors import Refusal, RunnerError
+from runner.model import Receipt
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+    """Base of every message."""
+
+
+class Append(Message, tag="append"):
+    """Append one entry, given as its canonical JSON (`runner.ledger.entry`). With `sync`, answer after the fsync."""
+
+    number: int
+    entry: bytes
+    sync: bool = False
+
+
+class Store(Message, tag="store"):
+    """Keep small content. Its name is the SHA-256 of `data`, which starts with the salt where content is salted."""
+
+    data: bytes
+
+
+class StoreOpen(Message, tag="store_open"):
+    """Begin content that comes in pieces; `salt` is its first bytes."""
+
+    stream: int
+    salt: bytes = b""
+
+
+class StoreWrite(Message, tag="store_write"):
+    """The next piece."""
+
+    stream: int
+    data: bytes
+
+
+class StoreClose(Message, tag="store_close"):
+    """The end of it: the name must be `digest`, or the recorder stops (fatal). With `drop`, forget it instead."""
+
+    stream: int
+    digest: str = ""
+    drop: bool = False
+
+
+class Since(Message, tag="since"):
+    """Send every entry that changes state (tokens, revocations, tasks, outcomes) from `position` on."""
+
+    number: int
+    position: int
+
+
+class Appended(Message, tag="appended"):
+    """The entry lies at `position`; its digest is the SHA-256 of its bytes. `durable` when it is on disk."""
+
+    number: int
+    position: int
+    digest: str
+    durable: bool = False
+
+
+class Entries(Message, tag="entries"):
+    """One batch of the answer to `Since`: (position, canonical JSON). `last` ends it; `next` is the ledger's size."""
+
+    number: int
+    entries: tuple[tuple[int, bytes], ...]
+    last: bool
+    next: int
+
+
+class DurableTo(Message, tag="durable_to"):
+    """Every entry below `size` is on disk, with the content it names."""
+
+    size: int
+
+
+class Refused(Message, tag="refused"):
+    """The request was refused and nothing was written: an outcome without a plan, a second outcome, a bad entry."""
+
+    number: int
+    refusal: Refusal
+
+
+FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since
+FromRecorder = Appended | Entries | DurableTo | Refused
+
+
+class Requester(Protocol):
+    """What a typed caller needs of a channel."""
+
+    def number(self) -> int:
+        """A fresh request number."""
+
+    async def send(self, message: Message) -> None:
+        """Send without an answer; waits while the channel is full."""
+
+    async def request(self, message: Message) -> tuple[FromRecorder, int | None]:
+        """Send; return the answer with that number."""
+
+
+class RecorderCaller:
+    """Gate's typed view of the recorder. Any failure here is fatal for gate: no call runs unrecorded."""
+
+    def __init__(self, channel: Requester) -> None:
+        self._channel = channel
+
+    async def append(self, entry: bytes, *, sync: bool = False) -> Appended:
+        """Append one canonical entry. Raises `RunnerError` (ledger) with the recorder's refusal."""
+        answer, _ = await self._channel.request(Append(number=self._channel.number(), entry=entry, sync=sync))
+        if isinstance(answer, Refused):
+            raise RunnerError(answer.refusal)
+        assert isinstance(answer, Appended)
+        return answer
+
+    async def seal(self, call: str, entry: bytes, *, sync: bool) -> Receipt:
+        """Append a call's outcome and return its receipt."""
+        sealed = await self.append(entry, sync=sync)
+        return Receipt(call=call, digest=sealed.digest, position=sealed.position, durable=sealed.durable)
+
+    async def store(self, data: bytes) -> None:
+        """Keep content; a failure comes with the next append."""
+        await self._channel.send(Store(data=data))
+
+    async def send(self, message: StoreOpen | StoreWrite | StoreClose) -> None:
+        """Content in pieces."""
+        await self._channel.send(message)
+
+    async def since(self, position: int) -> tuple[list[tuple[int, bytes]], int]:
+        """Every state-changing entry from `position` on, and the ledger's size."""
+        found: list[tuple[int, bytes]] = []
+        number = self._channel.number()
+        while True:
+            answer, _ = await self._channel.request(Since(number=number, position=position))
+            if isinstance(answer, Refused):
+                raise RunnerError(answer.refusal)
+            assert isinstance(answer, Entries)
+            found.extend(answer.entries)
+            if answer.last:
+                return found, answer.next
+            position = answer.next
