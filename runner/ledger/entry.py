@@ -25,7 +25,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid
 class Entry(Part, kw_only=True, tag_field="kind"):
     """Base of every entry. `time` is when it happened by the writer's clock; order is the position's, never time's."""
 
-    v: Literal[1] = 1
+    v: int = msgspec.field(default_factory=lambda: 1)  # a factory, so that omit_defaults keeps it
     time: str
 
 
