@@ -22,7 +22,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Base of every section: immutable, unknown keys refused."""
 
 
-class Limits(_Section):
+class Limits(_Section, frozen=True):
     """Bounds on hostile bytes and on every queue. Each has a reason; raising one costs memory per peer."""
 
     max_frame: int = 1 << 20  # a proof carries the arguments; larger inputs go through stdin or files
@@ -32,11 +32,11 @@ class Limits(_Section):
     heartbeat_s: float = 30.0  # silence after which the daemon asks, and after twice of which it hangs up
     connections_per_uid: int = 64  # case S04: a thousand idle connections leave room for the honest
     connections: int = 512
-    calls_per_connection: int = 64
+    calls_per_connection: int = 32
     calls_per_task: int = 64  # running or queued
-    output_window: int = 256 << 10  # output bytes in flight to one client per call
-    stdin_window: int = 256 << 10
-    send_queue: int = 1 << 20  # bytes waiting for one client before its calls are paused
+    output_window: int = 64 << 10  # output bytes between guest and client per call: 2 MiB a connection (case S05)
+    stdin_window: int = 256 << 10  # what the guest holds of a stdin that the tool does not read
+    send_queue: int = 256 << 10  # bytes waiting for one client before its calls are paused
     argument_bytes: int = 256 << 10
     intent_bytes: int = 4096
     proof_window_s: int = 60  # how old a proof may be; the draft's clock tolerance (§9.10)
@@ -46,6 +46,9 @@ class Limits(_Section):
     token_lifetime_s: int = 90 * 86_400  # the draft's MAX_TOKEN_LIFETIME
     delegation_depth: int = 8  # the draft's lowest allowed MAX_DELEGATION_DEPTH
     constraint_depth: int = 32  # the draft's MAX_CONSTRAINT_DEPTH
+    argument_depth: int = 32  # containers inside containers in a call's arguments
+    replay_proofs: int = 262_144  # accepted proofs remembered until they leave the window: 90 s of 2,900 calls a second, 35 MB
+    cached_chain_bytes: int = 4 << 20  # token text whose verification is remembered; parsed it takes about ten times that
     detached_results: int = 256  # results kept per task for attach and result
     detached_bytes: int = 64 << 20  # output kept in memory for detached calls, all tasks together
     detached_s: int = 3600
@@ -55,14 +58,14 @@ class Limits(_Section):
     tasks: int = 256
 
 
-class Peers(_Section):
+class Peers(_Section, frozen=True):
     """Who may connect, by uid, checked with SO_PEERCRED before a byte is read. Names or numbers."""
 
     agents: tuple[int | str, ...] = ()
     operators: tuple[int | str, ...] = (0,)
 
 
-class Users(_Section):
+class Users(_Section, frozen=True):
     """The users the processes drop to, and the group that may open agent.sock. `scripts/setup` makes them."""
 
     gate: str = "runner-gate"
@@ -70,14 +73,14 @@ class Users(_Section):
     agents_group: str = "runner-agents"
 
 
-class Issuer(_Section):
+class Issuer(_Section, frozen=True):
     """One trust anchor: the issuer's URI and its Ed25519 public key (a JWK file, as `runner keys init` writes it)."""
 
     uri: str
     public_key: str
 
 
-class Sandboxes(_Section):
+class Sandboxes(_Section, frozen=True):
     """Where containers come from. uids are leased host-wide, one per sandbox (a shared uid would share signals)."""
 
     docker_host: str = ""  # "" = DOCKER_HOST or the local socket
@@ -88,13 +91,13 @@ class Sandboxes(_Section):
     pool: int = 0  # containers kept ready per task profile
 
 
-class Telemetry(_Section):
+class Telemetry(_Section, frozen=True):
     """Where spans go: `none`, or `file` (OTLP JSON lines in the state directory)."""
 
     export: str = "none"
 
 
-class Config(_Section):
+class Config(_Section, frozen=True):
     """The whole file. Paths are absolute, or relative to the folder the file lies in."""
 
     state: str = "/var/lib/toolrunner"
@@ -127,7 +130,9 @@ def parse_toml(text: bytes, name: str, code: str) -> dict[str, Any]:
 
 def line_of(text: bytes, path: str) -> int:
     """The 1-based line of the last key in a dotted msgspec path (`$.limits.max_frame`), 0 when it cannot be told."""
-    keys = [part for part in re.split(r"[.\[\]]", path.removeprefix("$")) if part and not part.isdigit() and part != "..."]
+    keys = [
+        part for part in re.split(r"[.\[\]]", path.removeprefix("$")) if part and not part.isdigit() and part != "..."
+    ]
     if not keys:
         return 0
     pattern = re.compile(rb"^\s*(?:\[+.*\b)?" + re.escape(keys[-1].encode()) + rb"\b")
@@ -184,7 +189,9 @@ def parse_config(text: bytes, path: Path) -> Config:
         profiles=absolute(config.profiles),
         tools=absolute(config.tools),
         policies=absolute(config.policies),
-        issuers=tuple(msgspec.structs.replace(issuer, public_key=absolute(issuer.public_key)) for issuer in config.issuers),
+        issuers=tuple(
+            msgspec.structs.replace(issuer, public_key=absolute(issuer.public_key)) for issuer in config.issuers
+        ),
     )
 
 

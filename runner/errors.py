@@ -42,17 +42,27 @@ CODES: dict[str, Code] = {
     "not_granted": Code(_C, "the token does not grant this tool", "call a tool listed by `tools`"),
     "constraint": Code(_C, "an argument is outside what the token allows", "stay within the stated constraint"),
     "denied": Code(_C, "a policy forbids this call, or none permits it", "read the rule; a retry will not help"),
-    "approval_unavailable": Code(_O, "the policy wants a human decision and no approver can be asked", "change the policy or the call"),
+    "approval_unavailable": Code(
+        _O, "the policy wants a human decision and no approver can be asked", "change the policy or the call"
+    ),
     "revoked": Code(_C, "the token, task or agent was revoked", "ask the issuer for a new token"),
     "task_ended": Code(_C, "the task is over", "ask the issuer for a token with a new task"),
     # the call
     "arguments": Code(_C, "the arguments do not fit the tool's schema", "correct the named field"),
     "unknown_tool": Code(_C, "no such tool in the catalogue", "call a tool listed by `tools`"),
-    "unknown_call": Code(_C, "no such call in this task, or no longer kept", "check the id; results are kept for a bounded time"),
+    "unknown_call": Code(
+        _C, "no such call in this task, or no longer kept", "check the id; results are kept for a bounded time"
+    ),
     "conflict": Code(_C, "the idempotency key was used with other arguments", "use a new key for a new call"),
-    "interrupted": Code(_D, "the call had begun when a part died; it may have had effects", "inspect, then decide whether to call again"),
-    "unavailable": Code(_D, "a part is missing; the call's process never existed", "retry; if it persists, run `runner doctor`", True),
-    "not_supported": Code(_O, "the manifest asks for something this version refuses to run without", "remove it from the manifest"),
+    "interrupted": Code(
+        _D, "the call had begun when a part died; it may have had effects", "inspect, then decide whether to call again"
+    ),
+    "unavailable": Code(
+        _D, "a part is missing; the call's process never existed", "retry; if it persists, run `runner doctor`", True
+    ),
+    "not_supported": Code(
+        _O, "the manifest asks for something this version refuses to run without", "remove it from the manifest"
+    ),
     # files and configuration
     "config": Code(_O, "a configuration file is wrong", "correct the named file and field"),
     "profile": Code(_O, "a profile is wrong", "run `runner profile check`"),
@@ -91,7 +101,14 @@ class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, for
 
 
 def refusal(
-    code: str, reason: str, *, rule: str = "", next_step: str = "", retry_after_ms: int = 0, field: str = "", allowed: str = ""
+    code: str,
+    reason: str,
+    *,
+    rule: str = "",
+    next_step: str = "",
+    retry_after_ms: int = 0,
+    field: str = "",
+    allowed: str = "",
 ) -> Refusal:
     """Build a refusal of a code in `CODES`; the row's next step and retryability apply unless one is given."""
     row = CODES[code]

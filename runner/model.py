@@ -20,7 +20,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
 # --- who ---------------------------------------------------------------------------------------------
 
 
-class Peer(Value):
+class Peer(Value, frozen=True):
     """The process at the other end of a socket, from SO_PEERCRED at connect."""
 
     uid: int
@@ -28,7 +28,7 @@ class Peer(Value):
     gid: int = 0
 
 
-class Principal(Value):
+class Principal(Value, frozen=True):
     """Who asks. agent, owner, task and session are the root token's; `asserted` are the names that derived
     tokens gave their holders, root to leaf: claims of their parents, not identity."""
 
@@ -46,7 +46,7 @@ Isolation = Literal["launcher", "call"]
 PathAccess = Literal["read", "write"]
 
 
-class Manifest(Value):
+class Manifest(Value, frozen=True):
     """A tool, as its `tool.toml` describes it. `digest` covers the manifest's bytes and every file of its code."""
 
     id: str
@@ -65,7 +65,7 @@ class Manifest(Value):
     files: dict[str, bytes] = {}  # the tool's code, by relative path
 
 
-class Ceilings(Value):
+class Ceilings(Value, frozen=True):
     """What a sandbox, or one call in it, may use at most. Container-wide ones come from the task profile;
     per-call ones are the smaller of task and tool profile."""
 
@@ -87,7 +87,7 @@ class Ceilings(Value):
     result: int = 256 << 10  # a python tool's structured result
 
 
-class TaskProfile(Value):
+class TaskProfile(Value, frozen=True):
     """Makes the container: image, ceilings, seccomp filter, the tools a task may use at all."""
 
     name: str
@@ -101,7 +101,7 @@ class TaskProfile(Value):
     runtime: str = ""  # an OCI runtime registered with the engine; "" = its default
 
 
-class ToolProfile(Value):
+class ToolProfile(Value, frozen=True):
     """May only narrow inside a task profile: per-call walls of one tool."""
 
     name: str
@@ -121,7 +121,7 @@ class ToolProfile(Value):
 # --- one call, by trust level --------------------------------------------------------------------------
 
 
-class ToolCall(Value):
+class ToolCall(Value, frozen=True):
     """A well-formed call frame, hostile. Tool and arguments are inside the proof, nowhere else. Made in wire/session.py."""
 
     number: int  # the client's number for it, unique on the connection
@@ -139,7 +139,7 @@ class ToolCall(Value):
     sync: bool = False
 
 
-class Authenticated(Value):
+class Authenticated(Value, frozen=True):
     """A call whose token chain and proof verified. `arguments` is the verified proof's `hta`. Made in gate/authenticate.py."""
 
     call: ToolCall
@@ -157,7 +157,7 @@ class Authenticated(Value):
 Effect = Literal["allow", "deny", "modify", "step_up", "defer"]
 
 
-class Decision(Value):
+class Decision(Value, frozen=True):
     """What policy says of an authenticated call, in AARM's terms. `code` is the refusal's code when not allowed."""
 
     effect: Effect
@@ -171,7 +171,7 @@ class Decision(Value):
     policy: str = ""  # digest of the bundle that decided
 
 
-class Grant(Value):
+class Grant(Value, frozen=True):
     """An allowed call. Made in gate/approve.py."""
 
     authenticated: Authenticated
@@ -179,18 +179,18 @@ class Grant(Value):
     call: str  # the daemon's id for the call
 
 
-class Jail(Value):
+class Jail(Value, frozen=True):
     """The walls a launcher puts around itself before it serves a call. Paths are inside the container."""
 
     read: tuple[str, ...]
     write: tuple[str, ...]
     execute: tuple[str, ...]
-    seccomp: str  # digest of the BPF program, "" = the container's filter alone
+    seccomp: str  # system calls refused on top of the container's filter, comma-separated
     open_files: int
     file_size: int
 
 
-class CallPlan(Value, kw_only=True):
+class CallPlan(Value, frozen=True, kw_only=True):
     """Everything the guest needs to run one call, and the bounds gate itself enforces. Made in sandbox/plan.py."""
 
     call: str
@@ -211,7 +211,7 @@ class CallPlan(Value, kw_only=True):
     result: int
 
 
-class Chunk(Value):
+class Chunk(Value, frozen=True):
     """A piece of output. `offset` counts the bytes of its stream before it."""
 
     stream: Literal["stdout", "stderr"]
@@ -219,10 +219,13 @@ class Chunk(Value):
     data: bytes
 
 
-OutcomeKind = Literal["exited", "timed_out", "oom", "killed", "cancelled", "output_capped", "interrupted"]
+# `unavailable`: the call's process never existed, a retry is safe. `interrupted`: it may have had effects.
+OutcomeKind = Literal[
+    "exited", "timed_out", "oom", "killed", "cancelled", "output_capped", "interrupted", "unavailable"
+]
 
 
-class Usage(Value):
+class Usage(Value, frozen=True):
     """What a call used. `source` says who measured: "guest" (PID 1 of the sandbox) or "cgroup"."""
 
     wall_us: int = 0
@@ -233,7 +236,7 @@ class Usage(Value):
     source: str = "guest"
 
 
-class Outcome(Value):
+class Outcome(Value, frozen=True):
     """How a call's process ended. `exit_code` for exited, `signal` when a signal ended it. Made in sandbox/claim.py
     from the guest's report, or by the recorder for a call whose daemon died."""
 
@@ -249,7 +252,7 @@ class Outcome(Value):
         return self.kind == "exited" and self.exit_code == 0
 
 
-class Receipt(Value):
+class Receipt(Value, frozen=True):
     """The sealed end of one call: the digest of its outcome entry and where in the ledger it lies. Made in the
     recorder's caller (wire/recorder.py) from the recorder's own answer."""
 
@@ -262,7 +265,7 @@ class Receipt(Value):
 # --- a sandbox -----------------------------------------------------------------------------------------
 
 
-class SandboxPlan(Value):
+class SandboxPlan(Value, frozen=True):
     """One container for one task. It names a profile by digest; engine takes every number from its own compiled copy."""
 
     sandbox: str
@@ -271,7 +274,7 @@ class SandboxPlan(Value):
     profile_digest: str
 
 
-class Measured(Value):
+class Measured(Value, frozen=True):
     """What engine found in the container itself, not what it asked for. Written to the ledger with the sandbox."""
 
     image: str  # image id

@@ -9,34 +9,37 @@ artefacts are plain SHA-256.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from runner.errors import refuse
 
 MAX_ENTRY = 65_535  # an entry bundle of tlog-tiles prefixes each entry with a uint16 length
+VERSION = 1
+
+Int = Annotated[int, msgspec.Meta(ge=-(2**53) + 1, le=2**53 - 1)]  # what every JSON reader holds exactly (I-JSON)
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Base of everything inside an entry."""
 
 
-class Entry(Part, kw_only=True, tag_field="kind"):
+class Entry(Part, frozen=True, kw_only=True, tag_field="kind"):
     """Base of every entry. `time` is when it happened by the writer's clock; order is the position's, never time's."""
 
-    v: int = msgspec.field(default_factory=lambda: 1)  # a factory, so that omit_defaults keeps it
+    v: Int = msgspec.field(default_factory=lambda: VERSION)  # a factory, so that omit_defaults keeps it
     time: str
 
 
-class Content(Part):
+class Content(Part, frozen=True):
     """Something kept in the content store: `digest` names it; `size` is the content's own size, without salt."""
 
     digest: str
-    size: int
+    size: Int
 
 
-class Who(Part):
+class Who(Part, frozen=True):
     """Identity from the root token; `asserted` are names given by parents to derived holders."""
 
     agent: str
@@ -46,14 +49,14 @@ class Who(Part):
     asserted: tuple[str, ...] = ()
 
 
-class PeerProcess(Part):
+class PeerProcess(Part, frozen=True):
     """The process on the other end of the socket."""
 
-    uid: int
-    pid: int
+    uid: Int
+    pid: Int
 
 
-class Decided(Part):
+class Decided(Part, frozen=True):
     """The decision, in AARM's terms."""
 
     effect: str
@@ -65,21 +68,21 @@ class Decided(Part):
     policy: str = ""
 
 
-class Planned(Part):
+class Planned(Part, frozen=True):
     """The plan of an allowed call. `plan` is the whole CallPlan in the content store."""
 
     sandbox: str
     isolation: str
     profile: str
     plan: Content
-    wall_ms: int
-    output: int
+    wall_ms: Int
+    output: Int
 
 
 # --- the daemon's life -------------------------------------------------------------------------------
 
 
-class Start(Entry, tag="start"):
+class Start(Entry, frozen=True, tag="start"):
     """The daemon began to serve. `previous` says how the run before it ended."""
 
     instance: str
@@ -90,10 +93,10 @@ class Start(Entry, tag="start"):
     catalogue: str
     policy: str
     previous: Literal["none", "clean", "dead"]
-    interrupted: int = 0  # calls of the dead run sealed as interrupted
+    interrupted: Int = 0  # calls of the dead run sealed as interrupted
 
 
-class Stop(Entry, tag="stop"):
+class Stop(Entry, frozen=True, tag="stop"):
     """The daemon ended by its own will."""
 
     instance: str
@@ -101,7 +104,7 @@ class Stop(Entry, tag="stop"):
     clean: bool
 
 
-class Reload(Entry, tag="reload"):
+class Reload(Entry, frozen=True, tag="reload"):
     """A new catalogue took effect between two calls."""
 
     before: str
@@ -109,23 +112,23 @@ class Reload(Entry, tag="reload"):
     policy: str
 
 
-class Repair(Entry, tag="repair"):
+class Repair(Entry, frozen=True, tag="repair"):
     """Bytes of an unfinished, never acknowledged write at the ledger's end were dropped at start."""
 
-    dropped: int
-    size: int
+    dropped: Int
+    size: Int
 
 
-class Beacon(Entry, tag="beacon"):
+class Beacon(Entry, frozen=True, tag="beacon"):
     """Once a minute, so that silence means something."""
 
     instance: str
-    calls: int
-    running: int
-    tasks: int
+    calls: Int
+    running: Int
+    tasks: Int
 
 
-class Degraded(Entry, tag="degraded"):
+class Degraded(Entry, frozen=True, tag="degraded"):
     """A part was lost or came back."""
 
     part: str
@@ -136,7 +139,7 @@ class Degraded(Entry, tag="degraded"):
 # --- authority -----------------------------------------------------------------------------------------
 
 
-class Token(Entry, kw_only=True, tag="token"):
+class Token(Entry, frozen=True, kw_only=True, tag="token"):
     """A root token was announced by an operator."""
 
     jti: str
@@ -145,21 +148,21 @@ class Token(Entry, kw_only=True, tag="token"):
     who: Who
     profile: str
     tools: tuple[str, ...]
-    issued: int
-    expires: int
-    by: int
+    issued: Int
+    expires: Int
+    by: Int
 
 
-class Revoke(Entry, kw_only=True, tag="revoke"):
+class Revoke(Entry, frozen=True, kw_only=True, tag="revoke"):
     """Authority was taken back."""
 
     target: str
     value: str
     why: str = ""
-    by: int
+    by: Int
 
 
-class TaskBegin(Entry, tag="task_begin"):
+class TaskBegin(Entry, frozen=True, tag="task_begin"):
     """The first accepted call of a task."""
 
     who: Who
@@ -167,47 +170,47 @@ class TaskBegin(Entry, tag="task_begin"):
     profile: str
 
 
-class TaskEnd(Entry, tag="task_end"):
+class TaskEnd(Entry, frozen=True, tag="task_end"):
     """The task is over. `by` is a uid, -1 for the daemon itself."""
 
     task: str
     reason: str
-    by: int = -1
+    by: Int = -1
 
 
-class Refusals(Entry, tag="refusals"):
+class Refusals(Entry, frozen=True, tag="refusals"):
     """Strangers refused before any identity was proven: counted per uid and second."""
 
-    uid: int
+    uid: Int
     code: str
     detail: str
-    count: int
+    count: Int
 
 
 # --- sandboxes and calls ---------------------------------------------------------------------------------
 
 
-class Isolation(Part):
+class Isolation(Part, frozen=True):
     """What engine measured in the container, not what it asked for."""
 
     image: str
     runtime: str
-    uid: int
-    seccomp: int
-    seccomp_filters: int
+    uid: Int
+    seccomp: Int
+    seccomp_filters: Int
     no_new_privs: bool
     capabilities: str
     namespaces: tuple[str, ...]  # the kinds that differ from the host's
     interfaces: tuple[str, ...]
     read_only_root: bool
-    memory_limit: int
-    swap_limit: int
-    pids_limit: int
-    cpu_quota_milli: int
-    cgroup_version: int
+    memory_limit: Int
+    swap_limit: Int
+    pids_limit: Int
+    cpu_quota_milli: Int
+    cgroup_version: Int
 
 
-class SandboxBegin(Entry, tag="sandbox"):
+class SandboxBegin(Entry, frozen=True, tag="sandbox"):
     """A container was made for a task, measured, and found equal to its plan."""
 
     sandbox: str
@@ -217,7 +220,7 @@ class SandboxBegin(Entry, tag="sandbox"):
     isolation: Isolation
 
 
-class SandboxEnd(Entry, tag="sandbox_end"):
+class SandboxEnd(Entry, frozen=True, tag="sandbox_end"):
     """The container is gone."""
 
     sandbox: str
@@ -225,7 +228,7 @@ class SandboxEnd(Entry, tag="sandbox_end"):
     reason: str
 
 
-class Call(Entry, kw_only=True, tag="call"):
+class Call(Entry, frozen=True, kw_only=True, tag="call"):
     """A call, the decision on it, and the plan if it was allowed. Written before the call's process exists."""
 
     call: str
@@ -251,33 +254,33 @@ class Call(Entry, kw_only=True, tag="call"):
     client: str = ""
 
 
-class Stream(Part):
+class Stream(Part, frozen=True):
     """One output stream: what was kept, and how much of it the agent was given."""
 
     digest: str
-    size: int
-    delivered: int
+    size: Int
+    delivered: Int
 
 
-class Used(Part):
+class Used(Part, frozen=True):
     """What the call used; `source` says who measured."""
 
-    wall_us: int = 0
-    cpu_user_us: int = 0
-    cpu_system_us: int = 0
-    max_rss_kib: int = 0
-    leftover: int = 0
+    wall_us: Int = 0
+    cpu_user_us: Int = 0
+    cpu_system_us: Int = 0
+    max_rss_kib: Int = 0
+    leftover: Int = 0
     source: str = "guest"
 
 
-class Outcome(Entry, tag="outcome"):
+class Outcome(Entry, frozen=True, tag="outcome"):
     """How the call ended. Its digest is the receipt's."""
 
     call: str
     task: str
     outcome: str
-    exit_code: int | None = None
-    signal: int | None = None
+    exit_code: Int | None = None
+    signal: Int | None = None
     reason: str = ""
     used: Used | None = None
     stdout: Stream | None = None
@@ -287,31 +290,74 @@ class Outcome(Entry, tag="outcome"):
 
 
 AnyEntry = (
-    Start | Stop | Reload | Repair | Beacon | Degraded | Token | Revoke | TaskBegin | TaskEnd | Refusals
-    | SandboxBegin | SandboxEnd | Call | Outcome
+    Start
+    | Stop
+    | Reload
+    | Repair
+    | Beacon
+    | Degraded
+    | Token
+    | Revoke
+    | TaskBegin
+    | TaskEnd
+    | Refusals
+    | SandboxBegin
+    | SandboxEnd
+    | Call
+    | Outcome
 )
 
 _encoder = msgspec.json.Encoder(order="sorted")
 _decoder: msgspec.json.Decoder[AnyEntry] = msgspec.json.Decoder(AnyEntry)
 
 
+class _Peek(msgspec.Struct):
+    """What an unknown entry says of itself."""
+
+    v: int = 0
+    kind: str = ""
+
+
+_peek = msgspec.json.Decoder(_Peek)
+
+
 def encode(entry: AnyEntry) -> bytes:
-    """The canonical bytes of an entry. Raises `RunnerError` (ledger) when it is too long for a bundle."""
-    data = _encoder.encode(entry)
+    """The canonical bytes of an entry. Raises `RunnerError` (ledger) when it is too long for a bundle, or holds
+    text that is not Unicode (a lone surrogate)."""
+    try:
+        data = _encoder.encode(entry)
+    except UnicodeEncodeError:
+        raise refuse("ledger", "an entry holds text that is not valid Unicode") from None
     if len(data) > MAX_ENTRY:
         raise refuse("ledger", f"an entry of {len(data)} bytes is longer than {MAX_ENTRY}")
     return data
 
 
 def decode(data: bytes) -> AnyEntry:
-    """Canonical bytes back into an entry. Raises `RunnerError` (ledger) when they are not canonical or not known."""
+    """Canonical bytes back into an entry. Raises `RunnerError` (ledger) when they are not canonical, or of a kind
+    or version this reader does not know."""
+    if len(data) > MAX_ENTRY:
+        raise refuse("ledger", f"an entry of {len(data)} bytes is longer than {MAX_ENTRY}")
     try:
         entry = _decoder.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise refuse("ledger", f"not an entry this version knows: {error}") from None
+        raise refuse("ledger", _unknown(data, str(error))) from None
+    if entry.v != VERSION:
+        raise refuse("ledger", _unknown(data, ""), next_step="read it with the version that wrote it, or a newer one")
     if _encoder.encode(entry) != data:
         raise refuse("ledger", "the entry's bytes are not in canonical form")
     return entry
+
+
+def _unknown(data: bytes, error: str) -> str:
+    """Why `data` is no entry, told from what it says of itself where it can be read at all."""
+    try:
+        peeked = _peek.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return f"not an entry: {error}"
+    if peeked.v != VERSION:
+        return f"an entry of version {peeked.v}; this reader knows version {VERSION}"
+    return f"not an entry this version knows: {error}"
 
 
 def digest(data: bytes) -> str:

@@ -9,11 +9,13 @@ import msgspec
 from runner.errors import Refusal
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
+):
     """Base of every message."""
 
 
-class Announce(Message, tag="announce"):
+class Announce(Message, frozen=True, tag="announce"):
     """A root token was minted. Without this entry the token is refused: no authority without a record.
 
     `digest` is the SHA-256 of its signing input, so no token text travels."""
@@ -31,7 +33,7 @@ class Announce(Message, tag="announce"):
     expires: int
 
 
-class Revoke(Message, tag="revoke"):
+class Revoke(Message, frozen=True, tag="revoke"):
     """Take back a token, a task, or everything of an agent or owner; also running calls."""
 
     kind: Literal["token", "task", "agent", "owner"]
@@ -39,30 +41,30 @@ class Revoke(Message, tag="revoke"):
     why: str = ""
 
 
-class ListTasks(Message, tag="list_tasks"):
+class ListTasks(Message, frozen=True, tag="list_tasks"):
     """Tasks that live, or all that are remembered."""
 
     all: bool = False
 
 
-class ShowTask(Message, tag="show_task"):
+class ShowTask(Message, frozen=True, tag="show_task"):
     """One task and its calls that run."""
 
     task: str
 
 
-class EndTask(Message, tag="end_task"):
+class EndTask(Message, frozen=True, tag="end_task"):
     """End a task: cancel its calls, remove its sandbox."""
 
     task: str
     why: str = ""
 
 
-class Status(Message, tag="status"):
+class Status(Message, frozen=True, tag="status"):
     """How the daemon is."""
 
 
-class TaskView(Message, tag="task"):
+class TaskView(Message, frozen=True, tag="task"):
     """One task as an operator sees it."""
 
     task: str
@@ -79,13 +81,13 @@ class TaskView(Message, tag="task"):
     running: tuple[str, ...] = ()  # "<call id> <tool>"
 
 
-class Tasks(Message, tag="tasks"):
+class Tasks(Message, frozen=True, tag="tasks"):
     """The answer to `ListTasks` and `ShowTask`."""
 
     tasks: tuple[TaskView, ...]
 
 
-class StatusView(Message, tag="status_view"):
+class StatusView(Message, frozen=True, tag="status_view"):
     """The answer to `Status`."""
 
     instance: str
@@ -104,14 +106,14 @@ class StatusView(Message, tag="status_view"):
     isolation: str = ""
 
 
-class Done(Message, tag="done"):
+class Done(Message, frozen=True, tag="done"):
     """Carried out and recorded at `position`. `affected` counts calls and tasks it stopped."""
 
     position: int
     affected: int = 0
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, tag="refused"):
     """Not carried out."""
 
     refusal: Refusal

@@ -14,14 +14,16 @@ from runner.errors import Refusal
 from runner.model import Outcome
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
+):
     """Base of every message: a map with a `type`, unknown keys refused."""
 
 
 # --- daemon to client, once --------------------------------------------------------------------------
 
 
-class Challenge(Message, tag="challenge"):
+class Challenge(Message, frozen=True, tag="challenge"):
     """First frame on a connection. Proofs name `audience` in `aat_aud` and carry `nonce`; `time` is the daemon's clock."""
 
     versions: tuple[int, ...]
@@ -33,7 +35,7 @@ class Challenge(Message, tag="challenge"):
 # --- client to daemon --------------------------------------------------------------------------------
 
 
-class SessionFacts(Message, tag="session"):
+class SessionFacts(Message, frozen=True, tag="session"):
     """What the client says about itself. Claims, recorded as such; policy may read `original_request`."""
 
     original_request: str = ""
@@ -42,7 +44,7 @@ class SessionFacts(Message, tag="session"):
     client: str = ""
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, frozen=True, tag="hello"):
     """Opens the session: the token chain, root to leaf, and a proof (typ `runner-hello+jwt`) over the nonce."""
 
     version: int
@@ -51,7 +53,7 @@ class Hello(Message, tag="hello"):
     session: SessionFacts = SessionFacts()
 
 
-class Call(Message, tag="call"):
+class Call(Message, frozen=True, tag="call"):
     """A tool call. Tool and arguments are in `proof` (typ `aat-pop+jwt`): `aat_tool` and `hta`."""
 
     number: int
@@ -68,7 +70,7 @@ class Call(Message, tag="call"):
     sync: bool = False
 
 
-class Stdin(Message, tag="stdin"):
+class Stdin(Message, frozen=True, tag="stdin"):
     """Bytes for the tool's standard input, within the credit given by `StdinCredit`. `eof` closes it."""
 
     number: int
@@ -76,26 +78,26 @@ class Stdin(Message, tag="stdin"):
     eof: bool = False
 
 
-class Credit(Message, tag="credit"):
+class Credit(Message, frozen=True, tag="credit"):
     """The client can take this many more output bytes of that call."""
 
     number: int
     bytes: int
 
 
-class Cancel(Message, tag="cancel"):
+class Cancel(Message, frozen=True, tag="cancel"):
     """End the call; its whole process tree is killed and the outcome is `cancelled`."""
 
     number: int
 
 
-class ListTools(Message, tag="list_tools"):
+class ListTools(Message, frozen=True, tag="list_tools"):
     """Ask what this token may call."""
 
     number: int
 
 
-class Attach(Message, tag="attach"):
+class Attach(Message, frozen=True, tag="attach"):
     """Follow a detached call of this task from output byte `stdout`/`stderr` on."""
 
     number: int
@@ -105,32 +107,32 @@ class Attach(Message, tag="attach"):
     window: int = 0
 
 
-class GetResult(Message, tag="get_result"):
+class GetResult(Message, frozen=True, tag="get_result"):
     """Ask for the result of a detached call of this task, without its output."""
 
     number: int
     call: str
 
 
-class EndTask(Message, tag="end_task"):
+class EndTask(Message, frozen=True, tag="end_task"):
     """End the task: its calls are cancelled and its sandbox removed. Only the holder of the root token may."""
 
     number: int
 
 
-class Ping(Message, tag="ping"):
+class Ping(Message, frozen=True, tag="ping"):
     """Are you there? Either side; answered by `Pong`."""
 
     token: int = 0
 
 
-class Pong(Message, tag="pong"):
+class Pong(Message, frozen=True, tag="pong"):
     """I am. `token` is the ping's."""
 
     token: int = 0
 
 
-class Bye(Message, tag="bye"):
+class Bye(Message, frozen=True, tag="bye"):
     """The sender will close; not an error."""
 
     reason: str = ""
@@ -139,7 +141,7 @@ class Bye(Message, tag="bye"):
 # --- daemon to client --------------------------------------------------------------------------------
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, frozen=True, tag="welcome"):
     """The session is open. `call_window` is the largest `window` that has an effect."""
 
     session: str
@@ -150,9 +152,10 @@ class Welcome(Message, tag="welcome"):
     call_window: int
     calls: int
     heartbeat_ms: int
+    workspace_lost: bool = False  # the task's earlier sandbox is gone: it goes on in an empty workspace
 
 
-class Accepted(Message, tag="accepted"):
+class Accepted(Message, frozen=True, tag="accepted"):
     """The call is decided and recorded, and its process will start. `call` is the daemon's id for it."""
 
     number: int
@@ -160,7 +163,7 @@ class Accepted(Message, tag="accepted"):
     replayed: bool = False  # an idempotency key matched: this is the earlier call
 
 
-class Output(Message, tag="output"):
+class Output(Message, frozen=True, tag="output"):
     """A filtered piece of output. Provisional until `Result`. `offset` counts the stream's bytes before it."""
 
     number: int
@@ -169,14 +172,14 @@ class Output(Message, tag="output"):
     data: bytes
 
 
-class StdinCredit(Message, tag="stdin_credit"):
+class StdinCredit(Message, frozen=True, tag="stdin_credit"):
     """The client may send this many more stdin bytes for that call."""
 
     number: int
     bytes: int
 
 
-class Result(Message, kw_only=True, tag="result"):
+class Result(Message, frozen=True, kw_only=True, tag="result"):
     """The acknowledgement of a call: follows the sealed receipt. `value` is a python tool's structured result."""
 
     number: int
@@ -190,7 +193,7 @@ class Result(Message, kw_only=True, tag="result"):
     stderr_bytes: int = 0
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, tag="refused"):
     """The request was refused. `call` is set when a call entry was written for it."""
 
     number: int
@@ -198,7 +201,7 @@ class Refused(Message, tag="refused"):
     call: str = ""
 
 
-class ToolSpec(Message, tag="tool"):
+class ToolSpec(Message, frozen=True, tag="tool"):
     """One tool as this token sees it: schemas narrowed by the token's constraints."""
 
     name: str
@@ -210,7 +213,7 @@ class ToolSpec(Message, tag="tool"):
     stdin: bool = False
 
 
-class Tools(Message, tag="tools"):
+class Tools(Message, frozen=True, tag="tools"):
     """The answer to `ListTools`."""
 
     number: int
@@ -218,26 +221,26 @@ class Tools(Message, tag="tools"):
     tools: tuple[ToolSpec, ...]
 
 
-class ToolsChanged(Message, tag="tools_changed"):
+class ToolsChanged(Message, frozen=True, tag="tools_changed"):
     """The catalogue was swapped; ask again."""
 
     digest: str
 
 
-class Durable(Message, tag="durable"):
+class Durable(Message, frozen=True, tag="durable"):
     """Every entry up to and including `position` is on disk."""
 
     position: int
 
 
-class TaskEnded(Message, tag="task_ended"):
+class TaskEnded(Message, frozen=True, tag="task_ended"):
     """The task is over; the connection closes next."""
 
     number: int = 0
     reason: str = ""
 
 
-class Closing(Message, tag="closing"):
+class Closing(Message, frozen=True, tag="closing"):
     """The daemon closes the connection because of this."""
 
     refusal: Refusal
@@ -245,6 +248,19 @@ class Closing(Message, tag="closing"):
 
 FromClient = Hello | Call | Stdin | Credit | Cancel | ListTools | Attach | GetResult | EndTask | Ping | Pong | Bye
 FromDaemon = (
-    Challenge | Welcome | Accepted | Output | StdinCredit | Result | Refused | Tools | ToolsChanged | Durable
-    | TaskEnded | Closing | Ping | Pong | Bye
+    Challenge
+    | Welcome
+    | Accepted
+    | Output
+    | StdinCredit
+    | Result
+    | Refused
+    | Tools
+    | ToolsChanged
+    | Durable
+    | TaskEnded
+    | Closing
+    | Ping
+    | Pong
+    | Bye
 )

@@ -10,18 +10,20 @@ from runner.errors import Refusal, RunnerError
 from runner.model import Measured, SandboxPlan
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
+):
     """Base of every message."""
 
 
-class Create(Message, tag="create"):
+class Create(Message, frozen=True, tag="create"):
     """Make one sandbox. Answered by `Created` (with the control connection's descriptor) or `Failed`."""
 
     number: int
     plan: SandboxPlan
 
 
-class Destroy(Message, tag="destroy"):
+class Destroy(Message, frozen=True, tag="destroy"):
     """Kill and remove one sandbox. Answered by `Done`, also when it was gone already."""
 
     number: int
@@ -29,13 +31,13 @@ class Destroy(Message, tag="destroy"):
     reason: str
 
 
-class Done(Message, tag="done"):
+class Done(Message, frozen=True, tag="done"):
     """The request is carried out."""
 
     number: int
 
 
-class Created(Message, tag="created"):
+class Created(Message, frozen=True, tag="created"):
     """The sandbox is measured and equal to its plan; the message carries one descriptor: its control connection."""
 
     number: int
@@ -43,14 +45,14 @@ class Created(Message, tag="created"):
     measured: Measured
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, frozen=True, tag="failed"):
     """The request failed; nothing of it is left."""
 
     number: int
     refusal: Refusal
 
 
-class SandboxEnded(Message, tag="sandbox_ended"):
+class SandboxEnded(Message, frozen=True, tag="sandbox_ended"):
     """A sandbox ended by itself and has been removed. `oom` when the kernel killed it for memory."""
 
     sandbox: str

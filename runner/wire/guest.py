@@ -45,7 +45,7 @@ class GuestMessage(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Base of the JSON payloads."""
 
 
-class Code(GuestMessage):
+class Code(GuestMessage, frozen=True):
     """The code of one tool. The guest checks `digest` (see `code_digest`) before it writes a file."""
 
     tool: str
@@ -53,7 +53,7 @@ class Code(GuestMessage):
     files: dict[str, str]  # relative path -> base64
 
 
-class JailSpec(GuestMessage):
+class JailSpec(GuestMessage, frozen=True):
     """The walls of a launcher. Launchers are shared by calls with the same `key`, one call at a time."""
 
     key: str
@@ -65,7 +65,7 @@ class JailSpec(GuestMessage):
     file_size: int
 
 
-class Start(GuestMessage, kw_only=True):
+class Start(GuestMessage, frozen=True, kw_only=True):
     """Run one call. argv tools get `argv`; python tools get `tool` and `arguments`, and may send one result."""
 
     tool: str
@@ -84,13 +84,13 @@ class Start(GuestMessage, kw_only=True):
     result: int  # largest structured result
 
 
-class CancelCall(GuestMessage):
+class CancelCall(GuestMessage, frozen=True):
     """Kill the call; it ends with this outcome kind."""
 
     kind: OutcomeKind
 
 
-class Ready(GuestMessage):
+class Ready(GuestMessage, frozen=True):
     """First frame from PID 1. Measured inside, so a claim; engine measures from outside."""
 
     landlock: int  # ABI, 0 = none
@@ -98,13 +98,20 @@ class Ready(GuestMessage):
     uid: int
 
 
-class Started(GuestMessage):
+class CodeReady(GuestMessage, frozen=True):
+    """The code with this digest is in place: calls of the tool may start."""
+
+    tool: str
+    digest: str
+
+
+class Started(GuestMessage, frozen=True):
     """The process exists. `walls`: forbidden act -> refused, tried by the launcher before its first call."""
 
     walls: dict[str, bool]
 
 
-class Ended(GuestMessage):
+class Ended(GuestMessage, frozen=True):
     """The call is over and every process of it is gone."""
 
     kind: OutcomeKind
@@ -114,7 +121,7 @@ class Ended(GuestMessage):
     usage: Usage = Usage()
 
 
-class Fault(GuestMessage):
+class Fault(GuestMessage, frozen=True):
     """The call's process never existed, and why."""
 
     code: str

@@ -7,7 +7,9 @@ import msgspec
 from runner.errors import Refusal
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
+):
     """Base of every message."""
 
 
@@ -22,58 +24,59 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tools: dict[str, bytes]  # "shell_run/tool.toml"
     policies: dict[str, bytes]  # "base.cedar"
     digest: str
+    keys: dict[str, bytes] = {}  # public keys of the issuers, by the path that the config gives
 
 
-class Offer(Message, tag="offer"):
+class Offer(Message, frozen=True, tag="offer"):
     """Compile this catalogue and say whether it is whole. Nothing changes yet."""
 
     generation: int
     bundle: Bundle
 
 
-class Compiled(Message, tag="compiled"):
+class Compiled(Message, frozen=True, tag="compiled"):
     """The offered catalogue compiles here."""
 
     generation: int
 
 
-class Rejected(Message, tag="rejected"):
+class Rejected(Message, frozen=True, tag="rejected"):
     """The offered catalogue does not compile here; the old one stays."""
 
     generation: int
     refusal: Refusal
 
 
-class Commit(Message, tag="commit"):
+class Commit(Message, frozen=True, tag="commit"):
     """Every process compiled it: use it from now on."""
 
     generation: int
 
 
-class Ready(Message, tag="ready"):
+class Ready(Message, frozen=True, tag="ready"):
     """The process serves. `detail` is for the log."""
 
     detail: str = ""
 
 
-class Fatal(Message, tag="fatal"):
+class Fatal(Message, frozen=True, tag="fatal"):
     """The process cannot go on, and why. It exits next."""
 
     refusal: Refusal
 
 
-class Engine(Message, tag="engine"):
+class Engine(Message, frozen=True, tag="engine"):
     """Carries a descriptor: the new engine's socket, after engine was restarted."""
 
 
-class Stop(Message, tag="stop"):
+class Stop(Message, frozen=True, tag="stop"):
     """Drain for at most this long, then end."""
 
     drain_ms: int
     reason: str
 
 
-class Stopped(Message, tag="stopped"):
+class Stopped(Message, frozen=True, tag="stopped"):
     """Drained. `clean` when nothing was interrupted."""
 
     clean: bool

@@ -5,7 +5,7 @@ Content precedes the entry that names it on the same connection, so that every d
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -13,11 +13,13 @@ from runner.errors import Refusal, RunnerError
 from runner.model import Receipt
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"):
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
+):
     """Base of every message."""
 
 
-class Append(Message, tag="append"):
+class Append(Message, frozen=True, tag="append"):
     """Append one entry, given as its canonical JSON (`runner.ledger.entry`). With `sync`, answer after the fsync."""
 
     number: int
@@ -25,27 +27,27 @@ class Append(Message, tag="append"):
     sync: bool = False
 
 
-class Store(Message, tag="store"):
+class Store(Message, frozen=True, tag="store"):
     """Keep small content. Its name is the SHA-256 of `data`, which starts with the salt where content is salted."""
 
     data: bytes
 
 
-class StoreOpen(Message, tag="store_open"):
+class StoreOpen(Message, frozen=True, tag="store_open"):
     """Begin content that comes in pieces; `salt` is its first bytes."""
 
     stream: int
     salt: bytes = b""
 
 
-class StoreWrite(Message, tag="store_write"):
+class StoreWrite(Message, frozen=True, tag="store_write"):
     """The next piece."""
 
     stream: int
     data: bytes
 
 
-class StoreClose(Message, tag="store_close"):
+class StoreClose(Message, frozen=True, tag="store_close"):
     """The end of it: the name must be `digest`, or the recorder stops (fatal). With `drop`, forget it instead."""
 
     stream: int
@@ -53,14 +55,23 @@ class StoreClose(Message, tag="store_close"):
     drop: bool = False
 
 
-class Since(Message, tag="since"):
+class Since(Message, frozen=True, tag="since"):
     """Send every entry that changes state (tokens, revocations, tasks, outcomes) from `position` on."""
 
     number: int
     position: int
 
 
-class Appended(Message, tag="appended"):
+class Opened(Message, frozen=True, tag="opened"):
+    """First message to gate: how the ledger was found. `newest_call` is the greatest call id in it."""
+
+    size: int
+    previous: Literal["none", "clean", "dead"]
+    interrupted: int
+    newest_call: str
+
+
+class Appended(Message, frozen=True, tag="appended"):
     """The entry lies at `position`; its digest is the SHA-256 of its bytes. `durable` when it is on disk."""
 
     number: int
@@ -69,7 +80,7 @@ class Appended(Message, tag="appended"):
     durable: bool = False
 
 
-class Entries(Message, tag="entries"):
+class Entries(Message, frozen=True, tag="entries"):
     """One batch of the answer to `Since`: (position, canonical JSON). `last` ends it; `next` is the ledger's size."""
 
     number: int
@@ -78,13 +89,13 @@ class Entries(Message, tag="entries"):
     next: int
 
 
-class DurableTo(Message, tag="durable_to"):
+class DurableTo(Message, frozen=True, tag="durable_to"):
     """Every entry below `size` is on disk, with the content it names."""
 
     size: int
 
 
-class Refused(Message, tag="refused"):
+class Refused(Message, frozen=True, tag="refused"):
     """The request was refused and nothing was written: an outcome without a plan, a second outcome, a bad entry."""
 
     number: int
@@ -92,7 +103,7 @@ class Refused(Message, tag="refused"):
 
 
 FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since
-FromRecorder = Appended | Entries | DurableTo | Refused
+FromRecorder = Opened | Appended | Entries | DurableTo | Refused
 
 
 class Requester(Protocol):

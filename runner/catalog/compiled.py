@@ -1,0 +1,98 @@
+"""A bundle's bytes compiled into one whole catalogue: gate's and engine's part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+
+from runner.catalog.files import Contents, all_files
+from runner.catalog.manifest import compile_tools
+from runner.catalog.place import Place
+from runner.catalog.profile import compile_filters, compile_profiles
+from runner.config import Config, parse_config
+from runner.errors import refuse
+from runner.model import Manifest, TaskProfile, ToolProfile
+from runner.wire.parent import Bundle
+
+
+class Catalog(msgspec.Struct, frozen=True, kw_only=True):
+    """One whole, checked catalogue. `contents` maps every digest that an entry may name to the bytes it is of."""
+
+    digest: str
+    config: Config
+    tools: dict[str, Manifest]
+    task_profiles: dict[str, TaskProfile]
+    tool_profiles: dict[str, ToolProfile]
+    seccomp: dict[str, bytes]  # OCI/Docker JSON by name, without ".json"
+    policies: dict[str, bytes]  # "base.cedar"
+    contents: dict[str, bytes]
+
+
+def compile_bundle(bundle: Bundle) -> Catalog:
+    """All of `bundle`. Raises `RunnerError` (config, profile, manifest, policy, not_supported) for the first thing
+    wrong."""
+    files = all_files(bundle.config, profiles=bundle.profiles, tools=bundle.tools, policies=bundle.policies)
+    contents = Contents()
+    if contents.archive(files) != bundle.digest:
+        raise refuse("internal", "the catalogue's bytes do not have the digest they came with")
+    contents.plain(bundle.config)
+    seccomp = compile_filters(bundle.profiles, contents)
+    task_profiles, tool_profiles = compile_profiles(bundle.profiles, contents)
+    tools = compile_tools(bundle.tools, tool_profiles, contents)
+    _check_together(task_profiles, tool_profiles, tools, seccomp, bundle.profiles)
+    for path, data in bundle.policies.items():
+        if not path.endswith(".cedar") or "/" in path:
+            raise refuse("policy", "not a *.cedar file", field=f"policies/{path}", next_step="move or remove it")
+        contents.plain(data)
+    contents.archive(bundle.policies)
+    return Catalog(
+        digest=bundle.digest,
+        config=parse_config(bundle.config, Path(bundle.config_path)),
+        tools=tools,
+        task_profiles=task_profiles,
+        tool_profiles=tool_profiles,
+        seccomp=seccomp,
+        policies=dict(bundle.policies),
+        contents=contents.found,
+    )
+
+
+_NARROWED = {
+    "wall_ms": "wall",
+    "cpu_s": "cpu_time",
+    "output": "output",
+    "open_files": "open_files",
+    "file_size": "file_size",
+}
+
+
+def _check_together(
+    tasks: Mapping[str, TaskProfile],
+    tool_profiles: Mapping[str, ToolProfile],
+    tools: Mapping[str, Manifest],
+    seccomp: Mapping[str, bytes],
+    texts: Mapping[str, bytes],
+) -> None:
+    """What only the whole catalogue can tell: names exist, and a tool profile narrows every task it is used in."""
+    for task in tasks.values():
+        place = _place(task.name, texts)
+        if task.seccomp not in seccomp:
+            raise place.wrong(f"seccomp: no filter profiles/seccomp/{task.seccomp[:64]}.json", "seccomp")
+        for tool in task.tools:
+            if tool not in tools:
+                known = f"known tools: {', '.join(sorted(tools)) or 'none'}"
+                raise place.wrong(f"tools: no tool `{tool[:64]}`", "tools", next_step=known)
+            narrow = tool_profiles[tools[tool].profile]
+            for attribute, key in _NARROWED.items():
+                if getattr(narrow, attribute) > getattr(task.ceilings, attribute):
+                    raise _place(narrow.name, texts).wrong(
+                        f"{key}: is above the ceiling of task profile `{task.name}`, which lists `{tool}`",
+                        key,
+                        next_step="a tool profile may only narrow; lower it",
+                    )
+
+
+def _place(profile: str, texts: Mapping[str, bytes]) -> Place:
+    return Place(f"profiles/{profile}.toml", texts[f"{profile}.toml"], "profile")

@@ -1,0 +1,143 @@
+"""Authority on its way to an agent: mint a root token, announce it to the daemon, seal it into a descriptor.
+
+Also how every command speaks to the daemon's operator socket: one frame out, one frame back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from runner.config import Config, Limits
+from runner.errors import RunnerError, refuse
+from runner.model import Value
+from runner.token import credentials, strict
+from runner.token.issue import mint_root
+from runner.token.keys import PublicKey, SigningKey
+from runner.wire import admin, frame
+
+ADMIN_SOCKET = Path(Config().run) / "admin.sock"
+_MAX_ANSWER = 8 << 20  # every task this daemon remembers, and more
+_PATIENCE_S = 30.0
+
+
+def ask(path: Path, message: admin.FromOperator) -> admin.ToOperator:
+    """Send one message to the daemon at `path` and return its answer.
+
+    Raises `RunnerError`: what the daemon refused, or `unavailable` when no daemon answers there."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(_PATIENCE_S)
+            connection.connect(str(path))
+            connection.sendall(frame.encode(message))
+            body = _receive(connection)
+    except PermissionError:
+        raise refuse(
+            "unavailable", f"not allowed to open {path}", next_step="run it as an operator (root), or see [peers]"
+        ) from None
+    except OSError as error:
+        raise refuse(
+            "unavailable",
+            f"no daemon answers at {path}: {error.strerror or error}",
+            next_step="start it with `runner serve`, or name its admin.sock with --socket",
+        ) from None
+    decoder: frame.Decoder[admin.ToOperator] = frame.Decoder(admin.ToOperator, elements=1 << 20, depth=8)
+    answer = decoder.decode(body)
+    if isinstance(answer, admin.Refused):
+        raise RunnerError(answer.refusal)
+    return answer
+
+
+def _receive(connection: socket.socket) -> bytes:
+    reader = frame.FrameReader(_MAX_ANSWER)
+    while data := connection.recv(1 << 16):
+        for body in reader.feed(data):
+            return body
+    raise ConnectionError("it hung up without an answer")
+
+
+def announce(path: Path, message: admin.Announce) -> admin.Done:
+    """Have a minted root token recorded; until then the daemon refuses it. Raises `RunnerError`, as `ask`."""
+    answer = ask(path, message)
+    if not isinstance(answer, admin.Done):
+        raise refuse("protocol", "the daemon gave another answer than an acknowledgement")
+    return answer
+
+
+class Wish(Value, frozen=True):
+    """What a root token shall say. `tools` maps tool ids to constraint maps; `depth` is how often it may be derived."""
+
+    agent: str
+    owner: str
+    task: str
+    session: str
+    profile: str
+    tools: dict[str, dict[str, Any]]
+    ttl_s: int
+    depth: int = 0
+    audience: str = ""
+
+
+def mint(wish: Wish, key: SigningKey, issuer: str, holder: PublicKey) -> tuple[str, admin.Announce]:
+    """A root token from now on, and the message that announces it. Raises `RunnerError` (token)."""
+    now = int(time.time())
+    jti = fresh_id()
+    token = mint_root(
+        issuer=issuer,
+        key=key,
+        holder=holder,
+        agent=wish.agent,
+        owner=wish.owner,
+        task=wish.task,
+        session=wish.session,
+        profile=wish.profile,
+        tools=wish.tools,
+        now=now,
+        expires=now + wish.ttl_s,
+        jti=jti,
+        depth=wish.depth,
+        audience=wish.audience,
+    )
+    message = admin.Announce(
+        jti=jti,
+        digest=strict.compact(token, strict.TOKEN_TYPE, Limits().token_bytes, "minted").digest,
+        issuer=issuer,
+        agent=wish.agent,
+        owner=wish.owner,
+        task=wish.task,
+        session=wish.session,
+        profile=wish.profile,
+        tools=tuple(sorted(wish.tools)),
+        issued=now,
+        expires=now + wish.ttl_s,
+    )
+    return token, message
+
+
+def fresh_id() -> str:
+    """A UUIDv7 (RFC 9562): ordered by time, 74 random bits."""
+    value = int(time.time() * 1000) << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
+    return str(uuid.UUID(int=value))
+
+
+def sealed(handed: credentials.Credentials) -> int:
+    """An inheritable descriptor of sealed memory that holds the credentials, at offset 0. Its number goes into
+    the agent's environment as `credentials.DESCRIPTOR_VARIABLE`; the caller closes it after the spawn."""
+    descriptor = os.memfd_create("runner-credentials", os.MFD_ALLOW_SEALING)
+    try:
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(credentials.encode(handed))
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.set_inheritable(descriptor, True)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

@@ -1,0 +1,109 @@
+"""`runner init DIR`: a folder to start from: runner.toml with its comments, and the package's own catalogue to edit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.catalog import shared
+from runner.cli.tables import print_json
+from runner.errors import RunnerError, refuse
+
+_FOLDERS = ("profiles", "tools", "policies")
+_SKIPPED = ("__pycache__",)
+
+CONFIG = """\
+# The daemon's configuration. Unknown keys are refused. Relative paths start at this file's folder.
+# Check it: runner doctor --config runner.toml      Start: runner serve --config runner.toml
+
+# Ledger, content store, sessions: what a restart must find. Root only.
+# state = "/var/lib/toolrunner"
+
+# The two sockets: agent.sock (group runner-agents) and admin.sock (root).
+# run = "/run/toolrunner"
+
+# The catalogue, copied here to be edited. Leave a line out to use the one that came with the package.
+profiles = "profiles"
+tools = "tools"
+policies = "policies"
+
+# Who may connect, by user name or number, checked before a byte is read. Nobody may by default.
+[peers]
+agents = []
+operators = [0]
+
+# Who may say what an agent may do: `runner keys init` writes such a key pair and prints this section.
+# [[issuers]]
+# uri = "https://issuer.example"
+# public_key = "keys/issuer.jwk"
+
+# Containers: "" takes DOCKER_HOST or the local engine, and the image that scripts/setup built.
+[sandboxes]
+docker_host = ""
+image = ""
+maximum = 64
+
+# Spans: "none", or "file" for OTLP JSON lines in the state folder.
+[telemetry]
+export = "none"
+
+# Every bound on hostile input has a default with a reason: see runner/config.py.
+# [limits]
+# connections_per_uid = 64
+"""
+
+
+def init(
+    dir: Annotated[Path, typer.Argument(help="Folder to lay out; made if it is not there.")],  # noqa: A002 - its name in --help
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Lay out a folder to start from: runner.toml, profiles, tools, policies. Nothing that exists is overwritten.
+
+    Example: runner init ./agents
+    """
+    written = lay_out(dir)
+    if json:
+        print_json({"folder": str(dir), "written": [str(path) for path in written]})
+        return
+    print(f"wrote {len(written)} files to {dir}: runner.toml, {', '.join(f'{name}/' for name in _FOLDERS)}")
+    print("next:")
+    print(f"  1. edit {dir / 'runner.toml'}: who may connect ([peers])")
+    print(
+        f"  2. runner policy check --policies {dir / 'policies'} --tools {dir / 'tools'} --profiles {dir / 'profiles'}"
+    )
+    print("  3. runner keys init, and put the issuer it prints into runner.toml")
+    print(f"  4. runner doctor --config {dir / 'runner.toml'}, then runner serve --config {dir / 'runner.toml'}")
+
+
+def lay_out(folder: Path) -> list[Path]:
+    """Write the files. Raises `RunnerError` (config), before anything is written, when one of them exists."""
+    content = {folder / "runner.toml": CONFIG.encode()}
+    for name in (*_FOLDERS, "Containerfile"):
+        source = shared(name)
+        if source.is_file():
+            content[folder / name] = source.read_bytes()
+        for path in sorted(source.rglob("*")) if source.is_dir() else ():
+            if path.is_file() and not path.is_symlink() and not set(path.parts) & set(_SKIPPED):
+                content[folder / name / path.relative_to(source)] = path.read_bytes()
+    taken = [path for path in (*content, *(folder / name for name in _FOLDERS)) if path.exists() or path.is_symlink()]
+    if taken:
+        raise refuse(
+            "config",
+            "exists already, and nothing is overwritten",
+            field=str(taken[0]),
+            next_step="choose an empty folder, or remove it",
+        )
+    try:
+        for path, data in content.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as file:
+                file.write(data)
+    except OSError as error:
+        raise _unwritable(error, folder) from error
+    return list(content)
+
+
+def _unwritable(error: OSError, folder: Path) -> RunnerError:
+    return refuse("config", f"cannot write it: {error.strerror}", field=str(error.filename or folder))

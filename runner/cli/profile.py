@@ -1,0 +1,151 @@
+"""`runner profile`: what each profile promises, in words with its numbers. What this host enforces: `runner doctor`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from runner.catalog import Catalog, compile_bundle, read_folders, shared
+from runner.catalog.profile import amount_text
+from runner.cli.tables import print_json, print_table
+from runner.errors import refuse
+from runner.model import TaskProfile, ToolProfile
+
+app = typer.Typer(
+    help="See and check profiles: the walls of a task, and of one tool inside them.", no_args_is_help=True
+)
+
+Profiles = Annotated[Path | None, typer.Option("--profiles", help="Folder of profiles.")]
+Tools = Annotated[Path | None, typer.Option("--tools", help="Folder of tools.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Name = Annotated[str, typer.Argument(help="A profile's name.")]
+
+
+def _catalog(profiles: Path | None, tools: Path | None) -> Catalog:
+    return compile_bundle(read_folders(profiles or shared("profiles"), tools or shared("tools"), shared("policies")))
+
+
+@app.command("list")
+def list_profiles(profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
+    """List every profile with what it is for.
+
+    Example: runner profile list
+    """
+    catalog = _catalog(profiles, tools)
+    every = [("task", each) for each in catalog.task_profiles.values()]
+    both: list[tuple[str, TaskProfile | ToolProfile]] = [*every]
+    both += [("tool", each) for each in catalog.tool_profiles.values()]
+    if json:
+        print_json([{"name": each.name, "kind": kind, "description": each.description} for kind, each in both])
+        return
+    print_table(
+        ("profile", "kind", "digest", "for"), [(e.name, kind, e.digest[:12], e.description) for kind, e in both]
+    )
+
+
+@app.command()
+def show(name: Name, profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
+    """Show one profile with every number in it.
+
+    Example: runner profile show default
+    """
+    catalog = _catalog(profiles, tools)
+    profile: Any = catalog.task_profiles.get(name) or catalog.tool_profiles.get(name)
+    if profile is None:
+        known = ", ".join([*catalog.task_profiles, *catalog.tool_profiles])
+        raise refuse("profile", f"no profile `{name[:64]}`", next_step=f"known profiles: {known}")
+    if json:
+        # Not to_builtins: a value that equals its default is still a promise.
+        print_json(_plain(profile))
+        return
+    rows = [(key, str(value)) for key, value in _flat(_plain(profile))]
+    print_table(("key", "value"), rows)
+
+
+@app.command()
+def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
+    """Check every profile, and say in words what each promises. Exit status 5 when one is wrong.
+
+    Whether this host can keep each promise is part of `runner doctor`.
+
+    Example: runner profile check --profiles ./profiles
+    """
+    catalog = _catalog(profiles, tools)
+    said: dict[str, list[str]] = {}
+    for task in catalog.task_profiles.values():
+        said[f"{task.name} (task)"] = task_promises(task)
+    for tool in catalog.tool_profiles.values():
+        users = [manifest.id for manifest in catalog.tools.values() if manifest.profile == tool.name]
+        said[f"{tool.name} (tool)"] = tool_promises(tool, users)
+    if json:
+        print_json(said)
+        return
+    for name, promises in said.items():
+        print(name)
+        for promise in promises:
+            print(f"  - {promise}")
+    print(f"\n{len(said)} profiles are whole and fit the {len(catalog.tools)} tools")
+
+
+def task_promises(profile: TaskProfile) -> list[str]:
+    """What a container made from this profile is held to."""
+    most = profile.ceilings
+    memory, workspace, tmp = amount_text(most.memory), amount_text(most.workspace), amount_text(most.tmp)
+    output, result, file = amount_text(most.output), amount_text(most.result), amount_text(most.file_size)
+    shm = f"shared memory of {amount_text(most.shm)}" if most.shm else "no shared memory in /dev/shm"
+    return [
+        f"one container per task, from image {profile.image}, gone after {profile.idle_timeout_s} s without a call",
+        "no network, no capability, no way to gain privileges, a read-only root, a user of its own",
+        f"only system calls that profiles/seccomp/{profile.seccomp}.json lists",
+        f"at most {memory} of memory, no swap, {most.cpus_milli / 1000:g} CPU, {most.pids} processes and threads",
+        f"a workspace of {workspace} and {most.workspace_inodes} files, /tmp of {tmp}, {shm}",
+        f"at most {most.concurrent_calls} calls at once",
+        f"each call ends after {most.wall_ms / 1000:g} s or {most.cpu_s} s of CPU, whole tree killed",
+        f"each call writes at most {output} of output, {result} of result and files of {file}",
+        f"each call holds at most {most.open_files} open files",
+        f"only these tools: {', '.join(profile.tools)}",
+    ]
+
+
+def tool_promises(profile: ToolProfile, users: list[str]) -> list[str]:
+    """What a call in this profile is held to, on top of its task's."""
+    workspace = {"none": "cannot see the workspace", "read": "reads the workspace, changes nothing in it"}
+    said = [
+        "each call in a fresh jail, discarded after it"
+        if profile.isolation == "call"
+        else "calls of the task share a jail, one after the other; nothing that runs survives its call",
+        workspace.get(profile.workspace, "reads and changes the workspace"),
+        "has /tmp" if profile.tmp else "has no /tmp",
+    ]
+    if profile.seccomp_deny:
+        said.append(f"these system calls are refused as well: {', '.join(profile.seccomp_deny)}")
+    narrowed = [
+        (profile.wall_ms, f"{profile.wall_ms / 1000:g} s"),
+        (profile.cpu_s, f"{profile.cpu_s} s of CPU"),
+        (profile.output, f"{amount_text(profile.output)} of output"),
+        (profile.open_files, f"{profile.open_files} open files"),
+        (profile.file_size, f"files of {amount_text(profile.file_size)}"),
+    ]
+    own = [text for value, text in narrowed if value]
+    said.append(f"at most {', '.join(own)}" if own else "the limits of its task, no narrower ones")
+    said.append(f"used by: {', '.join(users)}" if users else "used by no tool")
+    return said
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, msgspec.Struct):
+        return {key: _plain(getattr(value, key)) for key in value.__struct_fields__}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    found: list[tuple[str, Any]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, ", ".join(value) if isinstance(value, list) else value))
+    return found

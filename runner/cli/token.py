@@ -1,0 +1,247 @@
+"""`runner token`: mint, inspect and revoke. Token text comes from a file or stdin and goes to a 0600 file or a pipe."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import sys
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runner.cli import credentials, keys
+from runner.config import Limits, milliseconds
+from runner.errors import refuse
+from runner.token.claims import verify_tokens
+from runner.token.keys import SigningKey, generate, private_file
+from runner.token.narrow import describe, shown
+from runner.token.payload import DETAILS_TYPE, PRIVATE_CLAIM
+from runner.token.strict import TOKEN_TYPE, NotAccepted, compact, parse_json
+from runner.wire import admin
+
+_MAX_INPUT = 512 << 10
+
+app = typer.Typer(help="Capability tokens: what an agent may do, for whom, and until when.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Socket = Annotated[Path, typer.Option(help="The daemon's admin.sock.")]
+
+
+@app.command(
+    epilog="Example: runner token mint --agent reader --owner ann --task t-42 --tool fs_list "
+    """--tool 'fs_read:{"path":{"constraint_type":"path_containment","root":"/workspace/src"}}' """
+    "--ttl 1h --key issuer.key --holder-key agent.key --out agent.token"
+)
+def mint(
+    agent: Annotated[str, typer.Option(help="The agent's name.")],
+    owner: Annotated[str, typer.Option(help="On whose behalf.")],
+    task: Annotated[str, typer.Option(help="The task; its sandbox lives as long as it does.")],
+    tool: Annotated[list[str], typer.Option(help="NAME, or NAME:{constraint map as JSON}. Repeatable.")],
+    key: Annotated[Path, typer.Option(help="The issuer's private key, from `runner keys init`.")] = Path("issuer.key"),
+    session: Annotated[str, typer.Option(help="The session; a fresh id by default.")] = "",
+    profile: Annotated[str, typer.Option(help="The task profile.")] = "default",
+    ttl: Annotated[str, typer.Option(help="How long it is good for: 30s, 15m, 1h.")] = "1h",
+    depth: Annotated[int, typer.Option(help="How many times it may be derived from, in a row.", min=0)] = 0,
+    audience: Annotated[str, typer.Option(help="Bind it to one daemon's audience.")] = "",
+    holder: Annotated[Path | None, typer.Option(help="The agent's public key (JWK).")] = None,
+    holder_key: Annotated[Path | None, typer.Option(help="Or: write a fresh private key for the agent here.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the token here (0600); else to stdout, if a pipe.")] = None,
+    socket: Socket = credentials.ADMIN_SOCKET,
+    json: Json = False,
+) -> None:
+    """Mint a root token and announce it to the daemon, which refuses tokens it was not told of."""
+    if (holder is None) == (holder_key is None):
+        raise typer.BadParameter("give one of --holder and --holder-key", param_hint="--holder")
+    if out is None and (json or sys.stdout.isatty()):
+        raise typer.BadParameter(
+            "a token is not shown on a terminal or inside JSON: add --out FILE", param_hint="--out"
+        )
+    wish = credentials.Wish(
+        agent=agent,
+        owner=owner,
+        task=task,
+        session=session or credentials.fresh_id(),
+        profile=profile,
+        tools=dict(map(_tool, tool)),
+        ttl_s=_seconds(ttl),
+        depth=depth,
+        audience=audience,
+    )
+    signing_key, issuer = keys.load_issuer(key)
+    fresh = SigningKey(generate())
+    public = keys.load_public(holder)[0] if holder else fresh.public
+    token, message = credentials.mint(wish, signing_key, issuer, public)
+    done = _deliver(token, message, socket, out, fresh if holder_key else None, holder_key)
+    facts = {
+        "jti": message.jti,
+        "digest": message.digest,
+        "task": task,
+        "session": wish.session,
+        "expires": _time(message.expires),
+        "holder": public.thumbprint,
+        "position": done.position,
+        "token": str(out) if out else "stdout",
+    }
+    _print_facts(facts, json, to_stderr=out is None)
+
+
+def _deliver(
+    token: str,
+    message: admin.Announce,
+    socket: Path,
+    out: Path | None,
+    fresh: SigningKey | None,
+    holder_key: Path | None,
+) -> admin.Done:
+    """Files first, then the announcement, then stdout: a token that was not recorded is left nowhere."""
+    written: list[Path] = []
+    try:
+        for path, data in (
+            (holder_key, private_file(fresh) if fresh else b""),
+            (out, token.encode() + b"\n"),
+        ):
+            if path is not None:
+                keys.write_new(path, data)
+                written.append(path)
+        done = credentials.announce(socket, message)
+    except BaseException:
+        for path in written:
+            path.unlink()
+        raise
+    if out is None:
+        sys.stdout.write(token + "\n")
+    return done
+
+
+@app.command(epilog="Example: runner token inspect agent.token --public-key issuer.pub")
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A file with a token, or a chain from root to leaf; - for stdin.")],
+    public_key: Annotated[Path | None, typer.Option(help="Verify it under this issuer's key.")] = None,
+    audience: Annotated[str, typer.Option(help="The daemon's audience, if the token names one.")] = "",
+    json: Json = False,
+) -> None:
+    """Show what a token says, never its text. Without --public-key nothing of it is proven."""
+    chain = _read(file)
+    claims = [_decoded(text) for text in chain]
+    failed = None
+    if public_key is not None:
+        key, issuer = keys.load_public(public_key)
+        try:
+            verify_tokens(chain, {issuer: (key,)}, time.time(), audience, Limits())
+        except NotAccepted as error:
+            failed = error
+    verdict = "not verified" if public_key is None else f"does not verify: {failed}" if failed else "verified"
+    if json:
+        print(jsonlib.dumps({"verified": bool(public_key and not failed), "verdict": verdict, "tokens": claims}))
+    else:
+        for position, one in enumerate(claims):
+            _print_token(position, one)
+        print(verdict)
+    if failed is not None:
+        raise refuse("token", failed.reason, rule=f"draft §8 step {failed.step}")
+
+
+@app.command(epilog='Example: runner token revoke --task t-42 --why "the branch was abandoned"')
+def revoke(
+    why: Annotated[str, typer.Option(help="The reason, for the record.")],
+    token: Annotated[str, typer.Option(help="A token's jti, and with it all that was derived.")] = "",
+    task: Annotated[str, typer.Option(help="Every token of a task.")] = "",
+    agent: Annotated[str, typer.Option(help="Every token of an agent.")] = "",
+    owner: Annotated[str, typer.Option(help="Every token of an owner.")] = "",
+    socket: Socket = credentials.ADMIN_SOCKET,
+    json: Json = False,
+) -> None:
+    """Take authority back, at once: running calls are stopped too."""
+    given = {
+        kind: value for kind, value in (("token", token), ("task", task), ("agent", agent), ("owner", owner)) if value
+    }
+    if len(given) != 1:
+        raise typer.BadParameter("give exactly one of --token, --task, --agent, --owner")
+    ((kind, value),) = given.items()
+    answer = credentials.ask(socket, admin.Revoke(kind=kind, value=value, why=why))  # type: ignore[arg-type]  # mypy cannot narrow the keys
+    if not isinstance(answer, admin.Done):
+        raise refuse("protocol", "the daemon gave another answer than an acknowledgement")
+    _print_facts({"revoked": f"{kind} {value}", "stopped": answer.affected, "position": answer.position}, json)
+
+
+def _tool(text: str) -> tuple[str, dict[str, Any]]:
+    name, colon, constraints = text.partition(":")
+    if not colon:
+        return name, {}
+    try:
+        parsed = parse_json(constraints.encode(), 80)
+    except ValueError as error:
+        raise typer.BadParameter(f"{name}: the constraint map is not JSON: {error}", param_hint="--tool") from None
+    if type(parsed) is not dict:
+        raise typer.BadParameter(f"{name}: the constraint map is not a JSON object", param_hint="--tool")
+    return name, parsed
+
+
+def _seconds(text: str) -> int:
+    try:
+        return max(1, milliseconds(text) // 1000)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--ttl") from None
+
+
+def _read(file: Path) -> list[str]:
+    try:
+        if str(file) == "-":
+            data = sys.stdin.buffer.read(_MAX_INPUT + 1)
+        else:
+            with file.open("rb") as opened:
+                data = opened.read(_MAX_INPUT + 1)
+    except OSError as error:
+        raise refuse("token", f"cannot read it: {error.strerror}", field=str(file)) from None
+    chain = data.decode("ascii", "replace").split()
+    if not chain or len(data) > _MAX_INPUT:
+        raise refuse("token", f"not a token or a chain of at most {_MAX_INPUT} bytes", field=str(file))
+    return chain
+
+
+def _decoded(text: str) -> dict[str, Any]:
+    """What a token claims, unproven: digest and claims. Raises `RunnerError` (token)."""
+    try:
+        form = compact(text, TOKEN_TYPE, Limits().token_bytes, "form")
+        claims = parse_json(form.payload, 80)
+    except (NotAccepted, ValueError) as error:
+        raise refuse("token", getattr(error, "reason", str(error))) from None
+    if type(claims) is not dict:
+        raise refuse("token", "the claims are not an object")
+    return {"digest": form.digest, "claims": claims}
+
+
+def _print_token(position: int, one: dict[str, Any]) -> None:
+    claims = one["claims"]
+    print(f"token {position} · {'root' if claims.get('del_depth') == 0 else 'derived'} · digest {one['digest']}")
+    for name in ("jti", "iss", PRIVATE_CLAIM, "aud", "del_depth", "del_max_depth"):
+        if name in claims:
+            print(f"  {name:<14} {shown(claims[name], 400)}")
+    for name in ("iat", "exp"):
+        print(f"  {name:<14} {_time(claims.get(name))}")
+    details = claims.get("authorization_details")
+    for entry in details if isinstance(details, list) else []:
+        if isinstance(entry, dict) and entry.get("type") == DETAILS_TYPE and isinstance(entry.get("tools"), dict):
+            for tool, constraints in entry["tools"].items():
+                print(f"  {shown(tool)[1:-1]}{'' if constraints else ': any arguments'}")
+                for argument, constraint in constraints.items() if isinstance(constraints, dict) else ():
+                    words = describe(constraint)
+                    optional = " (optional)" if isinstance(constraint, dict) and constraint.get("optional") else ""
+                    print(f"    {shown(argument)[1:-1]}{optional}: {words}")
+
+
+def _time(value: object) -> str:
+    if type(value) is not int or not 0 <= value < 2**37:
+        return shown(value)
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _print_facts(facts: dict[str, Any], json: bool, *, to_stderr: bool = False) -> None:
+    stream = sys.stderr if to_stderr else sys.stdout
+    if json:
+        print(jsonlib.dumps(facts), file=stream)
+        return
+    for name, value in facts.items():
+        print(f"{name:<10} {value}", file=stream)

@@ -1,0 +1,261 @@
+"""`runner trace`: list, show, verify, follow and export the evidence. Reads files; asks no daemon."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from runner.cli.tables import print_json, print_table
+from runner.errors import EXIT_UNVERIFIED, refuse
+from runner.evidence.content import SALT, ContentReader
+from runner.evidence.export import export as export_ledger
+from runner.evidence.read import MAX_NOTE, Ledger, follow, load_verifier, read_file
+from runner.evidence.report import Report
+from runner.evidence.verify import verify as verify_ledger
+from runner.evidence.view import CallView, Filter, calls, find, line, proven, visible
+from runner.ledger import entry as entries
+
+app = typer.Typer(
+    help="Read the evidence: every call, decision and outcome, in a ledger that anyone can verify.",
+    no_args_is_help=True,
+)
+
+State = Annotated[
+    Path, typer.Option("--state", envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder.")
+]
+Key = Annotated[
+    str, typer.Option("--key", metavar="FILE|TEXT", help="The verifier key; default: the one in the ledger folder.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_STATE = Path("/var/lib/toolrunner")
+_WIDE = 1000  # characters of a line that no terminal will wrap
+_SHOWN = 4096  # characters of each piece of content on a terminal
+
+
+def _ledger(state: Path, key: str) -> Ledger:
+    folder = state / "ledger"
+    return Ledger(folder, load_verifier(key, folder))
+
+
+@app.command("list")
+def list_calls(
+    state: State = _STATE,
+    key: Key = "",
+    task: Annotated[str, typer.Option(help="Only this task.")] = "",
+    agent: Annotated[str, typer.Option(help="Only this agent.")] = "",
+    tool: Annotated[str, typer.Option(help="Only this tool.")] = "",
+    effect: Annotated[str, typer.Option(help="Only this decision: allow, deny, modify, step_up, defer.")] = "",
+    outcome: Annotated[str, typer.Option(help="Only this outcome: exited, timed_out, oom, …, running.")] = "",
+    since: Annotated[str, typer.Option(help="Only from this RFC 3339 UTC time on.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 50,
+    as_json: Json = False,
+) -> None:
+    """List calls with their decision and outcome, newest first.
+
+    Example: runner trace list --task nightly --effect deny --limit 10"""
+    wanted = Filter(task=task, agent=agent, tool=tool, effect=effect, outcome=outcome, since=since)
+    found = islice(calls(_ledger(state, key), wanted), limit)
+    if as_json:
+        print_json([_view(view) for view in found])
+        return
+    columns = ("time", "call", "agent/task", "tool", "decision", "outcome", "ms", "position")
+    print_table(columns, [_row(view) for view in found])
+
+
+def _row(view: CallView) -> tuple[str, ...]:
+    call, used = view.call, view.outcome.used if view.outcome else None
+    who = f"{call.who.agent}/{call.who.task}"
+    milliseconds = f"{used.wall_us / 1000:.1f}" if used else ""
+    return (call.time, call.call, who, call.tool, call.decision.effect, view.state, milliseconds, str(view.position))
+
+
+def _view(view: CallView) -> dict[str, Any]:
+    shown: dict[str, Any] = {"position": view.position, "call": msgspec.to_builtins(view.call)}
+    if view.outcome:
+        shown |= {
+            "outcome_position": view.outcome_position,
+            "outcome": msgspec.to_builtins(view.outcome),
+            "receipt": view.receipt,
+        }
+    return shown
+
+
+@app.command()
+def show(
+    call: Annotated[str, typer.Argument(help="The call's id.")],
+    state: State = _STATE,
+    key: Key = "",
+    content: Annotated[bool, typer.Option("--content", help="Show output and plan too, not only arguments.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show one call: who asked for what, what was decided and planned, how it ended, and where that is recorded.
+
+    Example: runner trace show 0197f0c2a1b37cc2 --content"""
+    ledger = _ledger(state, key)
+    view = find(ledger, call)
+    if view is None:
+        raise refuse("unknown_call", "no such call in this ledger", field=call, next_step="see `runner trace list`")
+    end = view.outcome_position if view.outcome else view.position
+    steps = proven(ledger, end)
+    kept = dict(_content(state / "content", view, everything=content))
+    if as_json:
+        proof = {"included": steps is not None, "signed_size": ledger.signed}
+        print_json(_view(view) | proof | {"content": kept})
+        return
+    where = (
+        f"in the tree of {ledger.signed} signed entries, by a proof of {steps} hashes, checked"
+        if steps is not None
+        else "not under a signed checkpoint"
+    )
+    sections = {"call": msgspec.to_builtins(view.call)}
+    if view.outcome:
+        sections["outcome"] = msgspec.to_builtins(view.outcome)
+    for name, fields in sections.items():
+        print(name)
+        for path, value in _flat(fields):
+            print(f"  {path:<24} {visible(str(value))}")
+    print("record")
+    print(f"  {'position':<24} {view.position}" + (f", outcome {view.outcome_position}" if view.outcome else ""))
+    print(f"  {'receipt':<24} {view.receipt or 'none: the call has no outcome'}")
+    print(f"  {'included':<24} {where}")
+    for name, text in kept.items():
+        print(name)
+        print("  " + visible(text[:_SHOWN], lines=True).replace("\n", "\n  ") + ("…" if len(text) > _SHOWN else ""))
+
+
+def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, (list, tuple)):
+            yield f"{prefix}{name}", ", ".join(map(str, value))
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _content(folder: Path, view: CallView, *, everything: bool) -> Iterator[tuple[str, str]]:
+    named: list[tuple[str, entries.Content | entries.Stream | None]] = [("arguments", view.call.arguments)]
+    if everything:
+        named.append(("plan", view.call.plan.plan if view.call.plan else None))
+        if view.outcome:
+            named += [("stdout", view.outcome.stdout), ("stderr", view.outcome.stderr), ("result", view.outcome.result)]
+    if not any(content for _, content in named):
+        return
+    reader = ContentReader(folder)
+    try:
+        for name, content in named:
+            if content is not None:
+                data = reader.get(content.digest)
+                if data is None:
+                    yield name, f"not in the content store: {content.digest}"
+                else:
+                    salt = SALT if len(data) == content.size + SALT else 0
+                    yield name, data[salt:].decode("utf-8", "backslashreplace")
+    finally:
+        reader.close()
+
+
+@app.command()
+def verify(
+    state: State = _STATE,
+    ledger: Annotated[Path | None, typer.Option(metavar="DIR", help="A ledger folder or an export of one.")] = None,
+    key: Key = "",
+    no_content: Annotated[bool, typer.Option("--no-content", help="Leave the content store out.")] = False,
+    anchor: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A checkpoint kept elsewhere that the ledger must contain."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Verify the whole ledger offline: entries, tiles, checkpoints, order of calls, content. Exit status 6 when it
+    does not verify.
+
+    Example: runner trace verify --ledger ./evidence --key daemon.vkey --no-content"""
+    folder = ledger or state / "ledger"
+    verifier = load_verifier(key, folder)
+    content = None if no_content or (ledger and not (ledger.parent / "content").is_dir()) else folder.parent / "content"
+    anchors = [read_file(path, MAX_NOTE) for path in anchor or []]
+    with _progress(hidden=as_json) as progress:
+        report = verify_ledger(folder, verifier.text, content, progress, anchors)
+    if as_json:
+        print_json(report)
+    else:
+        _print_report(report, own_key=not key)
+    if not report.ok:
+        raise typer.Exit(EXIT_UNVERIFIED)
+
+
+@contextmanager
+def _progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
+    from rich.console import Console  # here, so that a command in a pipe starts sooner
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=hidden or not console.is_terminal) as bar:
+        task = bar.add_task("verifying", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_report(report: Report, *, own_key: bool) -> None:
+    for check in report.checks:
+        mark = "-" if check.skipped else "✓" if check.ok else "✗"
+        print(f"{mark} {check.number} {check.title}" + (" (left out)" if check.skipped else ""))
+        for finding in check.findings:
+            print(f"    {visible(finding.place)}: {visible(finding.problem)}")
+        if check.count > len(check.findings):
+            print(f"    … and {check.count - len(check.findings)} more")
+    for note in report.notes:
+        print(f"note: {visible(note)}")
+    if own_key:
+        print("note: the key came from the ledger's own folder; keep a copy elsewhere and give it with --key")
+    verdict = "verified" if report.ok else "NOT VERIFIED"
+    print(
+        f"{verdict}: {report.origin}, {report.entries} entries, {report.signed} signed, "
+        f"{report.open_calls} open calls, {report.entries_per_second} entries/s"
+    )
+
+
+@app.command()
+def tail(
+    state: State = _STATE,
+    key: Key = "",
+    follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on as entries are signed.")] = False,
+    count: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last entries.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Print the last entries, one a line, and with -f those that follow.
+
+    Example: runner trace tail -f"""
+    ledger = _ledger(state, key)
+    start = max(ledger.signed - count, 0)
+    source = follow(ledger, start) if follow_on else ledger.entries(start)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
+    try:
+        for position, data in source:
+            if as_json:
+                print(f'{{"position":{position},"entry":{data.decode()}}}', flush=True)
+            else:
+                print(line(position, data, width), flush=True)
+    except KeyboardInterrupt:
+        raise typer.Exit from None
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    state: State = _STATE,
+    key: Key = "",
+) -> None:
+    """Write the signed ledger as a C2SP tlog-tiles folder: tiles, entries, checkpoint and key. Content stays here.
+
+    Example: runner trace export ./evidence"""
+    count = export_ledger(_ledger(state, key), target)
+    print(f"{count} entries in {target}; verify with: runner trace verify --ledger {target}")

@@ -1,0 +1,109 @@
+"""Where the client finds its credentials, and what it proves with them.
+
+The descriptor is read with pread from offset 0 and left as found, so that every child of an agent can read it too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from typing import Any
+
+from runner.client.errors import raised, refused
+from runner.config import Config
+from runner.errors import RunnerError
+from runner.token import credentials as handed
+from runner.token import proof
+from runner.wire.agent import Challenge
+
+SOCKET_VARIABLE = "RUNNER_SOCKET"
+DEFAULT_SOCKET = f"{Config().run}/agent.sock"
+_STEP = "start the agent with `runner exec … -- COMMAND`"
+
+
+def find_credentials(data: bytes | None = None) -> handed.Credentials:
+    """The credentials in `data`, else those on the descriptor that RUNNER_CREDENTIALS_FD names.
+
+    Raises `Unauthenticated` saying what is missing; never quotes a secret."""
+    try:
+        return handed.parse(_inherited() if data is None else data)
+    except RunnerError as error:
+        raise raised(error.refused) from None
+
+
+def _inherited() -> bytes:
+    named = os.environ.get(handed.DESCRIPTOR_VARIABLE, "")
+    if not named:
+        raise refused("token", f"there are no credentials: {handed.DESCRIPTOR_VARIABLE} is not set", next_step=_STEP)
+    if not (named.isascii() and named.isdigit()):
+        raise refused("token", f"{handed.DESCRIPTOR_VARIABLE} is not a descriptor's number", next_step=_STEP)
+    pieces: list[bytes] = []
+    held = 0
+    try:
+        while held <= handed.MAX_CREDENTIALS and (piece := os.pread(int(named), 1 << 16, held)):
+            pieces.append(piece)
+            held += len(piece)
+    except (OSError, OverflowError) as error:
+        reason = f"descriptor {named[:10]} of {handed.DESCRIPTOR_VARIABLE} cannot be read: {error}"
+        raise refused("token", reason, next_step="pass it on to children (close_fds=False, or pass_fds)") from None
+    return b"".join(pieces)
+
+
+def find_socket(credentials: handed.Credentials) -> str:
+    """The daemon's socket: RUNNER_SOCKET, else the credentials', else the daemon's usual place."""
+    return os.environ.get(SOCKET_VARIABLE) or credentials.socket or DEFAULT_SOCKET
+
+
+class Identity:
+    """One connection's identity: signs its hello and each call over the daemon's nonce, by the daemon's clock."""
+
+    def __init__(self, credentials: handed.Credentials) -> None:
+        self.chain = credentials.chain
+        self._leaf = credentials.leaf
+        self._key = credentials.signing_key()
+        self._challenge: Challenge | None = None
+        self._heard = 0.0
+
+    @property
+    def challenged(self) -> bool:
+        """Whether the daemon has spoken."""
+        return self._challenge is not None
+
+    def prove_hello(self, challenge: Challenge) -> str:
+        """The proof for the hello. From here on time is the daemon's."""
+        self._challenge = challenge
+        self._heard = _elapsed()
+        return proof.sign_hello(
+            self._key, self._leaf, audience=challenge.audience, nonce=challenge.nonce, now=self._now(), jti=_fresh()
+        )
+
+    def prove_call(self, tool: str, arguments: dict[str, Any]) -> str:
+        """The proof for one call. Raises `InvalidArguments` when an argument has no JSON form."""
+        assert self._challenge is not None
+        try:
+            return proof.sign_call(
+                self._key,
+                self._leaf,
+                tool,
+                arguments,
+                audience=self._challenge.audience,
+                nonce=self._challenge.nonce,
+                now=self._now(),
+                jti=_fresh(),
+            )
+        except RunnerError as error:
+            raise raised(error.refused) from None
+
+    def _now(self) -> float:
+        """The daemon's clock: what it said, and what has passed since. A step of the local clock changes nothing."""
+        assert self._challenge is not None
+        return self._challenge.time + _elapsed() - self._heard
+
+
+def _elapsed() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine sleeps, as the daemon's clock does
+
+
+def _fresh() -> str:
+    return secrets.token_urlsafe(16)

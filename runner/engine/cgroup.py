@@ -1,0 +1,117 @@
+"""Limits as the kernel holds them, read from the cgroup tree, version 1 or 2. The root is an argument, so that
+fixture trees (tests/conformance/cgroup) stand in for hosts that are not at hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from runner.errors import refuse
+
+ROOT = Path("/sys/fs/cgroup")
+UNLIMITED = -1
+_V1_UNLIMITED = 1 << 62  # version 1 prints "no limit" as the largest multiple of a page below 2^63
+
+
+class CgroupLimits(msgspec.Struct, frozen=True, kw_only=True):
+    """What holds now, in bytes, processes and thousandths of a core; -1 = no limit.
+
+    `swap` is memory plus swap together, in both versions."""
+
+    version: int
+    memory: int
+    swap: int
+    pids: int
+    cpu_milli: int
+
+
+def parse_membership(text: str) -> dict[str, str]:
+    """/proc/PID/cgroup as controller -> path; the unified hierarchy's controller is ""."""
+    found: dict[str, str] = {}
+    for line in text.splitlines():
+        _, controllers, path = line.split(":", 2)
+        for name in controllers.split(","):
+            found[name] = path
+    return found
+
+
+class CgroupTree:
+    """One mounted cgroup tree. A hybrid tree (v1 controllers beside an empty unified one) counts as version 1."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self._root = root
+        self.version = 2 if (root / "cgroup.controllers").exists() else 1
+        self._folders = {} if self.version == 2 else _controller_folders(root)
+
+    def limits(self, membership: dict[str, str]) -> CgroupLimits:
+        """The limits of a process with this membership. Raises `RunnerError` (host) naming a file that is missing."""
+        return self._limits_v2(membership) if self.version == 2 else self._limits_v1(membership)
+
+    def oom_kills(self, membership: dict[str, str]) -> int:
+        """How many processes of the group the kernel has killed for memory; 0 when the group is gone already."""
+        try:
+            path = self._place(membership, "memory") / ("memory.events" if self.version == 2 else "memory.oom_control")
+            lines = path.read_text().splitlines()
+        except OSError:
+            return 0
+        return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+    def _place(self, membership: dict[str, str], controller: str) -> Path:
+        key = "" if self.version == 2 else controller
+        if key not in membership or (self.version == 1 and controller not in self._folders):
+            raise refuse("host", f"the process is in no {controller} cgroup")
+        base = self._root if self.version == 2 else self._folders[controller]
+        return base / membership[key].lstrip("/")
+
+    def _limits_v1(self, membership: dict[str, str]) -> CgroupLimits:
+        memory, cpu = self._place(membership, "memory"), self._place(membership, "cpu")
+        return CgroupLimits(
+            version=1,
+            memory=_number(memory / "memory.limit_in_bytes"),
+            swap=_number(memory / "memory.memsw.limit_in_bytes"),
+            pids=_number(self._place(membership, "pids") / "pids.max"),
+            cpu_milli=_milli(_read(cpu / "cpu.cfs_quota_us"), _read(cpu / "cpu.cfs_period_us")),
+        )
+
+    def _limits_v2(self, membership: dict[str, str]) -> CgroupLimits:
+        place = self._place(membership, "")
+        memory, swap = _number(place / "memory.max"), _number(place / "memory.swap.max")
+        quota, period = _read(place / "cpu.max").split()
+        return CgroupLimits(
+            version=2,
+            memory=memory,
+            swap=UNLIMITED if UNLIMITED in (memory, swap) else memory + swap,
+            pids=_number(place / "pids.max"),
+            cpu_milli=_milli(quota, period),
+        )
+
+
+def _controller_folders(root: Path) -> dict[str, Path]:
+    """Version 1 folders by controller: `cpu,cpuacct` serves both names."""
+    if not root.is_dir():
+        return {}
+    return {name: folder for folder in sorted(root.iterdir()) if folder.is_dir() for name in folder.name.split(",")}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise refuse(
+            "host",
+            f"the kernel does not account {path.name}: {error.strerror}",
+            next_step="swap accounting may be off: boot with swapaccount=1" if "memsw" in path.name else "",
+        ) from error
+
+
+def _number(path: Path) -> int:
+    text = _read(path)
+    if text == "max":
+        return UNLIMITED
+    value = int(text)
+    return UNLIMITED if value >= _V1_UNLIMITED or value < 0 else value
+
+
+def _milli(quota: str, period: str) -> int:
+    return UNLIMITED if quota in ("max", "-1") else int(quota) * 1000 // int(period)

@@ -1,0 +1,231 @@
+"""The sandboxes that live, from plan to end. The process root (serve/engine.py) drives this from one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from runner.config import Config
+from runner.engine.cgroup import CgroupTree
+from runner.engine.containers import Container, Workshop
+from runner.engine.control import remove_folder
+from runner.engine.docker import Docker, HostFacts
+from runner.engine.host import CompiledProfile, check_engine, compile_profile
+from runner.engine.image import REPOSITORY, Pins, tag
+from runner.engine.pool import Pool
+from runner.engine.uids import UidRange
+from runner.errors import RunnerError, refuse
+from runner.model import Measured, SandboxPlan, TaskProfile
+
+log = logging.getLogger(__name__)
+
+OnEnd = Callable[[str, str, bool], None]  # sandbox, reason, oom
+Compiled = Mapping[str, CompiledProfile]
+
+_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")  # ids become names of containers and folders; they are always ours
+_SIGKILLED = 137
+
+
+class Engine:
+    """Makes, watches and removes sandboxes. Everything but `compile` belongs to one event loop; ids are gate's."""
+
+    def __init__(self, *, instance: str, config: Config, run_dir: Path, state_dir: Path, on_end: OnEnd) -> None:
+        """`on_end(sandbox, reason, oom)` is called in the loop when a sandbox ended by itself, after its removal."""
+        if not _ID.match(instance):
+            raise refuse("config", f"instance id {instance!r} is not of small letters, digits and dashes")
+        self._instance = instance
+        self._config = config
+        self._folder = run_dir / "sandboxes"
+        self._pins = Pins(state_dir / "engine" / "images.json")
+        self._on_end = on_end
+        self._docker: Docker | None = None
+        self._facts: HostFacts | None = None
+        self._workshop: Workshop | None = None
+        self._pool: Pool | None = None
+        self._compiled: Compiled = {}
+        self._live: dict[str, Container] = {}
+        self._making: dict[str, asyncio.Event] = {}
+        self._ending: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    @property
+    def facts(self) -> HostFacts:
+        """What the Docker engine said of itself at `start`."""
+        assert self._facts is not None, "start() comes first"
+        return self._facts
+
+    @property
+    def sandboxes(self) -> int:
+        """How many sandboxes live."""
+        return len(self._live)
+
+    async def start(self) -> None:
+        """Connect, check the engine, remove what an earlier run of this instance left. Raises `RunnerError` (host)."""
+        settings = self._config.sandboxes
+        self._docker = docker = await anyio.to_thread.run_sync(Docker, settings.docker_host)
+        self._facts = await anyio.to_thread.run_sync(docker.facts)
+        check_engine(self._facts)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o711)
+        self._workshop = Workshop(
+            docker=docker,
+            tree=CgroupTree(),
+            uids=UidRange(settings.uid_first, settings.uid_count),
+            folder=self._folder,
+            instance=self._instance,
+            start_s=self._config.limits.sandbox_start_s,
+        )
+        self._pool = Pool(self._workshop, settings.pool)
+        await anyio.to_thread.run_sync(self._remove_orphans)
+
+    def _remove_orphans(self) -> None:
+        assert self._docker is not None
+        for container, sandbox in self._docker.owned(self._instance).items():
+            log.warning("removing the orphan sandbox %s of an earlier run", sandbox)
+            self._docker.remove(container)
+        for folder in self._folder.iterdir():
+            remove_folder(folder)
+
+    def compile(self, profiles: Mapping[str, TaskProfile], seccomp: Mapping[str, bytes]) -> Compiled:
+        """Resolve images and check every promise against this host; changes nothing. Blocks on Docker: may be called
+        from a thread. `seccomp` maps a filter's name (`default`) to its bytes. Raises `RunnerError` (profile, host)."""
+        assert self._docker is not None, "start() comes first"
+        found = {}
+        for name, profile in profiles.items():
+            ours = profile.image in ("", REPOSITORY)
+            image = (self._config.sandboxes.image or tag()) if ours else profile.image
+            found[name] = compile_profile(profile, seccomp, self.facts, self._pins.resolve(self._docker, image))
+        return found
+
+    def adopt(self, compiled: Compiled) -> None:
+        """Make sandboxes from this catalogue from now on. Those that live keep theirs."""
+        self._compiled = dict(compiled)
+        if self._pool is not None:
+            self._pool.stock(self._compiled)
+
+    def use(self, profiles: Mapping[str, TaskProfile], seccomp: Mapping[str, bytes]) -> None:
+        """`adopt(compile(…))`, for start-up, when nothing else runs in the loop."""
+        self.adopt(self.compile(profiles, seccomp))
+
+    async def create(self, plan: SandboxPlan) -> tuple[Measured, int]:
+        """A measured sandbox and the descriptor of its control connection, which the caller now owns.
+
+        Raises `RunnerError` (unavailable, host, busy); then nothing of it is left."""
+        compiled = self._check(plan)
+        done = self._making[plan.sandbox] = asyncio.Event()
+        try:
+            assert self._pool is not None
+            assert self._workshop is not None
+            container = self._pool.take(compiled)
+            if container is None:
+                container = Container(self._workshop, plan.sandbox, compiled)
+                await container.make()
+            assert container.measured is not None
+            self._live[plan.sandbox] = container
+            asyncio.get_running_loop().add_reader(container.pidfd, self._pid_one_ended, plan.sandbox)
+        finally:
+            del self._making[plan.sandbox]
+            done.set()
+        if self._closed:
+            await self.destroy(plan.sandbox, "engine is closing")
+            raise refuse("unavailable", "engine is closing")
+        return container.measured, container.take_control()
+
+    def _check(self, plan: SandboxPlan) -> CompiledProfile:
+        if self._closed or self._workshop is None:
+            raise refuse("unavailable", "engine is not serving")
+        if not _ID.match(plan.sandbox):
+            raise refuse("internal", f"sandbox id {plan.sandbox!r} is not of small letters, digits and dashes")
+        if plan.sandbox in self._live or plan.sandbox in self._making or plan.sandbox in self._ending:
+            raise refuse("internal", f"sandbox {plan.sandbox} exists already")
+        compiled = self._compiled.get(plan.profile)
+        if compiled is None:
+            raise refuse(
+                "unavailable", f"there is no task profile {plan.profile!r}", allowed=", ".join(sorted(self._compiled))
+            )
+        if compiled.profile.digest != plan.profile_digest:
+            raise refuse(
+                "unavailable",
+                f"profile {plan.profile!r} is not the one that was planned with: its digest differs",
+                next_step="the catalogue was swapped meanwhile; retry",
+            )
+        maximum = self._config.sandboxes.maximum
+        if len(self._live) + len(self._making) >= maximum:
+            raise refuse("busy", f"{maximum} sandboxes live already", next_step="end tasks, or raise sandboxes.maximum")
+        return compiled
+
+    async def destroy(self, sandbox: str, reason: str) -> None:
+        """Kill and remove one sandbox; one that is gone is no error. Returns when no process and no container is left.
+
+        Raises `RunnerError` (unavailable) when Docker will not remove the container; its processes are gone even so."""
+        making = self._making.get(sandbox)
+        if making is not None:
+            await making.wait()
+        if sandbox in self._live:
+            log.info("destroying sandbox %s: %s", sandbox, reason)
+            self._begin_end(sandbox, self._unmake)
+        ending = self._ending.get(sandbox)
+        if ending is not None:
+            await asyncio.shield(ending)
+
+    def _begin_end(self, sandbox: str, how: Callable[[Container], Coroutine[Any, Any, None]]) -> None:
+        """From here on the sandbox is nobody's; exactly one task takes it apart."""
+        container = self._live.pop(sandbox)
+        asyncio.get_running_loop().remove_reader(container.pidfd)
+        task = asyncio.get_running_loop().create_task(how(container))
+        self._ending[sandbox] = task
+        task.add_done_callback(lambda done: self._ended(sandbox, done))
+
+    def _ended(self, sandbox: str, task: asyncio.Task[None]) -> None:
+        del self._ending[sandbox]
+        if not task.cancelled() and task.exception() is not None:
+            log.error("sandbox %s: its container is left behind: %s", sandbox, task.exception())
+
+    async def _unmake(self, container: Container) -> None:
+        await container.unmake()
+        assert self._pool is not None
+        self._pool.stock(self._compiled)
+
+    def _pid_one_ended(self, sandbox: str) -> None:
+        """PID 1 ended without being told to. The cgroup still exists for a moment: read it before anything else."""
+        oom_kills = self._live[sandbox].oom_kills()
+        self._begin_end(sandbox, lambda container: self._unmake_ended(container, sandbox, oom_kills))
+
+    async def _unmake_ended(self, container: Container, sandbox: str, oom_kills: int) -> None:
+        code = await container.exit_code()
+        # A clean exit means that gate closed the connection; an earlier call's memory kill has no part in it.
+        oom = oom_kills > 0 and code != 0
+        try:
+            await self._unmake(container)
+        finally:
+            self._on_end(sandbox, _reason(code, oom), oom)
+
+    async def close(self) -> None:
+        """Destroy every sandbox and disconnect. Further requests are refused."""
+        self._closed = True
+        while self._making:
+            await next(iter(self._making.values())).wait()
+        if self._pool is not None:
+            await self._pool.close()
+        for sandbox in tuple(self._live):
+            self._begin_end(sandbox, self._unmake)
+        for result in await asyncio.gather(*self._ending.values(), return_exceptions=True):
+            if isinstance(result, Exception) and not isinstance(result, RunnerError):
+                raise result
+        if self._docker is not None:
+            await anyio.to_thread.run_sync(self._docker.close)
+
+
+def _reason(code: int, oom: bool) -> str:
+    if oom:
+        return "the kernel killed it for memory"
+    if code == _SIGKILLED:
+        return "PID 1 was killed"
+    return f"PID 1 ended with {code}" if code else "PID 1 ended when its control connection closed"

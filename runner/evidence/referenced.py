@@ -1,0 +1,71 @@
+"""Which digests an entry names, and whether each of them resolves in the content store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runner.evidence import report as found
+from runner.evidence.content import ContentReader, Reference
+from runner.evidence.report import Findings
+from runner.ledger import entry as entries
+
+_REMEMBER = 8192  # artefacts repeat in every call; hashing them once is enough
+_AT_ONCE = 400  # references looked up in one query
+
+
+def references(position: int, entry: entries.AnyEntry) -> list[Reference]:
+    """Every digest in an entry that must resolve in the content store."""
+    found: list[tuple[str, entries.Content | entries.Stream | None]] = []
+    artefacts: list[tuple[str, str]] = []
+    if isinstance(entry, entries.Call):
+        found = [("arguments", entry.arguments), ("plan.plan", entry.plan.plan if entry.plan else None)]
+        artefacts = [("tool_digest", entry.tool_digest), ("decision.policy", entry.decision.policy)]
+    elif isinstance(entry, entries.Outcome):
+        found = [("stdout", entry.stdout), ("stderr", entry.stderr), ("result", entry.result)]
+    elif isinstance(entry, entries.Start):
+        found = [("config", entry.config)]
+        artefacts = [("catalogue", entry.catalogue), ("policy", entry.policy)]
+    elif isinstance(entry, entries.Reload):
+        artefacts = [("before", entry.before), ("after", entry.after), ("policy", entry.policy)]
+    elif isinstance(entry, entries.SandboxBegin):
+        artefacts = [("profile_digest", entry.profile_digest)]
+    named = [Reference(position, field, content.digest, content.size) for field, content in found if content]
+    return named + [Reference(position, field, digest, -1) for field, digest in artefacts if digest]
+
+
+class ContentCheck:
+    """Looks references up in batches. Without a content folder it looks up nothing."""
+
+    def __init__(self, folder: Path | None, findings: Findings) -> None:
+        self._reader = ContentReader(folder) if folder else None
+        self._findings = findings
+        self._wanted: list[Reference] = []
+        self._known: dict[tuple[str, int], None] = {}
+
+    def want(self, position: int, entry: entries.AnyEntry) -> None:
+        """Check what `entry` names, now or with the next batch."""
+        if self._reader is None:
+            return
+        for reference in references(position, entry):
+            key = (reference.digest, reference.size)
+            if key not in self._known:
+                self._known[key] = None
+                self._wanted.append(reference)
+        if len(self._wanted) >= _AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Check what waits."""
+        if self._reader is not None and self._wanted:
+            for problem in self._reader.check(self._wanted):
+                place = f"position {problem.reference.position}, {problem.reference.field}"
+                check = found.MISSING if problem.missing else found.WRONG
+                self._findings.add(check, place, f"{problem.reason} ({problem.reference.digest[:16]}…)")
+        self._wanted.clear()
+        while len(self._known) > _REMEMBER:
+            del self._known[next(iter(self._known))]
+
+    def close(self) -> None:
+        """Let go of the store."""
+        if self._reader is not None:
+            self._reader.close()

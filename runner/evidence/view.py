@@ -1,0 +1,151 @@
+"""What a person asks of a ledger: calls joined with their outcomes, newest first; entries as lines.
+
+Every text in an entry is hostile (an agent, a tool or a policy author wrote it): `visible` makes control, bidi and
+invisible characters plain before anything reaches a terminal.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from runner.evidence.read import Ledger
+from runner.ledger import entry as entries
+from runner.ledger.merkle import included, inclusion_proof, leaf_hash
+
+_HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})  # controls, formats (bidi, zero width), separators
+
+
+class CallView(msgspec.Struct, frozen=True, kw_only=True):
+    """One call and, when it has one, its outcome. `receipt` is the digest of the outcome entry."""
+
+    position: int
+    call: entries.Call
+    outcome: entries.Outcome | None = None
+    outcome_position: int = -1
+    receipt: str = ""
+
+    @property
+    def state(self) -> str:
+        """How it ended, or why it has no end."""
+        if self.outcome is not None:
+            code = self.outcome.exit_code
+            return self.outcome.outcome + (f" {code}" if code is not None else "")
+        return "running" if self.call.plan is not None else "-"
+
+
+class Filter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which calls to show; an empty field lets all pass. `outcome` matches the kind, `since` is an RFC 3339 time."""
+
+    task: str = ""
+    agent: str = ""
+    tool: str = ""
+    effect: str = ""
+    outcome: str = ""
+    since: str = ""
+
+    def passes(self, view: CallView) -> bool:
+        """Whether this call is one of them."""
+        call = view.call
+        kind = view.outcome.outcome if view.outcome else view.state
+        wanted = (
+            (self.task, call.who.task),
+            (self.agent, call.who.agent),
+            (self.tool, call.tool),
+            (self.effect, call.decision.effect),
+            (self.outcome, kind),
+        )
+        return all(not want or want == have for want, have in wanted) and call.time >= self.since
+
+
+class _Peek(msgspec.Struct):
+    call: str
+
+
+_peek = msgspec.json.Decoder(_Peek)
+# A quote inside a JSON string is escaped, so these bytes are never part of a text.
+_CALL, _OUTCOME = b'"kind":"call"', b'"kind":"outcome"'
+
+
+def calls(ledger: Ledger, wanted: Filter, needle: bytes = b"") -> Iterator[CallView]:
+    """Calls that `wanted` lets pass, newest first. Entries without `needle` in their bytes are passed over."""
+    ends: dict[str, tuple[int, bytes]] = {}
+    if wanted.task and not needle:
+        needle = b'"task":' + msgspec.json.encode(wanted.task)  # in calls and in outcomes
+    for start, run in ledger.backwards():
+        for position in range(start + len(run) - 1, start - 1, -1):
+            data = run[position - start]
+            if needle not in data:
+                continue
+            if _OUTCOME in data:
+                ends[_peek.decode(data).call] = (position, data)
+            elif _CALL in data:
+                view = _join(position, data, ends.pop(_peek.decode(data).call, None))
+                if wanted.passes(view):
+                    yield view
+                elif wanted.since and view.call.time < wanted.since:
+                    return  # older ones follow; clocks that stepped back are not searched through
+
+
+def find(ledger: Ledger, call: str) -> CallView | None:
+    """The call with this id."""
+    return next(calls(ledger, Filter(), b'"call":' + msgspec.json.encode(call)), None)
+
+
+def _join(position: int, data: bytes, end: tuple[int, bytes] | None) -> CallView:
+    call = entries.decode(data)
+    assert isinstance(call, entries.Call)
+    if end is None:
+        return CallView(position=position, call=call)
+    outcome = entries.decode(end[1])
+    assert isinstance(outcome, entries.Outcome)
+    return CallView(
+        position=position, call=call, outcome=outcome, outcome_position=end[0], receipt=entries.digest(end[1])
+    )
+
+
+def proven(ledger: Ledger, position: int) -> int | None:
+    """The length of a proof that entry `position` is under the newest signed checkpoint, checked here.
+
+    None when it is not signed yet, or when the proof does not lead to the signed root."""
+    signed = ledger.checkpoint
+    if position >= signed.size:
+        return None
+    proof = inclusion_proof(position, signed.size, ledger.subtree)
+    leaf = leaf_hash(ledger.entry(position))
+    return len(proof) if included(leaf, position, signed.size, proof, signed.root) else None
+
+
+def visible(text: str, *, lines: bool = False) -> str:
+    """`text` with every character that a terminal would act on, or not show, written out as an escape. With `lines`,
+    newlines and tabs stay."""
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char if (lines and char in "\n\t") or unicodedata.category(char) not in _HIDDEN else _written(char)
+        for char in text
+    )
+
+
+def _written(char: str) -> str:
+    code = ord(char)
+    short = {"\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(char)
+    return short or (f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}")
+
+
+def line(position: int, data: bytes, width: int = 160) -> str:
+    """One entry as one line of text."""
+    fields: dict[str, Any] = msgspec.json.decode(data)
+    time, kind = str(fields.pop("time", "")), str(fields.pop("kind", "?"))
+    fields.pop("v", None)
+    first = [str(fields.pop(name)) for name in ("call", "tool", "outcome") if isinstance(fields.get(name), str)]
+    if isinstance(decision := fields.pop("decision", None), dict):
+        first += [str(decision.get("effect", "")), str(decision.get("reason", ""))]
+    if isinstance(who := fields.pop("who", None), dict):
+        first.append(f"{who.get('agent', '')}/{who.get('task', '')}")
+    rest = [f"{name}={value}" for name, value in fields.items() if isinstance(value, (str, int))]
+    text = visible(f"{position:>8} {time} {kind:<12} {' '.join([*first, *rest])}")
+    return text if len(text) <= width else text[: width - 1] + "…"

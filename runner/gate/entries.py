@@ -1,0 +1,208 @@
+"""What gate writes to the ledger: each step's value as an entry, and the one way to append it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from runner.errors import RunnerError
+from runner.ledger import entry as entries
+from runner.model import Authenticated, CallPlan, Decision, Measured, Outcome, Principal, Receipt
+from runner.wire.agent import SessionFacts
+from runner.wire.recorder import Appended, RecorderCaller
+
+_canonical = msgspec.json.Encoder(order="sorted")
+
+
+class Follower(Protocol):
+    """State, which follows the ledger."""
+
+    def apply(self, position: int, entry: entries.AnyEntry, *, arguments: str = "", value: bytes | None = None) -> None:
+        """Apply one entry just written."""
+
+
+class Journal:
+    """Append, then let state follow. A ledger that does not take an entry is fatal: `on_fatal` stops the daemon."""
+
+    def __init__(
+        self,
+        recorder: RecorderCaller,
+        state: Follower,
+        stamp: Callable[[], str],
+        salt: Callable[[], bytes],
+        on_fatal: Callable[[RunnerError], None],
+    ) -> None:
+        self.recorder = recorder
+        self._state = state
+        self.stamp = stamp
+        self.salt = salt  # 16 random bytes
+        self._on_fatal = on_fatal
+
+    async def write(
+        self, entry: entries.AnyEntry, *, sync: bool = False, arguments: str = "", value: bytes | None = None
+    ) -> Appended:
+        """Append one entry. Raises `RunnerError` after it has stopped the daemon."""
+        try:
+            written = await self.recorder.append(entries.encode(entry), sync=sync)
+        except RunnerError as error:
+            self._on_fatal(error)
+            raise
+        self._state.apply(written.position, entry, arguments=arguments, value=value)
+        return written
+
+    async def seal(self, outcome: entries.Outcome, *, sync: bool, value: bytes | None = None) -> Receipt:
+        """Append a call's outcome; its receipt."""
+        try:
+            receipt = await self.recorder.seal(outcome.call, entries.encode(outcome), sync=sync)
+        except RunnerError as error:
+            self._on_fatal(error)
+            raise
+        self._state.apply(receipt.position, outcome, value=value)
+        return receipt
+
+    async def keep(self, data: bytes, salt: bytes = b"") -> entries.Content:
+        """Put content into the store ahead of the entry that names it."""
+        kept = salt + data
+        await self.recorder.store(kept)
+        return entries.Content(digest=hashlib.sha256(kept).hexdigest(), size=len(data))
+
+
+def canonical(value: Any) -> bytes:
+    """Arguments and plans as they are kept: JSON with sorted keys."""
+    return _canonical.encode(value)
+
+
+def call_digest(tool: str, arguments: dict[str, Any]) -> str:
+    """The plain digest that binds an idempotency key to what it was first used for. Never leaves gate."""
+    return hashlib.sha256(tool.encode() + b"\n" + canonical(arguments)).hexdigest()
+
+
+def who(principal: Principal) -> entries.Who:
+    """Identity as entries hold it."""
+    return entries.Who(
+        agent=principal.agent,
+        owner=principal.owner,
+        task=principal.task,
+        session=principal.session,
+        asserted=principal.asserted,
+    )
+
+
+def call_entry(
+    authenticated: Authenticated,
+    decision: Decision,
+    *,
+    call: str,
+    time: str,
+    arguments: entries.Content,
+    tool_digest: str,
+    facts: SessionFacts,
+    untrusted: tuple[str, ...],
+    plan: entries.Planned | None,
+) -> entries.Call:
+    """The entry of a decided call."""
+    asked = authenticated.call
+    return entries.Call(
+        time=time,
+        call=call,
+        who=who(authenticated.principal),
+        peer=entries.PeerProcess(uid=asked.peer.uid, pid=asked.peer.pid),
+        chain=authenticated.chain,
+        leaf=authenticated.leaf_digest,
+        proof=authenticated.proof_id,
+        tool=authenticated.tool,
+        tool_digest=tool_digest,
+        arguments=arguments,
+        decision=entries.Decided(
+            effect=decision.effect,
+            reason=decision.reason[:1000],
+            rules=decision.rules,
+            missing=decision.missing,
+            code=decision.code,
+            field=decision.field[:200],
+            policy=decision.policy,
+        ),
+        plan=plan,
+        intent=asked.intent,
+        because=asked.because,
+        untrusted=untrusted,
+        retry_of=asked.retry_of,
+        idempotency_key=asked.idempotency_key,
+        traceparent=asked.traceparent,
+        detach=asked.detach,
+        request=facts.original_request[:1000],
+        model=f"{facts.model} {facts.model_version}".strip()[:200],
+        client=facts.client[:200],
+    )
+
+
+def planned(plan: CallPlan, profile: str, kept: entries.Content) -> entries.Planned:
+    """The plan as its call's entry names it."""
+    return entries.Planned(
+        sandbox=plan.sandbox,
+        isolation=plan.isolation,
+        profile=profile,
+        plan=kept,
+        wall_ms=plan.wall_ms,
+        output=plan.output,
+    )
+
+
+def outcome_entry(
+    outcome: Outcome,
+    *,
+    call: str,
+    task: str,
+    time: str,
+    stdout: entries.Stream | None,
+    stderr: entries.Stream | None,
+    result: entries.Content | None,
+    walls: tuple[str, ...],
+) -> entries.Outcome:
+    """The entry of a call's end."""
+    used = outcome.usage
+    return entries.Outcome(
+        time=time,
+        call=call,
+        task=task,
+        outcome=outcome.kind,
+        exit_code=outcome.exit_code,
+        signal=outcome.signal,
+        reason=outcome.reason,
+        used=entries.Used(
+            wall_us=used.wall_us,
+            cpu_user_us=used.cpu_user_us,
+            cpu_system_us=used.cpu_system_us,
+            max_rss_kib=used.max_rss_kib,
+            leftover=used.leftover,
+            source=used.source,
+        ),
+        stdout=stdout,
+        stderr=stderr,
+        result=result,
+        walls=walls,
+    )
+
+
+def isolation(measured: Measured) -> entries.Isolation:
+    """What engine measured, as the sandbox's entry holds it."""
+    return entries.Isolation(
+        image=measured.image,
+        runtime=measured.runtime,
+        uid=measured.uid,
+        seccomp=measured.seccomp,
+        seccomp_filters=measured.seccomp_filters,
+        no_new_privs=measured.no_new_privs,
+        capabilities=measured.capabilities,
+        namespaces=tuple(sorted(kind for kind, differs in measured.namespaces.items() if differs)),
+        interfaces=measured.interfaces,
+        read_only_root=measured.read_only_root,
+        memory_limit=measured.memory_limit,
+        swap_limit=measured.swap_limit,
+        pids_limit=measured.pids_limit,
+        cpu_quota_milli=measured.cpu_quota_milli,
+        cgroup_version=measured.cgroup_version,
+    )

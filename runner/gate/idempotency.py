@@ -1,0 +1,121 @@
+"""Same key, same arguments: the same call. Same key, other arguments: a conflict. Never a second run."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+from runner.errors import Refusal, RunnerError, refuse
+from runner.gate.calls import Calls, Finished, Reply, Running
+from runner.gate.entries import call_digest
+from runner.ledger import entry as entries
+from runner.model import Authenticated, Outcome, Receipt, Usage
+
+
+class KeptCall(Protocol):
+    """A call that state remembers."""
+
+    @property
+    def call(self) -> str:
+        """Its id."""
+
+    @property
+    def arguments(self) -> str:
+        """The plain digest of what it was called with; "" when a crash lost it."""
+
+    @property
+    def outcome(self) -> entries.Outcome | None:
+        """Its sealed end, None while it has none."""
+
+    @property
+    def position(self) -> int:
+        """Where in the ledger its outcome lies."""
+
+    @property
+    def digest(self) -> str:
+        """The receipt's digest."""
+
+    @property
+    def value(self) -> Any:
+        """A python tool's result."""
+
+
+class Remembered(Protocol):
+    """State, as far as this module needs it."""
+
+    def kept_by_key(self, task: str, tool: str, key: str) -> KeptCall | None:
+        """The call that first used a key."""
+
+    def kept(self, task: str, call: str) -> KeptCall | None:
+        """A kept call of a task."""
+
+
+Earlier = Running | KeptCall
+
+
+def earlier(authenticated: Authenticated, calls: Calls, state: Remembered) -> Earlier | None:
+    """The call that this one repeats, or None. Raises `RunnerError` (conflict, interrupted)."""
+    key, task, tool = authenticated.call.idempotency_key, authenticated.principal.task, authenticated.tool
+    if not key:
+        return None
+    found: Earlier | None = calls.by_key(task, tool, key)
+    if found is None:
+        kept = state.kept_by_key(task, tool, key)
+        if kept is None:
+            return None
+        found = calls.find(task, kept.call) or kept
+    if found.arguments and found.arguments != call_digest(tool, authenticated.arguments):
+        raise refuse(
+            "conflict", f"key `{key}` was used with other arguments by call {found.call}", field="idempotency_key"
+        )
+    return found
+
+
+def finished(kept: KeptCall) -> Finished:
+    """What is known of a remembered call. Raises `RunnerError` (interrupted) when a crash ended it."""
+    outcome = kept.outcome
+    if outcome is None or outcome.outcome == "interrupted":
+        raise refuse("interrupted", f"call {kept.call} had begun when a part of the daemon died")
+    return Finished(
+        outcome=Outcome(
+            kind=outcome.outcome,  # type: ignore[arg-type] # an entry's kinds are the model's; the ledger keeps them as text
+            exit_code=outcome.exit_code,
+            signal=outcome.signal,
+            reason=outcome.reason,
+            usage=Usage() if outcome.used is None else msgspec.convert(msgspec.to_builtins(outcome.used), Usage),
+        ),
+        receipt=Receipt(call=kept.call, digest=kept.digest, position=kept.position, durable=True),
+        value=kept.value,
+        stdout=outcome.stdout.size if outcome.stdout is not None else 0,
+        stderr=outcome.stderr.size if outcome.stderr is not None else 0,
+    )
+
+
+async def replay(found: Earlier, reply: Reply) -> None:
+    """Answer with the call that this one repeats: its stored result, or its result when it comes."""
+    await reply.accepted(found.call, replayed=True)
+    if not isinstance(found, Running):
+        await reply.result(found.call, finished(found))
+        return
+    await follow(found, reply, stdout=0, stderr=0)
+
+
+async def follow(running: Running, reply: Reply, *, stdout: int, stderr: int) -> None:
+    """Send a detached call's kept output from these offsets on, then its result. Direct calls have no kept output."""
+    sent, starts = 0, {"stdout": stdout, "stderr": stderr}
+    while not reply.gone:
+        for chunk in running.chunks[sent:]:
+            sent += 1
+            skip = max(0, starts[chunk.stream] - chunk.offset)
+            if skip < len(chunk.data):
+                await reply.output(msgspec.structs.replace(chunk, offset=chunk.offset + skip, data=chunk.data[skip:]))
+        if sent < len(running.chunks):
+            continue
+        if running.finished.done():
+            answer = running.finished.result()
+            if isinstance(answer, Refusal):
+                raise RunnerError(answer)
+            await reply.result(running.call, answer)
+            return
+        await running.next_news()

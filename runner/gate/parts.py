@@ -1,0 +1,112 @@
+"""What gate holds while it serves: the parts that the pipeline asks, and the small values only gate makes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypedDict
+
+import msgspec
+
+from runner.config import Limits
+from runner.errors import refuse
+from runner.gate.authenticate import Authenticator
+from runner.gate.authorize import SessionView
+from runner.gate.calls import Calls, Reply, Running
+from runner.gate.entries import Journal, call_digest
+from runner.gate.idempotency import Remembered
+from runner.gate.serving import Serving
+from runner.gate.session import Session
+from runner.gate.tasks import Tasks
+from runner.model import Authenticated, CallPlan, ToolCall
+
+
+class Clock(msgspec.Struct, frozen=True):
+    """Time, ids and randomness, as arguments: what makes replay possible."""
+
+    now: Callable[[], float]  # epoch seconds
+    monotonic: Callable[[], float]
+    new_call: Callable[[], str]  # a time-ordered call id
+
+
+class Streams(TypedDict):
+    """What a pump needs to name a call's two output streams in the content store."""
+
+    numbers: tuple[int, int]
+    salts: tuple[bytes, bytes]
+
+
+class Parts:
+    """The parts of gate. `serving` is replaced as one when the catalogue is swapped."""
+
+    def __init__(
+        self,
+        *,
+        serving: Serving,
+        authenticator: Authenticator,
+        tasks: Tasks,
+        calls: Calls,
+        journal: Journal,
+        state: Remembered,
+        clock: Clock,
+        limits: Limits,
+    ) -> None:
+        self.serving = serving
+        self.authenticator = authenticator
+        self.tasks = tasks
+        self.calls = calls
+        self.journal = journal
+        self.state = state
+        self.clock = clock
+        self.limits = limits
+        self._streams = 0
+        self.draining = ""
+
+    def authenticate(self, call: ToolCall, session: Session) -> Authenticated:
+        """The proven call. Raises `RunnerError` (unauthenticated, revoked, task_ended, busy, unavailable)."""
+        if self.draining:
+            raise refuse("unavailable", self.draining, retry_after_ms=5000)
+        if session.task.ending:
+            raise refuse("task_ended", f"the task ended: {session.task.ending}")
+        session.task.used = self.clock.monotonic()
+        return self.authenticator.authenticate(call, session.verified, session.nonce, self.clock.now())
+
+    def reserve(self, authenticated: Authenticated, reply: Reply) -> Running:
+        """The running call, findable by its id and idempotency key from now on. Raises `RunnerError` (busy)."""
+        task = authenticated.principal.task
+        if len(self.calls.of_task(task)) >= self.limits.calls_per_task:
+            raise refuse(
+                "busy", f"the task has {self.limits.calls_per_task} calls running or waiting", retry_after_ms=500
+            )
+        asked = authenticated.call
+        running = Running(
+            self.clock.new_call(),
+            task,
+            authenticated.tool,
+            reply=reply,
+            window=self.limits.output_window,
+            client=asked.window,
+            detach=asked.detach,
+            sync=asked.sync,
+        )
+        if asked.idempotency_key:
+            running.key = asked.idempotency_key
+            running.arguments = call_digest(authenticated.tool, authenticated.arguments)
+        self.calls.add(running)
+        reply.follows(running)
+        return running
+
+    def view(self, authenticated: Authenticated, session: Session) -> SessionView:
+        """What policy sees of the session."""
+        return session.task.context.view(session.facts.original_request, len(authenticated.chain) - 1)
+
+    def admit(self, running: Running, planned: CallPlan) -> CallPlan:
+        """Take the plan's bounds into account. Raises `RunnerError` (busy) when detached output would exceed its bound."""
+        if running.detach and not self.calls.room(planned.output):
+            raise refuse("busy", "detached calls hold as much output as may be kept", retry_after_ms=5000)
+        running.output = planned.output
+        return planned
+
+    def streams(self) -> Streams:
+        """Two fresh content streams for a call's output: numbers and salts."""
+        self._streams += 2
+        return Streams(numbers=(self._streams - 1, self._streams), salts=(self.journal.salt(), self.journal.salt()))

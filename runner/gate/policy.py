@@ -1,0 +1,307 @@
+"""Policies compiled once, evaluated per call: Cedar behind a door that answers DENY whenever anything is unclear.
+
+The only importer of cedarpy. A bundle compiles whole or not at all. Per action it holds the parsed rules that could
+match there, so that a decision does not grow with rules about other tools. Traps that this module closes: Cedar
+answers Allow beside an error from a forbid that failed; NoDecision is no answer; parse errors have no place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import cedarpy
+import msgspec
+from cedarpy import pst
+
+from runner.errors import refuse
+from runner.gate.rules import MAX_RULES, Rule, Source, checked, cut, offender
+from runner.gate.schema import Record, cedar_schema, hidden, show, visible
+from runner.model import Effect, Manifest, Principal
+from runner.wire.guest import code_digest
+
+# DENY beats DEFER beats STEP_UP beats MODIFY beats ALLOW, whatever the order of the rules.
+PRECEDENCE: tuple[Effect, ...] = ("deny", "defer", "step_up", "modify", "allow")
+_PRINCIPALS = 1024  # parsed principals kept; at the bound all are dropped, which costs 15 µs each to build again
+_TEXT = 300
+
+
+def strongest(effects: Iterable[Effect]) -> Effect:
+    """The effect that wins among those that matched; none is DENY."""
+    found = set(effects)
+    return next((effect for effect in PRECEDENCE if effect in found), "deny")
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What the policies say. `rules` are the ids of those that decided; `errors` is never empty beside an allow."""
+
+    effect: Effect
+    reason: str
+    rules: tuple[str, ...] = ()
+    errors: tuple[str, ...] = ()
+    allowed: str = ""
+
+
+class _Slice(msgspec.Struct, frozen=True, kw_only=True):
+    """The rules that could match one action, parsed; `rules` by the ids that the engine gave them."""
+
+    policies: cedarpy.PolicySet
+    rules: dict[str, Rule]
+    arguments: Record
+
+
+class PolicyBundle:
+    """A whole set of policies for one set of tools. Immutable, apart from a cache of parsed principals."""
+
+    def __init__(
+        self,
+        digest: str,
+        rules: tuple[Rule, ...],
+        schema: cedarpy.Schema,
+        tools: cedarpy.Entities,
+        slices: dict[str, _Slice],
+    ) -> None:
+        self.digest = digest
+        self.all_rules = rules
+        self._schema = schema
+        self._tools = tools
+        self._slices = slices
+        self._known: dict[tuple[str, ...], cedarpy.Entities] = {}
+
+    @classmethod
+    def compile(cls, policies: Mapping[str, bytes], manifests: Mapping[str, Manifest]) -> PolicyBundle:
+        """Parse, check and validate every file. Raises `RunnerError` (policy, or manifest when no schema can be made of
+        the tools) naming file, line and column. No policy at all compiles, and denies everything."""
+        schema_text = cedar_schema(manifests.values())
+        try:
+            schema = cedarpy.Schema.from_str(schema_text)
+        except ValueError as error:
+            raise refuse("manifest", f"the tools make no policy schema: {str(error)[:_TEXT]}") from None
+        rules, parsed = _rules(policies)
+        _validate(rules, schema, manifests)
+        slices = {}
+        for tool, manifest in manifests.items():
+            applies = [rule for rule, node in zip(rules, parsed, strict=True) if may_match(node, manifest)]
+            slices[tool] = _slice(applies, visible(manifest))
+        tools = cedarpy.Entities.from_json_str(msgspec.json.encode(_tool_entities(manifests)).decode(), schema)
+        return cls(code_digest(dict(policies)), tuple(rules), schema, tools, slices)
+
+    def rules(self, tool: str) -> tuple[Rule, ...]:
+        """The rules that could match a call of `tool`, in the order of their files."""
+        return tuple(self._slices[tool].rules.values()) if tool in self._slices else ()
+
+    def evaluate(
+        self, tool: str, principal: Principal, profile: str, arguments: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> Verdict:
+        """The verdict on one call whose arguments fit their schema. `context` is the rest of Cedar's context.
+
+        Raises `RunnerError` (arguments) for a value that policy cannot see exactly; anything else is a verdict."""
+        part = self._slices.get(tool)
+        if part is None or not part.rules:
+            return Verdict(effect="deny", reason="no policy permits this tool")
+        request = {
+            "principal": {"type": "Agent", "id": principal.agent},
+            "action": {"type": "Action", "id": tool},
+            "resource": {"type": "Tool", "id": tool},
+            "context": msgspec.json.encode({"arguments": show(part.arguments, arguments), **context}).decode(),
+        }
+        try:
+            entities = self._entities(principal, profile)
+            # Without the schema (18 µs): `show` gives each value the type that the rules were validated against.
+            answer = cedarpy.is_authorized(request, part.policies, entities)
+            return _verdict(part, answer.decision, answer.diagnostics.reasons, answer.diagnostics.errors)
+        except BaseException as error:
+            # A panic of the engine is no Exception. Whatever it was, it is no permission.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            text = f"the policy engine failed: {type(error).__name__}"
+            return Verdict(effect="deny", reason=text, errors=(text,))
+
+    def _entities(self, principal: Principal, profile: str) -> cedarpy.Entities:
+        key = (principal.agent, principal.owner, principal.task, principal.session, profile)
+        found = self._known.get(key)
+        if found is None:
+            if len(self._known) >= _PRINCIPALS:
+                self._known.clear()
+            added = msgspec.json.encode(_principal_entities(principal, profile)).decode()
+            found = self._known[key] = self._tools.with_added_json_str(added, self._schema)
+        return found
+
+
+# --- compiling -----------------------------------------------------------------------------------------------
+
+
+def _rules(policies: Mapping[str, bytes]) -> tuple[list[Rule], list[pst.Template]]:
+    rules: list[Rule] = []
+    parsed: list[pst.Template] = []
+    places: dict[str, Rule] = {}
+    for name in sorted(policies):
+        for source in cut(f"policies/{name}", policies[name]):
+            node = _parse(source)
+            rule = checked(source, node.effect, node.annotations)
+            if rule.id in places:
+                other = places[rule.id].source.place()
+                raise source.wrong(f"@id: `{rule.id}` is also the id of the rule at {other}", 0, "ids are unique")
+            places[rule.id] = rule
+            rules.append(rule)
+            parsed.append(node)
+    if len(rules) > MAX_RULES:
+        raise rules[MAX_RULES].source.wrong(f"more than {MAX_RULES} rules", 0, "merge rules")
+    return rules, parsed
+
+
+def _parse(source: Source) -> pst.Template:
+    """One rule's text as the engine's own tree."""
+    message = _parse_error(source.text)
+    if message:
+        at = offender(source.text, _parse_error) if message.startswith(("unexpected", "invalid token")) else 0
+        named = re.search(r"(?:variable(?: in the policy scope)?|annotation): @?(\w+)", message)
+        raise source.wrong(f"not Cedar: {message[:_TEXT]}", at or (source.find(named.group(1)) if named else 0))
+    try:
+        found = cedarpy.policies_to_pst(source.text)
+    except ValueError as error:
+        raise source.wrong(f"not a rule this version reads: {str(error)[:_TEXT]}") from None
+    if found.templates or len(found.static_policies) != 1:
+        raise source.wrong("a template, or not exactly one rule", 0, "write the principal out instead of ?principal")
+    return next(iter(found.static_policies.values()))
+
+
+def _parse_error(text: str) -> str:
+    try:
+        cedarpy.PolicySet.from_str(text)
+    except ValueError as error:
+        return str(error) or "unreadable"
+    return ""
+
+
+def _validate(rules: Sequence[Rule], schema: cedarpy.Schema, manifests: Mapping[str, Manifest]) -> None:
+    """Every rule against the schema, strictly: unknown tools, arguments that policy cannot see, optional ones."""
+    if not rules:
+        return
+    result = cedarpy.validate_policies(_join(rules), schema)
+    if result.validation_passed:
+        return
+    error = result.errors[0] if result.errors else None
+    by_id = {rule.id: rule for rule in rules}
+    rule = by_id.get(result.id_annotations_by_policy_id.get(error.policy_id, "")) if error else None
+    if error is None or rule is None:
+        raise refuse("policy", "the policies do not fit the tools' schema", field="policies")
+    text = re.sub(r"^for policy `[^`]*`, ", "", error.error)[:_TEXT]
+    named = re.search(r"attribute `(?:\w+\.)*(\w+)`", text)
+    attribute = named.group(1) if named else ""
+    tools = [tool for tool, manifest in manifests.items() if attribute in hidden(manifest)]
+    if tools and "not found" in text:
+        hint = (
+            f"policy cannot see `{attribute}` of {', '.join(tools)}: give it a Cedar type under [project] in tool.toml"
+        )
+    elif "optional attribute" in text:
+        hint = f"ask first: `context.arguments has {attribute} && …`"
+    else:
+        hint = "see `runner policy schema`"
+    raise rule.source.wrong(f"rule {rule.id}: {text}", rule.source.find(re.escape(attribute)) if attribute else 0, hint)
+
+
+def may_match(node: pst.Template, manifest: Manifest) -> bool:
+    """Whether a rule's scope can hold for calls of this tool. True for every scope this does not understand."""
+    action, resource = node.action, node.resource
+    names = {manifest.id, manifest.consequence, "any"}
+    if isinstance(action, pst.ActionEq) and action.entity.id != manifest.id:
+        return False
+    if isinstance(action, pst.ActionIn) and not names & {entity.id for entity in action.entities}:
+        return False
+    return not (
+        isinstance(resource, pst.ScopeEq)
+        and isinstance(resource.entity, pst.EntityUid)
+        and resource.entity.id != manifest.id
+    )
+
+
+def _slice(rules: Sequence[Rule], arguments: Record) -> _Slice:
+    policies = cedarpy.PolicySet.from_str(_join(rules))
+    by_id = {rule.id: rule for rule in rules}
+    named = {key: by_id[node.annotations["id"]] for key, node in policies.to_pst().static_policies.items()}
+    if len(named) != len(rules):
+        raise refuse("internal", "the policy engine read another number of rules than were checked")
+    order = {rule.id: number for number, rule in enumerate(rules)}
+    return _Slice(
+        policies=policies,
+        rules=dict(sorted(named.items(), key=lambda item: order[item[1].id])),
+        arguments=arguments,
+    )
+
+
+def _join(rules: Sequence[Rule]) -> str:
+    return "\n".join(rule.source.text for rule in rules)
+
+
+def _tool_entities(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    return [
+        {
+            "uid": {"type": "Tool", "id": manifest.id},
+            "attrs": {"consequence": manifest.consequence, "digest": manifest.digest},
+            "parents": [],
+        }
+        for manifest in manifests.values()
+    ]
+
+
+def _principal_entities(principal: Principal, profile: str) -> list[dict[str, Any]]:
+    owner = {"type": "Owner", "id": principal.owner}
+    attributes = {"owner": principal.owner, "task": principal.task, "session": principal.session, "profile": profile}
+    return [
+        {"uid": owner, "attrs": {}, "parents": []},
+        {"uid": {"type": "Agent", "id": principal.agent}, "attrs": attributes, "parents": [owner]},
+    ]
+
+
+# --- deciding ------------------------------------------------------------------------------------------------
+
+
+def _verdict(part: _Slice, decision: cedarpy.Decision, reasons: Sequence[str], errors: Sequence[str]) -> Verdict:
+    """Cedar's answer as a verdict. An error beside whatever answer denies, and so does no answer."""
+    if errors or decision not in (cedarpy.Decision.Allow, cedarpy.Decision.Deny):
+        return _failed(part, errors)
+    matched = [rule for key, rule in part.rules.items() if key in reasons]
+    if decision is cedarpy.Decision.Deny and matched:
+        return Verdict(
+            effect="deny",
+            reason=matched[0].reason or f"rule {matched[0].id} forbids this call",
+            rules=tuple(rule.id for rule in matched),
+        )
+    if decision is cedarpy.Decision.Deny:
+        permits = [rule for rule in part.rules.values() if rule.effect == "permit"]
+        near = ", ".join(rule.id for rule in permits[:3])
+        return Verdict(
+            effect="deny",
+            reason=f"no policy permits this call; these did not match: {near}"
+            if near
+            else "no policy permits this tool",
+            allowed="; ".join(rule.reason for rule in permits[:3] if rule.reason)[:_TEXT],
+        )
+    if not matched or len(matched) != len(set(reasons)):
+        return _failed(part, ["the engine named a rule that is not in the bundle"])
+    effect = strongest(rule.decision for rule in matched)
+    deciding = [rule for rule in matched if rule.decision == effect]
+    return Verdict(
+        effect=effect,
+        reason=deciding[0].reason or f"rule {deciding[0].id} permits this call",
+        rules=tuple(rule.id for rule in deciding),
+    )
+
+
+def _failed(part: _Slice, errors: Sequence[str]) -> Verdict:
+    """A denial that names the rules which could not be evaluated, and why."""
+    told: list[str] = []
+    rules: list[str] = []
+    for error in errors:
+        named = re.search(r"policy `([^`]*)`", error)
+        rule = part.rules.get(named.group(1)) if named else None
+        text = error.replace(f"`{named.group(1)}`", f"`{rule.id}`", 1) if named and rule else error
+        told.append("".join(char if char.isprintable() else " " for char in text[:_TEXT]))
+        if rule:
+            rules.append(rule.id)
+    why = told[0] if told else "the policy engine gave no answer"
+    return Verdict(
+        effect="deny", reason=f"policy could not be evaluated: {why}", rules=tuple(rules), errors=(why, *told[1:])
+    )

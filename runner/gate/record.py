@@ -1,0 +1,73 @@
+"""The two entries of a call: before its process exists, and after everything of it is gone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runner.gate import entries
+from runner.gate.approve import settle
+from runner.gate.calls import Finished, Running
+from runner.gate.entries import Journal, canonical
+from runner.gate.serving import Serving
+from runner.gate.session import Session
+from runner.ledger.entry import Stream
+from runner.model import Authenticated, CallPlan, Decision, Outcome
+
+
+async def call(
+    journal: Journal,
+    authenticated: Authenticated,
+    decision: Decision,
+    planned: CallPlan | None,
+    running: Running,
+    session: Session,
+    serving: Serving,
+) -> None:
+    """Write the call with its decision, and its plan when it was allowed; the task's beginning first."""
+    since = session.task.context.decided(authenticated.tool, allowed=planned is not None)
+    manifest = serving.tools.get(authenticated.tool)
+    kept = None
+    if planned is not None and manifest is not None:
+        await session.tasks.begin(session.task)
+        kept = entries.planned(planned, manifest.profile, await journal.keep(canonical(planned)))
+    entry = entries.call_entry(
+        authenticated,
+        settle(decision),
+        call=running.call,
+        time=journal.stamp(),
+        arguments=await journal.keep(canonical(authenticated.arguments), journal.salt()),
+        tool_digest=manifest.digest if manifest is not None else "",
+        facts=session.facts,
+        untrusted=since,
+        plan=kept,
+    )
+    await journal.write(entry, arguments=running.arguments)
+    running.recorded = True
+
+
+async def outcome(
+    journal: Journal,
+    ended: Outcome,
+    running: Running,
+    streams: tuple[Stream | None, Stream | None],
+    raw: bytes | None,
+    value: Any,
+    walls: tuple[str, ...],
+) -> Finished:
+    """Seal the call. `raw` is a python tool's result as it came, `value` what it means."""
+    stdout, stderr = streams
+    kept = await journal.keep(raw, journal.salt()) if raw is not None else None
+    entry = entries.outcome_entry(
+        ended,
+        call=running.call,
+        task=running.task,
+        time=journal.stamp(),
+        stdout=stdout,
+        stderr=stderr,
+        result=kept,
+        walls=walls,
+    )
+    receipt = await journal.seal(entry, sync=running.sync, value=raw)
+    return Finished(
+        ended, receipt, value, stdout.size if stdout is not None else 0, stderr.size if stderr is not None else 0
+    )

@@ -1,0 +1,133 @@
+"""THE PATH of one call, top to bottom: authenticate, authorize, approve, plan, record, execute, filter, record, reply.
+
+Every step is a value in, a value out; only the order is here. A refusal is recorded before it is told. Nothing
+happens in a sandbox before the call, its decision and its plan are in the ledger.
+"""
+
+from __future__ import annotations
+
+from runner.errors import Refusal, RunnerError, refusal, refuse
+from runner.gate import idempotency, record
+from runner.gate.approve import approve, beyond
+from runner.gate.authorize import authorize
+from runner.gate.calls import Finished, Reply, Running
+from runner.gate.parts import Parts
+from runner.gate.serving import Serving
+from runner.gate.session import Session
+from runner.model import Authenticated, CallPlan, Grant, Outcome, ToolCall
+from runner.sandbox.connection import Piece
+from runner.sandbox.execute import Executor
+from runner.sandbox.plan import plan
+from runner.stream.pump import Pump
+from runner.stream.result import structured
+from runner.telemetry import Span, Telemetry
+
+ABANDONED = refusal("internal", "the call was abandoned")
+
+
+class Pipeline:
+    """The order of the steps. `parts` is what gate holds, `executor` what runs calls in sandboxes."""
+
+    def __init__(self, parts: Parts, executor: Executor, telemetry: Telemetry) -> None:
+        self._parts = parts
+        self._executor = executor
+        self._telemetry = telemetry
+
+    async def handle(self, call: ToolCall, session: Session, reply: Reply) -> None:
+        """Take one call to its end: `reply` gets its result, or the `RunnerError` raised here refuses it."""
+        with self._telemetry.span(call.traceparent) as span:
+            # 1. authenticate: the chain, the proof, its freshness. The verified proof's arguments are the arguments.
+            authenticated = self._parts.authenticate(call, session)
+            span.authenticated(authenticated)
+            earlier = idempotency.earlier(authenticated, self._parts.calls, self._parts.state)
+            if earlier is not None:
+                await idempotency.replay(earlier, reply)
+                return
+            running = self._parts.reserve(authenticated, reply)
+            span.named(running.call)
+            finished: Finished | Refusal = ABANDONED
+            try:
+                finished = await self._decided(authenticated, running, session, reply, span)
+            except RunnerError as error:
+                finished = error.refused
+                span.refused(error.refused.code)
+                raise
+            finally:
+                self._parts.calls.over(running, keep=isinstance(finished, Finished))
+                running.finish(finished)
+            span.sealed(finished.outcome.kind, finished.receipt.position)
+            # 8. reply: the result follows the sealed receipt.
+            await reply.result(running.call, finished)
+
+    async def _decided(
+        self, authenticated: Authenticated, running: Running, session: Session, reply: Reply, span: Span
+    ) -> Finished:
+        serving = self._parts.serving  # one catalogue for the whole call, whatever is swapped meanwhile
+        # 2. authorize and 3. approve: total functions; only ALLOW becomes a grant.
+        decision = beyond(authenticated, session.verified.tools) or authorize(
+            authenticated, self._parts.view(authenticated, session), serving, serving.policies
+        )
+        span.decided(decision)
+        answer = approve(authenticated, decision, running.call)
+        # 4. plan, and record: call, decision and plan are in the ledger before anything else exists.
+        planned = self._planned(answer, running, session, serving)
+        await record.call(self._parts.journal, authenticated, decision, planned, running, session, serving)
+        if isinstance(answer, Refusal) or planned is None:
+            raise RunnerError(answer if isinstance(answer, Refusal) else ABANDONED)
+        # --- a crash from here on is recoverable: at its next start the recorder seals the call as interrupted.
+        await reply.accepted(running.call, replayed=False)
+        # 5. execute and 6. filter. Whatever happens now is an outcome, and every outcome is sealed.
+        pump = Pump(self._parts.journal.recorder, limit=planned.output, **self._parts.streams())
+        try:
+            outcome, raw, walls = await self._execute(planned, running, session, serving, pump)
+        except RunnerError as error:
+            outcome, raw, walls = Outcome(kind="unavailable", reason=error.refused.reason), None, ()
+        # 7. record: sealed before it is told.
+        value, problem = structured(raw, planned.result)
+        streams = await pump.close()
+        finished = await record.outcome(
+            self._parts.journal, outcome, running, streams, None if problem else raw, value, walls
+        )
+        if outcome.kind == "unavailable":
+            raise refuse("unavailable", outcome.reason)
+        return finished
+
+    def _planned(
+        self, answer: Grant | Refusal, running: Running, session: Session, serving: Serving
+    ) -> CallPlan | None:
+        if isinstance(answer, Refusal):
+            return None
+        manifest = serving.tools[answer.authenticated.tool]
+        return self._parts.admit(
+            running,
+            plan(
+                answer,
+                sandbox=self._executor.sandbox_of(session.task.id),
+                manifest=manifest,
+                task=serving.task_profiles[session.task.profile],
+                tool=serving.tool_profiles[manifest.profile],
+            ),
+        )
+
+    async def _execute(
+        self, planned: CallPlan, running: Running, session: Session, serving: Serving, pump: Pump
+    ) -> tuple[Outcome, bytes | None, tuple[str, ...]]:
+        profile = serving.task_profiles[session.task.profile]
+        value: bytes | None = None
+        execution = await self._executor.start(planned, session.task.id, profile, serving.tools[planned.tool], running)
+        async with execution:
+            while not isinstance(event := await execution.next(), Outcome):
+                if isinstance(event, Piece):
+                    await self._deliver(event, running, session, pump)
+                else:
+                    value = event.data
+        return execution.judge(event, running.cancelled), value, execution.guest.walls
+
+    async def _deliver(self, piece: Piece, running: Running, session: Session, pump: Pump) -> None:
+        running.received(len(piece.data))
+        chunk = await pump.take(piece.stream, piece.data)
+        if chunk is not None and await running.deliver(chunk):
+            pump.delivered(chunk)
+            session.task.context.delivered(running.call)
+        if pump.capped:
+            running.cancel("output_capped", f"more than {running.output} bytes of output")

@@ -1,0 +1,155 @@
+"""The content store: bytes named by their SHA-256, so that every digest in an entry resolves.
+
+Up to 64 KiB they are rows of one SQLite file, written in one transaction per group commit; larger ones stream into
+files of their own. Salted content is stored salt first and named with it. The same bytes are stored once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+from pathlib import Path
+
+from runner.errors import refuse
+from runner.ledger.tile import LARGE_CONTENT, PARTIAL_CONTENT, SMALL, SMALL_CONTENT, content_path
+from runner.recorder.durability import FILE_MODE, make_folder, sync_folder, write_all
+
+MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
+
+_SCHEMA = "CREATE TABLE IF NOT EXISTS blob (digest BLOB PRIMARY KEY NOT NULL, data BLOB NOT NULL)"
+_INSERT = "INSERT OR IGNORE INTO blob (digest, data) VALUES (?, ?)"
+
+
+class _Stream:
+    """Content that is still arriving: in memory while small, then in a temporary file."""
+
+    __slots__ = ("buffer", "descriptor", "hash", "path")
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.hash = hashlib.sha256()
+        self.buffer = bytearray()
+        self.descriptor = -1
+
+    def write(self, data: bytes) -> None:
+        self.hash.update(data)
+        if self.descriptor >= 0:
+            write_all(self.descriptor, data)
+            return
+        self.buffer += data
+        if len(self.buffer) > SMALL:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+            self.descriptor = os.open(self.path, flags, FILE_MODE)
+            write_all(self.descriptor, self.buffer)
+            self.buffer.clear()
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def drop(self) -> None:
+        if self.descriptor >= 0:
+            self.close()
+            self.path.unlink()
+
+
+class ContentStore:
+    """The writer. One per ledger, under the ledger's lock. OSError and sqlite3.Error are the caller's to end on."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._partial = folder / PARTIAL_CONTENT
+        self._pending: dict[bytes, bytes] = {}
+        self._streams: dict[int, _Stream] = {}
+        self._made = 0
+        for needed in (self._partial, folder / LARGE_CONTENT):
+            make_folder(needed)
+        for left in self._partial.iterdir():  # of a run that died: nothing names them
+            left.unlink()
+        database = folder / SMALL_CONTENT
+        # SQLite gives its files the mode of the first one, so that one is made here.
+        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE))
+        self._database = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
+        self._database.execute("PRAGMA journal_mode=WAL")
+        self._database.execute("PRAGMA synchronous=FULL")
+        self._database.execute(_SCHEMA)
+        sync_folder(folder)
+
+    def store(self, data: bytes) -> str:
+        """Keep `data`; durable after the next `commit`. Returns its name."""
+        name = hashlib.sha256(data)
+        if len(data) <= SMALL:
+            self._pending[name.digest()] = data
+        else:
+            stream = _Stream(self._temporary())
+            stream.write(data)
+            self._settle(stream, name.hexdigest())
+        return name.hexdigest()
+
+    def open_stream(self, stream: int, salt: bytes = b"") -> None:
+        """Begin content in pieces. Raises `RunnerError` (ledger) for a number in use, or too many."""
+        if stream in self._streams or len(self._streams) >= MAX_STREAMS:
+            raise refuse("ledger", f"content stream {stream} is open already, or {MAX_STREAMS} are")
+        self._streams[stream] = opened = _Stream(self._temporary())
+        opened.write(salt)
+
+    def write_stream(self, stream: int, data: bytes) -> None:
+        """The next piece."""
+        self._find(stream).write(data)
+
+    def close_stream(self, stream: int, digest: str = "", *, drop: bool = False) -> None:
+        """The end: its name must be `digest`, or `RunnerError` (ledger) is raised and it is forgotten."""
+        closing = self._find(stream)
+        del self._streams[stream]
+        name = closing.hash.hexdigest()
+        if drop or name != digest:
+            closing.drop()
+            if not drop:
+                raise refuse("ledger", f"content came as {name}, but {digest} was announced")
+        elif closing.descriptor >= 0:
+            self._settle(closing, name)
+        else:
+            self._pending[closing.hash.digest()] = bytes(closing.buffer)
+
+    def commit(self) -> None:
+        """Make everything stored so far durable, in one transaction."""
+        if not self._pending:
+            return
+        execute = self._database.execute
+        execute("BEGIN IMMEDIATE")
+        self._database.executemany(_INSERT, self._pending.items())
+        execute("COMMIT")
+        self._pending.clear()
+
+    def close(self) -> None:
+        """Close without committing; open streams are forgotten."""
+        for stream in self._streams.values():
+            stream.drop()
+        self._streams.clear()
+        self._database.close()
+
+    def _temporary(self) -> Path:
+        self._made += 1
+        return self._partial / str(self._made)
+
+    def _find(self, stream: int) -> _Stream:
+        found = self._streams.get(stream)
+        if found is None:
+            raise refuse("ledger", f"content stream {stream} is not open")
+        return found
+
+    def _settle(self, stream: _Stream, name: str) -> None:
+        """Give a whole temporary file its name, durably."""
+        path = self._folder / content_path(name)
+        if path.exists():
+            stream.drop()
+            sync_folder(path.parent)  # the run that wrote it may have died before it did
+            return
+        os.fsync(stream.descriptor)
+        stream.close()
+        make_folder(path.parent)
+        # A crash before the rename leaves a temporary file, which the next start removes.
+        stream.path.rename(path)
+        sync_folder(path.parent)

@@ -1,0 +1,148 @@
+"""How bytes reach the disk, and what it means when they do not.
+
+Every failure below ends the recorder: it answers nothing more, and the next start recovers. A failed fsync is never
+repeated, because the kernel may have dropped the pages and a second fsync would lie. Nothing is acknowledged before
+step 4, so an acknowledged entry survives a crash at any instruction.
+
+| # | write | when | a failure or crash here leaves |
+| --- | --- | --- | --- |
+| 1 | small content: one SQLite transaction, WAL, FULL | commit | content that no entry names: harmless |
+| 2 | large content: tmp/*, fsync, rename, fsync folder | its end | the same; tmp/* is emptied at start |
+| 3 | tail: append entries and their signed checkpoint | commit | a torn group: cut and noted as `repair` |
+| 4 | tail: fdatasync. On return: **acknowledge** | commit | the same: nobody was told of the group |
+| 5 | tile/entries/N, tile/L/N: .new, fsync, rename | tidy | tiles whose entries the tail holds too |
+| 6 | fsync of the folders of 5 | tidy | the same: start does 5 again, and compares |
+| 7 | tail.new, fsync | tidy | the old tail, whole; tail.new is removed |
+| 8 | tail.new to tail: rename, fsync folder | tidy | the old tail or the new one, each whole |
+| 9 | partial tiles of what became full: unlink | tidy | partial tiles, still true, checked like all |
+| 10 | partial tiles | stop | none: only readers of other makes need them |
+| 11 | checkpoint.new, fsync, rename, fsync folder | tidy, stop | an earlier checkpoint of the same ledger |
+
+tidy writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
+
+Creation is 11 (an empty tree), then 7 and 8: a folder with a checkpoint of size 0 and no tail is a creation that
+was cut off, and is done again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runner.errors import refuse
+from runner.ledger.tile import TEMPORARY
+
+FILE_MODE = 0o600
+FOLDER_MODE = 0o700
+
+
+@contextmanager
+def to_disk(what: str) -> Iterator[None]:
+    """Errors of the disk as the refusal they are: `RunnerError` (ledger), to be treated as the end."""
+    try:
+        yield
+    except OSError as error:
+        place = f" ({error.filename})" if error.filename else ""
+        raise _lost(what, f"{error.strerror or error}{place}") from error
+    except sqlite3.Error as error:
+        raise _lost(what, str(error)) from error
+
+
+def _lost(what: str, why: str) -> Exception:
+    return refuse(
+        "ledger",
+        f"{what} failed: {why}",
+        next_step="free or repair the disk, then start the daemon again; it recovers what was acknowledged",
+    )
+
+
+def write_all(descriptor: int, data: bytes | bytearray) -> None:
+    """Write all of `data`, however many writes it takes."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder (0700) and its parents up to one that exists; their names are durable on return."""
+    missing: list[Path] = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for made in reversed(missing):
+        made.mkdir(FOLDER_MODE)
+        sync_folder(made.parent)
+
+
+def write_new(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+    """A file that appears under its name only when it is whole and on disk. The caller syncs the folder."""
+    temporary = path.with_name(path.name + TEMPORARY)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        os.fchmod(descriptor, mode)
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    # A crash here leaves a temporary file that nobody reads.
+    temporary.rename(path)
+
+
+def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
+    """Replace a file as a whole, durably."""
+    write_new(path, data, mode=mode)
+    sync_folder(path.parent)
+
+
+def write_once(files: Iterable[tuple[Path, bytes]]) -> None:
+    """Write files that never change again, durably. One that exists must hold the same bytes.
+
+    Raises `RunnerError` (ledger) when it holds others: evidence would have been rewritten."""
+    folders: set[Path] = set()
+    for path, data in files:
+        make_folder(path.parent)
+        if path.exists():
+            if path.read_bytes() != data:
+                raise refuse(
+                    "ledger",
+                    "it holds other bytes than the tail does for the same entries",
+                    field=str(path),
+                    next_step="keep the folder for examination; restore a backup, or move it away and begin anew",
+                )
+        else:
+            write_new(path, data)
+        # Also for one that existed: the crash that left it may have come before its folder was synced.
+        folders.add(path.parent)
+    for folder in sorted(folders):
+        sync_folder(folder)
+
+
+def lock(path: Path) -> int:
+    """Hold the ledger for this process; the descriptor is the lock. Raises `RunnerError` when another holds it."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
+        raise refuse(
+            "ledger",
+            "another recorder writes this ledger",
+            field=str(path),
+            next_step="stop the other daemon, or give this one its own state folder",
+        ) from None
+    return descriptor

@@ -1,0 +1,141 @@
+"""From a grant to the plan of its call: the tool's manifest inside the tool profile inside the task profile.
+
+Pure: everything is an argument. A tool profile can only narrow (`runner.catalog` refuses one that does not), so
+each number here is the smaller of the two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from typing import Any
+
+from runner.errors import refuse
+from runner.model import CallPlan, Grant, Jail, Manifest, TaskProfile, ToolProfile
+
+WORKSPACE = "/workspace"
+TOOLS = "/run/tools"
+# What every tool may read and run: the image. /proc and /dev are Docker's masked ones.
+SYSTEM = ("/bin", "/etc", "/lib", "/lib64", "/usr")
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_ENVIRONMENT = {
+    "HOME": WORKSPACE,
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/bin:/usr/bin:/bin",
+    "PWD": WORKSPACE,
+    "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own tmpfs
+}
+
+
+def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, tool: ToolProfile) -> CallPlan:
+    """The plan of an allowed call. Raises `RunnerError` (arguments) when argv cannot be built from the arguments."""
+    arguments = grant.authenticated.arguments
+    ceilings = task.ceilings
+    roots = _roots(manifest, grant.authenticated.constraints)
+    deadline = grant.authenticated.call.deadline_ms
+    wall = _least(ceilings.wall_ms, tool.wall_ms, deadline)
+    return CallPlan(
+        call=grant.call,
+        sandbox=sandbox,
+        tool=manifest.id,
+        kind=manifest.kind,
+        isolation=tool.isolation,
+        jail=_jail(manifest, ceilings.open_files, ceilings.file_size, tool, roots),
+        argv=_argv(manifest, arguments) if manifest.kind == "argv" else (),
+        arguments=arguments if manifest.kind == "python" else {},
+        roots=roots,
+        environment=_ENVIRONMENT if tool.tmp else {**_ENVIRONMENT, "TMPDIR": WORKSPACE},
+        code_digest=manifest.code_digest,
+        stdin=manifest.stdin and grant.authenticated.call.stdin,
+        wall_ms=wall,
+        cpu_s=_least(ceilings.cpu_s, tool.cpu_s),
+        output=_least(ceilings.output, tool.output),
+        result=ceilings.result,
+    )
+
+
+def _least(first: int, *others: int) -> int:
+    """The smallest of these; 0 among `others` means not stated."""
+    return min([first, *(value for value in others if value > 0)])
+
+
+def _jail(manifest: Manifest, open_files: int, file_size: int, tool: ToolProfile, roots: dict[str, str]) -> Jail:
+    read = [*SYSTEM, *DEVICES, "/proc"]
+    write = ["/dev/null"]
+    if manifest.code_digest:
+        read.append(f"{TOOLS}/{manifest.id}")
+    execute = list(SYSTEM)
+    # An argv tool cannot be held by openat2: the folders its token grants become its Landlock rules.
+    granted = sorted(set(roots.values())) if manifest.kind == "argv" and roots else [WORKSPACE]
+    if tool.workspace != "none":
+        read += granted
+    if tool.workspace == "write":
+        write += granted
+        execute += granted  # a tool may run what it wrote: the walls hold for that too
+    if tool.tmp:
+        read.append("/tmp")  # noqa: S108 - the sandbox's own tmpfs
+        write.append("/tmp")  # noqa: S108
+        execute.append("/tmp")  # noqa: S108
+    return Jail(
+        read=tuple(read),
+        write=tuple(write),
+        execute=tuple(execute),
+        seccomp=",".join(tool.seccomp_deny),
+        open_files=_least(open_files, tool.open_files),
+        file_size=_least(file_size, tool.file_size),
+    )
+
+
+def jail_key(jail: Jail) -> str:
+    """The name of a jail: calls with equal walls may share a launcher, one after the other."""
+    text = "\n".join(
+        [*jail.read, "w", *jail.write, "x", *jail.execute, jail.seccomp, str(jail.open_files), str(jail.file_size)]
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _roots(manifest: Manifest, constraints: dict[str, Any]) -> dict[str, str]:
+    """The folder that the token confines each path argument to: enforced again where the file is opened."""
+    found = {}
+    for name in manifest.paths:
+        root = _root(constraints.get(name))
+        if root is not None:
+            found[name] = root
+    return found
+
+
+def _root(constraint: Any) -> str | None:
+    if not isinstance(constraint, dict):
+        return None
+    if constraint.get("constraint_type") == "path_containment":
+        return posixpath.normpath(posixpath.join(WORKSPACE, str(constraint.get("root", ""))))
+    if constraint.get("constraint_type") == "all":
+        roots = [root for clause in constraint.get("constraints", ()) if (root := _root(clause)) is not None]
+        return max(roots, key=len, default=None)
+    return None
+
+
+def _argv(manifest: Manifest, arguments: dict[str, Any]) -> tuple[str, ...]:
+    built: list[str] = []
+    for part in manifest.argv:
+        if not (part.startswith("{") and part.endswith("}")):
+            built.append(part)
+            continue
+        name = part[1:-1]
+        value = arguments.get(name)
+        if isinstance(value, list):
+            built.extend(_word(name, item) for item in value)
+        elif value is not None:
+            built.append(_word(name, value))
+    if not built or not built[0]:
+        raise refuse("arguments", "there is no program to run", field="argv")
+    return tuple(built)
+
+
+def _word(name: str, value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise refuse("arguments", "not a string or a number", field=name)
+    text = str(value)
+    if "\0" in text:
+        raise refuse("arguments", "a NUL byte cannot be passed to a program", field=name)
+    return text

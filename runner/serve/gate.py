@@ -1,0 +1,396 @@
+"""The gate process: `python -m runner.serve.gate PARENT ENGINE RECORDER AGENT ADMIN STATE INSTANCE USER` (descriptors first).
+
+Everything is imported before privileges are dropped. Gate ends when parent or recorder ends: no call unrecorded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pwd
+import secrets
+import signal
+import socket
+import sys
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import uvloop
+
+from runner import VERSION
+from runner.admin.operations import Operations
+from runner.admin.socket import AdminServer
+from runner.catalog import Catalog, compile_bundle
+from runner.config import Config
+from runner.errors import RunnerError, refuse
+from runner.gate.authenticate import Authenticator
+from runner.gate.calls import Calls
+from runner.gate.entries import Journal, isolation
+from runner.gate.identifiers import CallIds
+from runner.gate.parts import Clock, Parts
+from runner.gate.serving import Serving
+from runner.gate.strangers import Strangers
+from runner.gate.tasks import Tasks
+from runner.ledger import entry as entries
+from runner.pipeline import Pipeline
+from runner.sandbox.claim import Claims
+from runner.sandbox.execute import Executor
+from runner.serve import log, privilege
+from runner.serve.channel import Channel
+from runner.server import Server
+from runner.state.authority import Authority
+from runner.state.store import Store
+from runner.telemetry import Telemetry
+from runner.token.claims import Anchors
+from runner.token.keys import PublicKey, read_public
+from runner.wire import admin, parent
+from runner.wire import engine as engine_wire
+from runner.wire import recorder as recorder_wire
+
+_log = logging.getLogger(__name__)
+_BEACON_S = 60
+_SALT = 16
+
+
+def stamp() -> str:
+    """Now, as entries write it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def anchors_of(config: Config, keys: dict[str, bytes]) -> Anchors:
+    """The trust anchors that the config names, from the key files parent read."""
+    found: dict[str, tuple[PublicKey, ...]] = {}
+    for issuer in config.issuers:
+        key, named = read_public(keys[issuer.public_key], issuer.public_key)
+        if named and named != issuer.uri:
+            raise refuse("config", f"the key belongs to issuer {named}, not {issuer.uri}", field=issuer.public_key)
+        found[issuer.uri] = (*found.get(issuer.uri, ()), key)
+    return found
+
+
+def uids_of(names: tuple[int | str, ...], field: str) -> frozenset[int]:
+    """The uids of a `[peers]` list. Raises `RunnerError` (config) for a user that does not exist."""
+    found = set()
+    for name in names:
+        try:
+            found.add(name if isinstance(name, int) else pwd.getpwnam(name).pw_uid)
+        except KeyError:
+            raise refuse("config", f"there is no user `{name}`", field=f"peers.{field}") from None
+    return frozenset(found)
+
+
+class GateProcess:
+    """Gate behind its channels; builds its parts once parent has committed the first catalogue."""
+
+    def __init__(self, *, state: Path, instance: str, boot: str, sockets: tuple[socket.socket, socket.socket]) -> None:
+        self._state_dir = state
+        self._instance = instance
+        self._boot = boot
+        self._sockets = sockets
+        self._offered: dict[int, tuple[Serving, Anchors]] = {}
+        self._peers = (frozenset[int](), frozenset[int]())
+        self._committed = asyncio.Event()
+        self._opened: asyncio.Future[recorder_wire.Opened] = asyncio.get_running_loop().create_future()
+        self._ending = asyncio.Event()
+        self._status = 0
+        self._stop: parent.Stop | None = None
+        self._server: Server | None = None
+        self._started = stamp()
+
+    async def serve(self, parent_fd: int, engine_fd: int, recorder_fd: int) -> int:
+        """Serve until parent says stop, or parent or recorder ends. Returns the exit status."""
+        self._upward = Channel(
+            socket.socket(fileno=parent_fd), parent.FromParent, self._from_parent, carriers=(parent.Engine,)
+        )
+        self._recorder = Channel(socket.socket(fileno=recorder_fd), recorder_wire.FromRecorder, self._from_recorder)
+        self._attach_engine(socket.socket(fileno=engine_fd))
+        watch = asyncio.ensure_future(self._watch_channels())
+        try:
+            self._opened_as = await self._opened
+            await self._committed.wait()
+            await self._build()
+            self._upward.post(parent.Ready(detail=f"audience runner:{self._instance}"))
+            ticker = asyncio.ensure_future(self._tick())
+            await self._ending.wait()
+            ticker.cancel()
+            await self._end()
+        except RunnerError as error:
+            _log.critical("%s", error.refused.line())
+            self._upward.post(parent.Fatal(refusal=error.refused))
+            self._status = 1
+        watch.cancel()
+        return self._status
+
+    async def _watch_channels(self) -> None:
+        waits = [asyncio.ensure_future(channel.closed.wait()) for channel in (self._upward, self._recorder)]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        _log.critical("%s ended: gate ends", "parent" if self._upward.closed.is_set() else "recorder")
+        os._exit(1)  # nothing more can be recorded: sandboxes end with their control connections, which close here
+
+    # --- parts --------------------------------------------------------------------------------------------
+
+    async def _build(self) -> None:
+        serving, anchors = self._offered.pop(self._generation)
+        config = serving.catalog.config
+        limits = config.limits
+        self._store = Store(self._state_dir / "state.db")
+        caller = recorder_wire.RecorderCaller(self._recorder)
+        found, size = await caller.since(self._store.position)
+        self._store.follow(found, size)
+        self._journal = Journal(caller, self._store, stamp, lambda: secrets.token_bytes(_SALT), self._fatal)
+        clock = Clock(now=time.time, monotonic=time.monotonic, new_call=CallIds(self._opened_as.newest_call).new)
+        calls = Calls(
+            keep_calls=limits.detached_results,
+            keep_bytes=limits.detached_bytes,
+            keep_s=limits.detached_s,
+            clock=time.monotonic,
+        )
+        self._claims = Claims(
+            engine_wire.EngineCaller(self._engine),
+            self._journal,
+            describe=isolation,
+            new_sandbox=lambda: f"{self._instance}-{secrets.token_hex(6)}",
+            start_s=limits.sandbox_start_s,
+        )
+        tasks = Tasks(self._journal, self._store, calls, self._claims, maximum=limits.tasks, clock=time.monotonic)
+        authority = Authority(self._store)
+        audience = f"runner:{self._instance}"
+        self._parts = Parts(
+            serving=serving,
+            authenticator=Authenticator(anchors, audience, authority, limits, time.time()),
+            tasks=tasks,
+            calls=calls,
+            journal=self._journal,
+            state=self._store,
+            clock=clock,
+            limits=limits,
+        )
+        self._telemetry = Telemetry(
+            config.telemetry.export, self._state_dir / "spans.jsonl", instance=self._instance, version=VERSION
+        )
+        pipeline = Pipeline(self._parts, Executor(self._claims, grace_s=limits.kill_grace_s), self._telemetry)
+        self._strangers = Strangers(self._journal)
+        await self._write_start(serving)
+        agents, operators = self._peers
+        self._server = Server(
+            self._parts,
+            pipeline,
+            self._strangers,
+            uids=agents,
+            audience=audience,
+            nonce=lambda: secrets.token_urlsafe(24),
+        )
+        tasks.on_end.append(self._server.task_ended)
+        operations = Operations(self._parts, self._store, authority, self._view)
+        self._admin = AdminServer(operations, operators)
+        await self._server.start(self._sockets[0])
+        await self._admin.start(self._sockets[1])
+
+    async def _write_start(self, serving: Serving) -> None:
+        for content in serving.catalog.contents.values():
+            await self._journal.recorder.store(content)
+        config = await self._journal.keep(self._config_bytes)
+        await self._journal.write(
+            entries.Start(
+                time=stamp(),
+                instance=self._instance,
+                version=VERSION,
+                host=os.uname().nodename[:64],
+                boot=self._boot,
+                config=config,
+                catalogue=serving.catalog.digest,
+                policy=serving.policies.digest,
+                previous=self._opened_as.previous,
+                interrupted=self._opened_as.interrupted,
+            ),
+            sync=True,
+        )
+
+    def _fatal(self, error: RunnerError) -> None:
+        _log.critical("the ledger does not take entries: %s", error.refused.line())
+        os._exit(1)
+
+    def _view(self) -> admin.StatusView:
+        assert self._server is not None
+        serving = self._parts.serving
+        return admin.StatusView(
+            instance=self._instance,
+            version=VERSION,
+            audience=f"runner:{self._instance}",
+            pid=os.getpid(),
+            started=self._started,
+            tasks=len(self._parts.tasks.live),
+            running=len(self._parts.calls.running),
+            connections=len(self._server.connections),
+            sandboxes=self._claims.count,
+            ledger_size=self._store.position,
+            catalogue=serving.catalog.digest,
+            policy=serving.policies.digest,
+            engine=not self._engine.closed.is_set(),
+        )
+
+    # --- engine, recorder, parent ---------------------------------------------------------------------------
+
+    def _attach_engine(self, sock: socket.socket) -> None:
+        self._engine = Channel(sock, engine_wire.FromEngine, self._from_engine, carriers=(engine_wire.Created,))
+        asyncio.ensure_future(self._watch_engine(self._engine))  # noqa: RUF006 - ends with its channel
+
+    async def _watch_engine(self, channel: Channel) -> None:
+        await channel.closed.wait()
+        if self._server is None:
+            return
+        _log.error("engine ended: every sandbox is closed, calls end as interrupted until it is back")
+        self._claims.engine_lost()
+        await self._journal.write(
+            entries.Degraded(time=stamp(), part="engine", state="lost", reason="the engine process ended")
+        )
+
+    def _from_engine(self, message: Any, descriptor: int | None) -> None:
+        if descriptor is not None:
+            os.close(descriptor)  # an answer that nobody waits for any more: its sandbox ends with this
+        if isinstance(message, engine_wire.SandboxEnded):
+            _log.warning("sandbox %s ended: %s", message.sandbox, message.reason)
+
+    def _from_recorder(self, message: Any, _: int | None) -> None:
+        if isinstance(message, recorder_wire.Opened) and not self._opened.done():
+            self._opened.set_result(message)
+        elif isinstance(message, recorder_wire.DurableTo) and self._server is not None:
+            self._server.durable(message.size)
+
+    def _from_parent(self, message: Any, descriptor: int | None) -> None:
+        match message:
+            case parent.Offer():
+                self._offer(message)
+            case parent.Commit():
+                self._commit(message.generation)
+            case parent.Engine() if descriptor is not None:
+                self._engine_back(socket.socket(fileno=descriptor))
+            case parent.Stop():
+                self._stop = message
+                self._ending.set()
+
+    def _engine_back(self, sock: socket.socket) -> None:
+        self._attach_engine(sock)
+        if self._server is not None:
+            self._claims.engine = engine_wire.EngineCaller(self._engine)
+            asyncio.ensure_future(  # noqa: RUF006 - one entry
+                self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored"))
+            )
+
+    def _offer(self, offer: parent.Offer) -> None:
+        try:
+            catalog: Catalog = compile_bundle(offer.bundle)
+            serving = Serving.compile(catalog)
+            anchors = anchors_of(catalog.config, offer.bundle.keys)
+            offered_peers = (
+                uids_of(catalog.config.peers.agents, "agents"),
+                uids_of(catalog.config.peers.operators, "operators"),
+            )
+        except RunnerError as error:
+            self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
+            return
+        self._offered[offer.generation] = (serving, anchors)
+        self._config_bytes = offer.bundle.config
+        if self._server is None:
+            self._peers = offered_peers
+        self._upward.post(parent.Compiled(generation=offer.generation))
+
+    def _commit(self, generation: int) -> None:
+        if self._server is None:
+            self._generation = generation
+            self._committed.set()
+            return
+        serving, anchors = self._offered.pop(generation)
+        self._offered.clear()
+        asyncio.ensure_future(self._swap(serving, anchors))  # noqa: RUF006 - logs its own failure through the journal
+
+    async def _swap(self, serving: Serving, anchors: Anchors) -> None:
+        """Put the new catalogue into force between two calls. A call that has begun keeps the one it has."""
+        assert self._server is not None
+        for content in serving.catalog.contents.values():
+            await self._journal.recorder.store(content)
+        before = self._parts.serving.catalog.digest
+        await self._journal.write(
+            entries.Reload(time=stamp(), before=before, after=serving.catalog.digest, policy=serving.policies.digest),
+            sync=True,
+        )
+        self._parts.serving = serving
+        self._parts.authenticator.replace_anchors(anchors)
+        self._server.tools_changed()
+        _log.info("catalogue %s is in force", serving.catalog.digest[:16])
+
+    # --- time -------------------------------------------------------------------------------------------------
+
+    async def _tick(self) -> None:
+        assert self._server is not None
+        idle = 1800
+        beat = time.monotonic()
+        while True:
+            await asyncio.sleep(1)
+            now = time.monotonic()
+            self._server.tick(now)
+            await self._strangers.flush()
+            profiles = self._parts.serving.task_profiles
+            await self._parts.tasks.sweep(
+                time.time(), lambda name: profiles[name].idle_timeout_s if name in profiles else idle
+            )
+            if now - beat >= _BEACON_S:
+                beat = now
+                await self._beacon()
+
+    async def _beacon(self) -> None:
+        kept_since = datetime.now(UTC) - timedelta(seconds=self._parts.limits.detached_s)
+        self._store.forget(kept_since.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+        await self._journal.write(
+            entries.Beacon(
+                time=stamp(),
+                instance=self._instance,
+                calls=self._store.position,
+                running=len(self._parts.calls.running),
+                tasks=len(self._parts.tasks.live),
+            )
+        )
+
+    async def _end(self) -> None:
+        """Drain, say so in the ledger, end."""
+        assert self._server is not None
+        assert self._stop is not None
+        clean = await self._server.drain(self._stop.drain_ms / 1000)
+        self._admin.close()
+        await self._strangers.flush()
+        await self._journal.write(
+            entries.Stop(time=stamp(), instance=self._instance, reason=self._stop.reason, clean=clean), sync=True
+        )
+        self._telemetry.close()
+        self._store.close()
+        self._upward.post(parent.Stopped(clean=clean))
+
+
+def main() -> int:
+    """Resolve what needs root's view, drop everything, then serve."""
+    fds = [int(value) for value in sys.argv[1:6]]
+    state, instance, user = sys.argv[6:9]
+    log.configure("gate")
+    os.umask(0o077)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    privilege.leave_network()
+    privilege.drop_to(user)
+    privilege.harden()
+    privilege.clear_environment()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    async def run() -> int:
+        sockets = (socket.socket(fileno=fds[3]), socket.socket(fileno=fds[4]))
+        process = GateProcess(state=Path(state), instance=instance, boot=boot, sockets=sockets)
+        return await process.serve(fds[0], fds[1], fds[2])
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

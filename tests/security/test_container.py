@@ -1,0 +1,563 @@
+"""Each promise of a sandbox's container, on real ones, beside the allowed twin: profiles/README.md names these tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from runner.engine import containers
+from runner.errors import RunnerError
+
+pytestmark = pytest.mark.docker
+
+EVERYWHERE = """
+import json, os
+found = []
+for top, folders, _ in os.walk("/"):
+    folders[:] = [name for name in folders if not (top == "/" and name == "proc")]
+    try:
+        os.close(os.open(os.path.join(top, ".probe"), os.O_CREAT | os.O_WRONLY))
+        os.unlink(os.path.join(top, ".probe"))
+        found.append(top)
+    except OSError:
+        pass
+print(json.dumps(sorted(found)))
+"""
+
+FILL = """
+import json, os, sys
+def full(act):
+    for number in range(100_000):
+        try: act(number)
+        except OSError as error: return [number, error.strerror]
+    return [number, "no limit"]
+block = b"x" * (1 << 20)
+file = os.open(sys.argv[1] + "/big", os.O_CREAT | os.O_WRONLY)
+def grow(number):
+    at = 0
+    while at < len(block): at += os.write(file, block[at:])
+size = full(grow)
+os.close(file); os.unlink(sys.argv[1] + "/big")
+inodes = full(lambda number: os.close(os.open(f"{sys.argv[1]}/f{number}", os.O_CREAT | os.O_WRONLY)))
+print(json.dumps({"size": size, "inodes": inodes}))
+"""
+
+FORKS = """
+import json, os, time
+children = []
+reason = "none"
+try:
+    while len(children) < 500:
+        child = os.fork()
+        if not child:
+            time.sleep(60); os._exit(0)
+        children.append(child)
+except OSError as error:
+    reason = error.strerror
+for child in children: os.kill(child, 9)
+for child in children: os.waitpid(child, 0)
+print(json.dumps([len(children), reason]))
+"""
+
+NETWORK = """
+import json, socket
+def attempt(family, address):
+    with socket.socket(family) as made:
+        made.settimeout(5)
+        try: made.connect(address)
+        except OSError as error: return error.strerror
+    return "connected"
+server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+print(json.dumps({
+    "interfaces": [name for _, name in socket.if_nameindex()],
+    "outside": attempt(socket.AF_INET, ("192.0.2.1", 80)),
+    "outside6": attempt(socket.AF_INET6, ("2001:db8::1", 80)),
+    "metadata": attempt(socket.AF_INET, ("169.254.169.254", 80)),
+    "loopback": attempt(socket.AF_INET, server.getsockname()),
+}))
+"""
+
+SEEN = """
+import json, os
+def readable(path):
+    try: return len(open(path, "rb").read(64))
+    except OSError as error: return error.strerror
+print(json.dumps({
+    "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
+    "sockets": [path for path in ("/var/run/docker.sock", "/run/docker.sock", "/run/containerd") if os.path.exists(path)],
+    "control": os.listdir("/run/runner"),
+    "masked": {path: readable(path) for path in ("/proc/kcore", "/proc/keys", "/proc/kallsyms", "/proc/modules")},
+    "plain": readable("/proc/meminfo"),
+    "hidden": {path: os.listdir(path) for path in ("/sys/kernel", "/sys/module", "/sys/firmware", "/sys/block", "/dev/mqueue")},
+    "shown": len(os.listdir("/sys/devices/system/cpu")),
+    "hostname": os.uname().nodename,
+    "descriptors": sorted(int(name) for name in os.listdir("/proc/self/fd"))[:-1],
+}))
+"""
+
+PROGRAMS = """
+import json, os, subprocess, sys
+found = {}
+for folder in sys.argv[1:]:
+    path = folder + "/program"
+    with open(path, "w") as file: file.write("#!/bin/sh\\necho ran")
+    os.chmod(path, 0o4755)
+    try: found[folder] = subprocess.run([path], capture_output=True, text=True).stdout.strip()
+    except OSError as error: found[folder] = error.strerror
+print(json.dumps(found))
+"""
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def test_a_sandbox_is_measured_and_equal_to_its_profile(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path, benches.profile(pids=77, cpus_milli=500, shm=16 << 20)) as bench:
+            measured, control = await bench.create()
+            os.close(control)
+            assert measured.image == benches.image
+            assert (measured.seccomp, measured.no_new_privs, measured.capabilities) == (2, True, "none")
+            assert measured.seccomp_filters >= 1
+            assert {kind for kind, differs in measured.namespaces.items() if differs} >= {"cgroup", "ipc", "mnt", "net", "pid", "uts"}
+            assert measured.interfaces == ("lo",)
+            assert measured.read_only_root
+            assert measured.memory_limit == measured.swap_limit == 512 << 20
+            assert (measured.pids_limit, measured.cpu_quota_milli) == (77, 500)
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize(
+    ("names", "change"),
+    [
+        ("no seccomp filter", lambda host: host.update(SecurityOpt=["no-new-privileges:true", "seccomp=unconfined"])),
+        ("no_new_privs", lambda host: host["SecurityOpt"].remove("no-new-privileges:true") or host.update(CapDrop=[], CapAdd=[], SecurityOpt=[])),
+        ("CapBnd", lambda host: host.update(CapDrop=[], CapAdd=["NET_RAW"])),
+        ("/ is writable", lambda host: host.update(ReadonlyRootfs=False)),
+        ("the cgroup namespace is the host's", lambda host: host.update(CgroupnsMode="host")),
+        ("the pid namespace is the host's", lambda host: host.update(PidMode="host")),
+        ("the ipc namespace is the host's", lambda host: host.update(IpcMode="host")),
+        ("an unexpected mount at /dev/shm", lambda host: host.update(IpcMode="private")),
+        ("an unexpected mount at /data", lambda host: host["Tmpfs"].update({"/data": "rw"})),
+        ("/run/runner is writable", lambda host: host["Mounts"][0].update(ReadOnly=False)),
+        ("/workspace lacks nosuid", lambda host: host["Tmpfs"].update({"/workspace": host["Tmpfs"]["/workspace"].replace("nosuid", "suid")})),
+        ("/tmp lacks noexec", lambda host: host["Tmpfs"].update({"/tmp": host["Tmpfs"]["/tmp"].replace("noexec", "exec")})),
+        ("/workspace holds 536870912 bytes", lambda host: host["Tmpfs"].update({"/workspace": host["Tmpfs"]["/workspace"].replace("268435456", "536870912")})),
+        ("inodes, not 65536", lambda host: host["Tmpfs"].update({"/workspace": host["Tmpfs"]["/workspace"].replace("65536", "9")})),
+        ("/proc/kcore is neither masked", lambda host: host["MaskedPaths"].remove("/proc/kcore")),
+        ("/proc/sys is neither masked", lambda host: host["ReadonlyPaths"].remove("/proc/sys")),
+        ("memory limit is 1073741824, not 536870912", lambda host: host.update(Memory=1 << 30, MemorySwap=1 << 30)),
+        ("memory and swap limit", lambda host: host.update(MemorySwap=1 << 30)),
+        ("process limit is -1", lambda host: host.update(PidsLimit=0)),
+        ("CPU quota in thousandths is -1", lambda host: host.update(NanoCpus=0)),
+        ("supplementary groups", lambda host: host.update(GroupAdd=["0"])),
+    ],
+)  # fmt: skip
+def test_any_measured_difference_is_refused_and_nothing_is_left(benches, tmp_path, monkeypatch, names, change):
+    honest = containers.create_body
+
+    def weakened(*arguments: Any, **named: Any) -> dict[str, Any]:
+        body = honest(*arguments, **named)
+        change(body["HostConfig"])
+        return body
+
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(containers, "create_body", weakened)
+                with pytest.raises(RunnerError) as refused:
+                    await bench.create()
+            assert refused.value.refused.code == "host"
+            assert names in refused.value.refused.reason
+            assert bench.containers() == []
+            assert list((tmp_path / "run/sandboxes").iterdir()) == []
+            _, control = await bench.create()  # the same plan, unweakened, is made
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_a_network_is_found_and_refused(benches, tmp_path, monkeypatch):
+    honest = containers.create_body
+
+    def weakened(*arguments: Any, **named: Any) -> dict[str, Any]:
+        body = honest(*arguments, **named)
+        body["NetworkDisabled"] = False
+        body["HostConfig"]["NetworkMode"] = "host"
+        return body
+
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(containers, "create_body", weakened)
+                with pytest.raises(RunnerError, match="the net namespace is the host's"):
+                    await bench.create()
+            measured, control = await bench.create()
+            os.close(control)
+            assert measured.interfaces == ("lo",)
+
+    asyncio.run(act())
+
+
+def test_only_the_promised_places_can_be_written(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path, benches.profile(shm=4 << 20)) as bench:
+            _, control = await bench.create()
+            assert bench.python(EVERYWHERE) == ["/dev/shm", "/run/tools", "/tmp", "/workspace"]
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_a_full_workspace_says_so_and_the_host_disk_is_not_touched(benches, tmp_path):
+    async def act():
+        ceilings = benches.profile(workspace=4 << 20, workspace_inodes=300, tmp=2 << 20)
+        async with benches.open(tmp_path, ceilings) as bench:
+            _, control = await bench.create()
+            found = bench.python(FILL, "/workspace")
+            assert found["size"] == [4, "No space left on device"]
+            assert 250 <= found["inodes"][0] <= 300
+            assert found["inodes"][1] == "No space left on device"
+            assert bench.python(FILL, "/tmp")["size"] == [2, "No space left on device"]
+            assert bench.execute("python3", "-c", "open('/workspace/f', 'w').write('x')")[0] != 0  # still full of inodes
+            assert bench.execute("sh", "-c", "rm /workspace/f*; echo fits > /workspace/small")[0] == 0
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_programs_run_where_agents_build_and_not_in_scratch(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            _, control = await bench.create()
+            assert bench.python(PROGRAMS, "/workspace", "/tmp") == {"/workspace": "ran", "/tmp": "Permission denied"}
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_there_is_no_network_but_loopback(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            _, control = await bench.create()
+            found = bench.python(NETWORK)
+            assert found["interfaces"] == ["lo"]
+            assert {found[name] for name in ("outside", "outside6", "metadata")} == {"Network is unreachable"}
+            assert found["loopback"] == "connected"
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_the_host_and_its_processes_cannot_be_seen(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            _, control = await bench.create()
+            found = bench.python(SEEN)
+            assert len(found["processes"]) == 2  # PID 1 and this probe
+            assert found["processes"][0] == 1
+            assert found["sockets"] == []
+            assert found["control"] == []
+            assert set(found["masked"].values()) <= {0, "Permission denied", "No such file or directory"}
+            assert found["plain"] == 64
+            assert set(map(len, found["hidden"].values())) == {0}
+            assert found["shown"] > 0
+            assert found["hostname"] == "sandbox"
+            assert found["descriptors"] == [0, 1, 2]
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_a_fork_bomb_stops_at_the_ceiling(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path, benches.profile(pids=40)) as bench:
+            _, control = await bench.create()
+            children, reason = bench.python(FORKS)
+            assert reason == "Resource temporarily unavailable"
+            assert 20 <= children < 40
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_memory_above_the_ceiling_is_killed_and_below_it_is_not(benches, tmp_path):
+    async def act():
+        ceilings = benches.profile(memory=160 << 20, workspace=8 << 20, tmp=8 << 20)
+        async with benches.open(tmp_path, ceilings) as bench:
+            _, control = await bench.create()
+            assert bench.execute("python3", "-c", "bytearray(80 << 20)")[0] == 0
+            assert bench.execute("python3", "-c", "bytearray(400 << 20)")[0] == 137
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_an_oom_of_pid_one_ends_the_sandbox_with_that_reason(benches, tmp_path, monkeypatch):
+    monkeypatch.setattr("runner.engine.template.OOM_SCORE", 1000)
+
+    async def act():
+        ceilings = benches.profile(memory=160 << 20, workspace=8 << 20, tmp=8 << 20)
+        async with benches.open(tmp_path, ceilings) as bench:
+            _, control = await bench.create()
+            container = bench.engine._live["s1"]
+            assert container.oom_kills() == 0
+            assert bench.execute("python3", "-c", "bytearray(400 << 20)")[0] == 137
+            if bench.engine.sandboxes:  # the kernel chose the probe: the count tells, PID 1 lives
+                assert container.oom_kills() == 1
+                os.kill(bench.api.inspect_container(bench.name())["State"]["Pid"], 9)
+            await until(lambda: bool(bench.ended))
+            assert bench.ended == [("s1", "the kernel killed it for memory", True)]
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_the_end_of_the_control_connection_ends_the_sandbox(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            _, kept = await bench.create("s1")
+            _, closed = await bench.create("s2")
+            os.close(closed)
+            await until(lambda: bool(bench.ended))
+            assert [name for name, _, _ in bench.ended] == ["s2"]
+            assert not bench.ended[0][2]
+            assert len(bench.containers()) == bench.engine.sandboxes == 1
+            assert bench.execute("true")[0] == 0  # the other one lives
+            os.close(kept)
+
+    asyncio.run(act())
+
+
+def test_a_killed_pid_one_is_cleaned_up_and_reported(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            measured, control = await bench.create()
+            os.kill(measured.pid, 9)
+            await until(lambda: bool(bench.ended))
+            assert bench.ended == [("s1", "PID 1 was killed", False)]
+            assert bench.containers() == []
+            assert list((tmp_path / "run/sandboxes").iterdir()) == []
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_destroy_leaves_no_process_and_no_container_and_may_be_repeated(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            measured, control = await bench.create()
+            stubborn = bench.api.exec_create(
+                bench.name(), ["sh", "-c", "trap '' TERM; sleep 600 & sleep 600 & wait"]
+            )
+            bench.api.exec_start(stubborn["Id"], detach=True)
+            await until(lambda: bench.api.exec_inspect(stubborn["Id"])["Pid"] > 0)
+            pid = bench.api.exec_inspect(stubborn["Id"])["Pid"]
+            await asyncio.gather(*(bench.engine.destroy("s1", "test") for _ in range(3)))
+            await bench.engine.destroy("s1", "again")
+            await bench.engine.destroy("never-was", "test")
+            for number in (measured.pid, pid):
+                with pytest.raises(ProcessLookupError):
+                    os.kill(number, 0)
+            assert bench.containers() == []
+            assert bench.ended == []  # it did not end by itself
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_the_control_socket_is_gone_and_a_second_connection_is_refused(benches, tmp_path, monkeypatch):
+    seen: dict[str, Any] = {}
+    honest = containers.ControlSocket.accept
+
+    async def crowded(self: Any, pid: int, uid: int) -> int:
+        path = self.folder / "control.sock"
+        seen["mode"], seen["owner"] = path.stat().st_mode & 0o777, path.stat().st_uid == uid
+        await until(lambda: _queued(self))
+        second = seen["second"] = socket.socket(socket.AF_UNIX)
+        second.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            second.connect(str(path))  # queued behind PID 1, by root, before the accept
+        return await honest(self, pid, uid)
+
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            monkeypatch.setattr(containers.ControlSocket, "accept", crowded)
+            _, control = await bench.create()
+            assert (seen["mode"], seen["owner"]) == (0o600, True)
+            assert list((tmp_path / "run/sandboxes/s1").iterdir()) == []
+            second = seen["second"]
+            second.setblocking(True)
+            with pytest.raises(OSError):
+                second.send(b"x") and second.recv(1) or second.getpeername()
+            second.close()
+            first = socket.socket(fileno=control)
+            first.settimeout(20)
+            assert first.recv(4096)  # PID 1's own connection works: its first frame
+            first.close()
+
+    asyncio.run(act())
+
+
+def _queued(listening: Any) -> bool:
+    import select
+
+    return bool(select.select([listening._listener], [], [], 0)[0])
+
+
+def test_whoever_is_not_pid_one_is_refused(benches, tmp_path, monkeypatch):
+    honest = containers.ControlSocket.accept
+
+    async def overtaken(self: Any, pid: int, uid: int) -> int:
+        return await honest(self, pid + 1, uid)
+
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(containers.ControlSocket, "accept", overtaken)
+                with pytest.raises(RunnerError, match="not by PID 1 of the sandbox") as refused:
+                    await bench.create()
+            assert refused.value.refused.code == "host"
+            assert bench.containers() == []
+
+    asyncio.run(act())
+
+
+def test_every_sandbox_has_a_uid_of_its_own_until_it_is_gone(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path / "a") as here, benches.open(tmp_path / "b") as there:
+            made = await asyncio.gather(
+                here.create("s1"), here.create("s2"), there.create("s1"), there.create("s2")
+            )
+            uids = {measured.uid for measured, _ in made}
+            assert len(uids) == 4
+            await here.engine.destroy("s1", "test")
+            again, control = await there.create("s3")
+            assert again.uid not in uids - {made[0][0].uid}
+            for descriptor in (control, *(descriptor for _, descriptor in made)):
+                os.close(descriptor)
+
+    asyncio.run(act())
+
+
+def test_a_plan_with_another_profile_digest_is_refused(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            with pytest.raises(RunnerError, match="its digest differs") as refused:
+                await bench.create(digest="e" * 64)
+            assert refused.value.refused.code == "unavailable"
+            assert refused.value.refused.retryable
+            assert bench.containers() == []
+            _, control = await bench.create()
+            os.close(control)
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("sandbox", ["", "A", "a b", "../x", "a/b", "-a", "a" * 65, "a\n", "ä"])
+def test_a_hostile_sandbox_id_becomes_no_name(benches, tmp_path, sandbox):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            with pytest.raises(RunnerError, match="small letters"):
+                await bench.create(sandbox)
+            _, control = await bench.create("an-honest-1")
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_orphans_of_this_instance_are_removed_and_others_stay(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path / "other") as other, benches.open(tmp_path / "dead") as dead:
+            _, kept = await other.create()
+            _, lost = await dead.create()
+            # As after kill -9 of an engine: the container is there, nobody watches it, the next run starts.
+            async with benches.open(tmp_path / "dead", instance=dead.instance) as next_run:
+                assert next_run.containers() == []
+                assert len(other.containers()) == 1
+                assert other.execute("true")[0] == 0
+                await until(lambda: bool(dead.ended))
+            os.close(kept)
+            os.close(lost)
+
+    asyncio.run(act())
+
+
+def test_an_image_whose_tag_moved_is_refused(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            tag = f"toolrunner/test-moved:{bench.instance}"
+            repository, _, version = tag.partition(":")
+            bench.api.tag(benches.image, repository, version)
+            built = bench.api.commit(
+                bench.api.create_container(benches.image)["Id"], repository="toolrunner/test-moved", tag=f"{version}-2"
+            )["Id"]
+            try:
+                import msgspec
+
+                named = msgspec.structs.replace(benches.profile(), image=tag)
+                compiled = bench.engine.compile({"default": named}, {"default": _filter()})
+                assert compiled["default"].image == benches.image
+                bench.api.tag(built, repository, version, force=True)
+                with pytest.raises(RunnerError, match="now names") as refused:
+                    bench.engine.compile({"default": named}, {"default": _filter()})
+                assert "images.json" in refused.value.refused.next_step
+            finally:
+                for item in bench.api.containers(all=True, filters={"status": "created"}):
+                    if item["ImageID"] == benches.image and not item["Labels"].get("org.toolrunner.instance"):
+                        bench.api.remove_container(item["Id"])
+                bench.api.remove_image(tag)
+                bench.api.remove_image(f"{repository}:{version}-2")
+
+    asyncio.run(act())
+
+
+def _filter() -> bytes:
+    from pathlib import Path
+
+    return (Path(__file__).parents[2] / "profiles/seccomp/default.json").read_bytes()
+
+
+def test_an_image_without_the_guest_is_refused_at_once(benches, tmp_path, monkeypatch):
+    honest = containers.create_body
+
+    def without(*arguments: Any, **named: Any) -> dict[str, Any]:
+        return {**honest(*arguments, **named), "Entrypoint": ["/bin/false"]}
+
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            with monkeypatch.context() as patch:
+                patch.setattr(containers, "create_body", without)
+                with pytest.raises(RunnerError, match="ended before it connected") as refused:
+                    await bench.create()
+            assert refused.value.refused.code == "unavailable"
+            assert bench.containers() == []
+
+    asyncio.run(act())
+
+
+def test_a_pooled_container_is_measured_and_taken_once(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path, pool=2) as bench:
+            await until(lambda: bench.engine._pool.ready == 2)
+            waiting = set(bench.containers())
+            measured, control = await bench.create("s1")
+            assert measured.seccomp == 2
+            again, other = await bench.create("s2")
+            assert measured.pid != again.pid
+            assert len(waiting & set(bench.containers())) == 2
+            await bench.engine.destroy("s1", "test")
+            await until(lambda: bench.engine._pool.ready == 2)
+            os.close(control)
+            os.close(other)
+
+    asyncio.run(act())
