@@ -47,8 +47,12 @@ class Limits(_Section, frozen=True):
     delegation_depth: int = 8  # the draft's lowest allowed MAX_DELEGATION_DEPTH
     constraint_depth: int = 32  # the draft's MAX_CONSTRAINT_DEPTH
     argument_depth: int = 32  # containers inside containers in a call's arguments
-    replay_proofs: int = 262_144  # accepted proofs remembered until they leave the window: 90 s of 2,900 calls a second, 35 MB
-    cached_chain_bytes: int = 4 << 20  # token text whose verification is remembered; parsed it takes about ten times that
+    replay_proofs: int = (
+        262_144  # accepted proofs remembered until they leave the window: 90 s of 2,900 calls a second, 35 MB
+    )
+    cached_chain_bytes: int = (
+        4 << 20
+    )  # token text whose verification is remembered; parsed it takes about ten times that
     detached_results: int = 256  # results kept per task for attach and result
     detached_bytes: int = 64 << 20  # output kept in memory for detached calls, all tasks together
     detached_s: int = 3600

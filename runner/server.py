@@ -20,12 +20,12 @@ from typing import Any, cast
 from runner.config import PROTOCOL_VERSION, Limits
 from runner.errors import Refusal, RunnerError, refusal, refuse
 from runner.gate import idempotency
-from runner.gate.calls import Finished, Running
 from runner.gate.listing import listing, listing_digest
 from runner.gate.parts import Parts
+from runner.gate.reply import RequestReply
 from runner.gate.session import Session
 from runner.gate.strangers import Strangers
-from runner.model import Chunk, Peer
+from runner.model import Peer
 from runner.pipeline import Pipeline
 from runner.wire import agent
 from runner.wire import session as wire
@@ -138,87 +138,6 @@ class Server:
         return clean
 
 
-class RequestReply:
-    """Answers of one request, under its number. Implements `runner.gate.calls.Reply`."""
-
-    def __init__(self, connection: Connection, number: int) -> None:
-        self._connection = connection
-        self._number = number
-        self._room = asyncio.Event()
-        self.running: Running | None = None
-
-    @property
-    def gone(self) -> bool:
-        """Whether nobody reads the answers any more."""
-        return self._connection.closed
-
-    def follows(self, running: Running) -> None:
-        """This request's credit, stdin and cancel steer that call."""
-        self.running = running
-
-    async def accepted(self, call: str, *, replayed: bool) -> None:
-        """The call is decided and recorded."""
-        self._connection.send(agent.Accepted(number=self._number, call=call, replayed=replayed))
-
-    async def output(self, chunk: Chunk) -> None:
-        """One chunk, in as many pieces as the client's credit asks for; waits for credit and for the socket."""
-        sent = 0
-        while sent < len(chunk.data) and not self.gone:
-            await self._connection.writable.wait()
-            room = self._connection.session.room(self._number)
-            if not room:
-                self._room.clear()
-                await self._room.wait()
-                continue
-            piece = chunk.data[sent : sent + room]
-            self._connection.send(
-                agent.Output(number=self._number, stream=chunk.stream, offset=chunk.offset + sent, data=piece)
-            )
-            sent += len(piece)
-
-    async def result(self, call: str, finished: Finished) -> None:
-        """The acknowledgement."""
-        receipt = finished.receipt
-        self._connection.send(
-            agent.Result(
-                number=self._number,
-                call=call,
-                outcome=finished.outcome,
-                receipt=receipt.digest,
-                position=receipt.position,
-                durable=receipt.durable,
-                value=finished.value,
-                stdout_bytes=finished.stdout,
-                stderr_bytes=finished.stderr,
-            )
-        )
-        if not receipt.durable:
-            self._connection.owed = max(self._connection.owed, receipt.position)
-
-    def stdin_credit(self, count: int) -> None:
-        """The tool has room."""
-        self._connection.send(agent.StdinCredit(number=self._number, bytes=count))
-
-    def forward(self, message: agent.Stdin | agent.Credit | agent.Cancel) -> None:
-        """Steering from the client."""
-        self._room.set()
-        running = self.running
-        if running is None:
-            return
-        if isinstance(message, agent.Credit):
-            running.credit(message.bytes)
-        elif isinstance(message, agent.Stdin):
-            running.stdin(message.data, eof=message.eof)
-        else:
-            running.cancel("cancelled", "the client cancelled it")
-
-    def abandon(self) -> None:
-        """The client is gone: its call is cancelled and sealed, unless it is detached."""
-        self._room.set()
-        if self.running is not None and not self.running.detach:
-            self.running.cancel("cancelled", "the client went away")
-
-
 class Connection(asyncio.Protocol):
     """One agent process. Identity is proven once, by `Hello`, and never changes."""
 
@@ -239,6 +158,7 @@ class Connection(asyncio.Protocol):
         self.writable = asyncio.Event()
         self.writable.set()
         self.closed = False
+        self._ending = 0  # the number of the request that ends the task
         self.owed = -1  # the highest position a `Durable` is owed for
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------
@@ -307,18 +227,26 @@ class Connection(asyncio.Protocol):
             self._server.parts.tasks.leave(self._proven.task)
 
     def pause_writing(self) -> None:
-        """The peer does not read: whoever wants to send output waits, and its tool with it."""
+        """The peer does not read: whoever wants to send output waits, its tool with it, and nothing more is read."""
         self.writable.clear()
+        if self._transport is not None:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
         self.writable.set()
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
 
     # --- out ------------------------------------------------------------------------------------------------
 
+    def room(self, number: int) -> int:
+        """Output bytes that the client can take for this number now."""
+        return self.session.room(number)
+
     def send(self, message: agent.FromDaemon) -> None:
         """Queue a message, if the peer is still there."""
-        if self.closed or self._transport is None:
+        if self.closed or self._transport is None or self.session.state is State.CLOSED:
             return
         self.session.sent(message)
         self._transport.write(encode(message))
@@ -376,7 +304,7 @@ class Connection(asyncio.Protocol):
     def task_ended(self, task: str, reason: str) -> None:
         """The task of this connection is over."""
         if self._proven is not None and self._proven.task.id == task and not self.closed:
-            self.send(agent.TaskEnded(reason=reason))
+            self.send(agent.TaskEnded(number=self._ending, reason=reason))
             self.hang_up()
 
     # --- in -------------------------------------------------------------------------------------------------
@@ -480,7 +408,7 @@ class Connection(asyncio.Protocol):
     async def _end_task(self, number: int, proven: Session) -> None:
         if len(proven.verified.jtis) != 1:
             raise refuse("denied", "only the holder of the root token may end the task", rule="token:root")
-        self.send(agent.TaskEnded(number=number, reason="ended by its holder"))
+        self._ending = number  # `TaskEnded` is the last message of every connection of the task
         await self._server.parts.tasks.end(proven.task.id, "ended by its holder", by=self._peer.uid)
 
     def _tools(self, proven: Session) -> tuple[agent.ToolSpec, ...]:

@@ -1,19 +1,24 @@
 """One span per call, by OpenTelemetry's GenAI conventions. The only importer of opentelemetry.
 
 Spans are telemetry, not evidence: they hold names, outcomes and times, never arguments, outputs or tokens. With
-`export = "none"` nothing of opentelemetry runs at all.
+`export = "none"` no span is made at all.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from google.protobuf.json_format import MessageToDict
 from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -70,22 +75,44 @@ class Span:
             self._span.set_attributes(attributes)
 
 
+class OtlpFile(SpanExporter):
+    """Appends each batch as one line of OTLP JSON (OpenTelemetry Protocol File Exporter), as collectors read it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+        path.chmod(0o600)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Write one batch."""
+        message = MessageToDict(encode_spans(spans))
+        for resource in message.get("resourceSpans", ()):
+            for scope in resource.get("scopeSpans", ()):
+                for span in scope.get("spans", ()):
+                    # OTLP's JSON differs from protobuf's: ids are hex, not base64.
+                    for name in ("traceId", "spanId", "parentSpanId"):
+                        if name in span:
+                            span[name] = base64.b64decode(span[name]).hex()
+        self._file.write(json.dumps(message, separators=(",", ":")) + "\n")
+        self._file.flush()
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class Telemetry:
-    """Where spans go: nowhere, or a file of JSON spans in the state directory."""
+    """Where spans go: nowhere, or a file in the state directory that a collector follows."""
 
     def __init__(self, export: str, path: Path, *, instance: str, version: str) -> None:
         self._provider: TracerProvider | None = None
         self._tracer: trace.Tracer | None = None
-        self._file = None
         if export == "file":
-            self._file = path.open("a", encoding="utf-8")
-            path.chmod(0o600)
             resource = Resource.create(
                 {"service.name": "toolrunner", "service.instance.id": instance, "service.version": version}
             )
             self._provider = TracerProvider(resource=resource)
-            exporter = ConsoleSpanExporter(out=self._file, formatter=lambda span: span.to_json(indent=None) + "\n")
-            self._provider.add_span_processor(BatchSpanProcessor(exporter))
+            self._provider.add_span_processor(BatchSpanProcessor(OtlpFile(path)))
             self._tracer = self._provider.get_tracer("runner", version)
 
     def span(self, traceparent: str) -> Span:
@@ -96,5 +123,3 @@ class Telemetry:
         """Write what is left."""
         if self._provider is not None:
             self._provider.shutdown()
-        if self._file is not None:
-            self._file.close()

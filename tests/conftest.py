@@ -22,6 +22,8 @@ from runner.engine.sandboxes import Engine
 from runner.errors import RunnerError
 from runner.model import Ceilings, SandboxPlan, TaskProfile
 
+pytest_plugins = ["house"]
+
 ROOT = Path(__file__).parents[1]
 FILTER = ROOT / "profiles/seccomp/default.json"
 DIGEST = "d" * 64
@@ -32,7 +34,9 @@ _LOCK = Path("/tmp/toolrunner-test-image.lock")
 def docker_engine_available() -> Iterator[Docker]:
     """A connection to the Docker engine. Fails, saying what to do, when there is none or when we are not root."""
     if os.geteuid() != 0:
-        pytest.fail("these tests make containers and read /proc of other users: run scripts/test as root", pytrace=False)
+        pytest.fail(
+            "these tests make containers and read /proc of other users: run scripts/test as root", pytrace=False
+        )
     try:
         docker = Docker()
     except RunnerError as error:
@@ -115,7 +119,7 @@ class Benches:
         instance = instance or f"t{secrets.token_hex(5)}"
         engine = Engine(
             instance=instance,
-            config=Config(sandboxes=Sandboxes(uid_first=260_000, uid_count=512, pool=pool)),
+            config=Config(sandboxes=Sandboxes(image=self.image, uid_first=260_000, uid_count=512, pool=pool)),
             run_dir=folder / "run",
             state_dir=folder / "state",
             on_end=lambda sandbox, reason, oom: ended.append((sandbox, reason, oom)),
@@ -133,7 +137,7 @@ class Benches:
             assert left == []
 
 
-@pytest.fixture()
+@pytest.fixture
 def benches(tool_image: str) -> Benches:
     """Engines on real containers: `async with benches.open(tmp_path) as bench`."""
     return Benches(tool_image)

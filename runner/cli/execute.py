@@ -11,6 +11,7 @@ import grp
 import os
 import pwd
 import shutil
+import signal
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -159,6 +160,8 @@ def become(
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
     _close_others(descriptor)
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would hand that on
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execve(program, command, environment)  # noqa: S606 - the operator's own command is what this is for
     except OSError as error:

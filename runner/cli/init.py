@@ -59,10 +59,7 @@ def init(
     dir: Annotated[Path, typer.Argument(help="Folder to lay out; made if it is not there.")],  # noqa: A002 - its name in --help
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Lay out a folder to start from: runner.toml, profiles, tools, policies. Nothing that exists is overwritten.
-
-    Example: runner init ./agents
-    """
+    """Lay out a folder to start from: runner.toml, profiles, tools, policies. Nothing that exists is overwritten."""
     written = lay_out(dir)
     if json:
         print_json({"folder": str(dir), "written": [str(path) for path in written]})

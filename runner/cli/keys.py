@@ -25,16 +25,20 @@ def read_secret(path: Path) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise refuse("key", f"cannot open it: {error.strerror}", field=str(path)) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise refuse("key", "not a regular file", field=str(path))
         if status.st_mode & 0o077:
-            mode = stat.S_IMODE(status.st_mode)
             raise refuse(
-                "key", f"mode {mode:04o}: others may read it", field=str(path), next_step=f"run `chmod 600 {path}`"
+                "key",
+                f"mode {stat.S_IMODE(status.st_mode):04o}: others may read it",
+                field=str(path),
+                next_step=f"run `chmod 600 {path}`",
             )
-        return file.read(MAX_SECRET)
+        return os.read(descriptor, MAX_SECRET)
+    finally:
+        os.close(descriptor)
 
 
 def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:

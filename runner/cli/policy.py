@@ -11,8 +11,8 @@ import typer
 
 from runner.catalog import compile_bundle, read_folders, shared
 from runner.cli.tables import print_json, print_table
-from runner.config import decode_toml
-from runner.errors import refuse
+from runner.config import decode_toml, parse_toml
+from runner.errors import RunnerError, refuse
 from runner.gate.authorize import Question, SessionView, decide
 from runner.gate.schema import cedar_schema
 from runner.gate.serving import Serving
@@ -50,12 +50,6 @@ class Case(Value, frozen=True, kw_only=True):
     session: SessionView = SessionView()
 
 
-class CaseFile(Value, frozen=True, kw_only=True):
-    """cases/<name>.toml."""
-
-    case: tuple[Case, ...]
-
-
 Result = tuple[str, Case, Decision, str]  # place, case, what it got, how that differs ("" = it does not)
 
 
@@ -71,12 +65,24 @@ def read_cases(folder: Path) -> list[tuple[str, Case]]:
     for path in sorted((folder / "cases").glob("*.toml")):
         name = f"policies/cases/{path.name}"
         text = path.read_bytes()
-        lines = [number for number, line in enumerate(text.splitlines(), 1) if line.strip() == b"[[case]]"]
-        cases = decode_toml(text, CaseFile, name, "policy").case
-        if len(lines) != len(cases):
-            raise refuse("policy", "write each case as a [[case]] table of its own", field=name)
-        found += [(f"{name}:{line}", case) for line, case in zip(lines, cases, strict=True)]
+        tables = parse_toml(text, name, "policy")
+        lines = text.splitlines(keepends=True)
+        starts = [number for number, line in enumerate(lines) if line.strip() == b"[[case]]"]
+        if set(tables) != {"case"} or len(starts) != len(tables["case"]):
+            raise refuse("policy", "write each case as a [[case]] table of its own, and nothing else", field=name)
+        for start, end, table in zip(starts, [*starts[1:], len(lines)], tables["case"], strict=True):
+            # Blank lines for the cases before it: an error then names this case's line, not a namesake's.
+            found.append((f"{name}:{start + 1}", _case(b"\n" * start + b"".join(lines[start:end]), name, start, table)))
     return found
+
+
+def _case(text: bytes, name: str, start: int, table: dict[str, Any]) -> Case:
+    try:
+        return decode_toml(text, Case, name, "policy", table)
+    except RunnerError as error:
+        if error.refused.field != name:
+            raise
+        raise refuse("policy", error.refused.reason, field=f"{name}:{start + 1}") from None
 
 
 def run_case(case: Case, served: Serving) -> tuple[Decision, str]:
@@ -97,13 +103,11 @@ def run_case(case: Case, served: Serving) -> tuple[Decision, str]:
     return got, ""
 
 
-@app.command()
+@app.command(epilog="Example: runner policy check --policies ./policies")
 def check(policies: Policies = None, tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
     """Parse every policy, validate it against the tools, and run every case in policies/cases.
 
     Exit status 0, or 5 when a file is wrong or a case gets another decision.
-
-    Example: runner policy check --policies ./policies
     """
     served = compiled(policies, tools, profiles)
     results = [(place, case, *run_case(case, served)) for place, case in read_cases(policies or shared("policies"))]
@@ -163,12 +167,9 @@ def _print(served: Serving, results: Sequence[Result]) -> None:
         print(f"rules without a case: {', '.join(silent)}")
 
 
-@app.command()
+@app.command(epilog="Example: runner policy schema --tools ./tools > policy.cedarschema")
 def schema(tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
-    """Print the Cedar schema that policies are validated against, made from the tools' manifests.
-
-    Example: runner policy schema --tools ./tools > policy.cedarschema
-    """
+    """Print the Cedar schema that policies are validated against, made from the tools' manifests."""
     bundle = read_folders(profiles or shared("profiles"), tools or shared("tools"), shared("policies"))
     text = cedar_schema(compile_bundle(bundle).tools.values())
     if json:

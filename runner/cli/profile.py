@@ -28,12 +28,9 @@ def _catalog(profiles: Path | None, tools: Path | None) -> Catalog:
     return compile_bundle(read_folders(profiles or shared("profiles"), tools or shared("tools"), shared("policies")))
 
 
-@app.command("list")
+@app.command("list", epilog="Example: runner profile list")
 def list_profiles(profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
-    """List every profile with what it is for.
-
-    Example: runner profile list
-    """
+    """List every profile with what it is for."""
     catalog = _catalog(profiles, tools)
     every = [("task", each) for each in catalog.task_profiles.values()]
     both: list[tuple[str, TaskProfile | ToolProfile]] = [*every]
@@ -46,12 +43,9 @@ def list_profiles(profiles: Profiles = None, tools: Tools = None, json: Json = F
     )
 
 
-@app.command()
+@app.command(epilog="Example: runner profile show default")
 def show(name: Name, profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
-    """Show one profile with every number in it.
-
-    Example: runner profile show default
-    """
+    """Show one profile with every number in it."""
     catalog = _catalog(profiles, tools)
     profile: Any = catalog.task_profiles.get(name) or catalog.tool_profiles.get(name)
     if profile is None:
@@ -65,13 +59,11 @@ def show(name: Name, profiles: Profiles = None, tools: Tools = None, json: Json 
     print_table(("key", "value"), rows)
 
 
-@app.command()
+@app.command(epilog="Example: runner profile check --profiles ./profiles")
 def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
     """Check every profile, and say in words what each promises. Exit status 5 when one is wrong.
 
     Whether this host can keep each promise is part of `runner doctor`.
-
-    Example: runner profile check --profiles ./profiles
     """
     catalog = _catalog(profiles, tools)
     said: dict[str, list[str]] = {}

@@ -73,7 +73,9 @@ def show(
     if json:
         print_json(facts)
         return
-    rows = [(name, ", ".join(value) if isinstance(value, list | tuple) else str(value)) for name, value in facts.items()]
+    rows = [
+        (name, ", ".join(value) if isinstance(value, list | tuple) else str(value)) for name, value in facts.items()
+    ]
     print_table(("FACT", "VALUE"), rows)
 
 

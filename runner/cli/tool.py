@@ -12,7 +12,7 @@ from runner.catalog import compile_tool, shared
 from runner.catalog.files import Contents, read_folder
 from runner.catalog.manifest import compile_tools
 from runner.catalog.profile import compile_profiles
-from runner.cli.tables import print_json, print_table
+from runner.cli.tables import print_json, print_table, printable
 from runner.cli.tool_source import derive, template
 from runner.config import TOOL_ID
 from runner.errors import refuse
@@ -34,12 +34,9 @@ def _manifests(tools: Path | None, profiles: Path | None) -> dict[str, Manifest]
     return compile_tools(read_folder(tools or shared("tools"), "manifest"), tool_profiles, contents)
 
 
-@app.command("list")
+@app.command("list", epilog="Example: runner tool list")
 def list_tools(tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
-    """List every tool.
-
-    Example: runner tool list
-    """
+    """List every tool."""
     every = _manifests(tools, profiles).values()
     if json:
         keys = ("id", "description", "consequence", "kind", "profile", "digest")
@@ -49,12 +46,9 @@ def list_tools(tools: Tools = None, profiles: Profiles = None, json: Json = Fals
     print_table(("tool", "consequence", "kind", "profile", "digest", "description"), rows)
 
 
-@app.command()
+@app.command(epilog="Example: runner tool show shell_run")
 def show(tool: Id, tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
-    """Show one tool: its arguments, what policy sees of them, its profile and digests.
-
-    Example: runner tool show shell_run
-    """
+    """Show one tool: its arguments, what policy sees of them, its profile and digests."""
     manifest = _find(_manifests(tools, profiles), tool)
     seen = {key: cedar_type(attribute.shape) for key, attribute in visible(manifest).fields.items()}
     unseen = hidden(manifest)
@@ -62,7 +56,10 @@ def show(tool: Id, tools: Tools = None, profiles: Profiles = None, json: Json = 
         shown = {key: getattr(manifest, key) for key in manifest.__struct_fields__ if key != "files"}
         print_json({**shown, "files": sorted(manifest.files), "policy": seen, "hidden_from_policy": unseen})
         return
-    print(f"{manifest.id}: {manifest.description.strip()}\n")
+    print(f"{manifest.id}:")
+    for line in manifest.description.strip().splitlines():
+        print(f"  {printable(line)}")
+    print()
     rows = [
         ("consequence", manifest.consequence),
         ("kind", manifest.kind + (f": {' '.join(manifest.argv)}" if manifest.argv else "")),
@@ -83,17 +80,14 @@ def show(tool: Id, tools: Tools = None, profiles: Profiles = None, json: Json = 
     print_table(("argument", "type", "required", "in policy", "about"), arguments)
 
 
-@app.command()
+@app.command(epilog="Example: runner tool check fs_read --tools ./tools")
 def check(
     tool: Annotated[str | None, typer.Argument(help="One tool; without it, all of them.")] = None,
     tools: Tools = None,
     profiles: Profiles = None,
     json: Json = False,
 ) -> None:
-    """Check tools: manifest, schemas, code, profile, and that policy can be written for them. Exit status 5 when wrong.
-
-    Example: runner tool check fs_read --tools ./tools
-    """
+    """Check tools: manifest, schemas, code, profile, what policy sees. Exit status 5 when one is wrong."""
     every = _manifests(tools, profiles)
     chosen = [_find(every, tool)] if tool else list(every.values())
     found = [(manifest, visible(manifest), hidden(manifest)) for manifest in chosen]
@@ -107,17 +101,14 @@ def check(
     print(f"\n{len(rows)} tools are whole")
 
 
-@app.command()
+@app.command(epilog="Example: runner tool new word_count --from mytools:count --dir ./tools")
 def new(
     tool: Id,
     from_: Annotated[str, typer.Option("--from", help="module:function to take schema and code from.")] = "",
     dir_: Annotated[Path, typer.Option("--dir", help="Folder of tools to write into.")] = Path("tools"),
     json: Json = False,
 ) -> None:
-    """Write the folder of a new python tool that works as it is. With --from, from a function with type hints.
-
-    Example: runner tool new word_count --from mytools:count --dir ./tools
-    """
+    """Write the folder of a new python tool that works as it is. With --from, from a function with type hints."""
     if not TOOL_ID.match(tool):
         raise refuse("manifest", f"`{tool[:80]}` is not a tool id: {TOOL_ID.pattern}", next_step="choose another name")
     folder = dir_ / tool
@@ -136,10 +127,8 @@ def new(
         print_json({"id": tool, "folder": str(folder), "files": sorted(files), "digest": manifest.digest})
         return
     print(f"wrote {folder}: {', '.join(sorted(files))}")
-    print(
-        f"next: edit it, then `runner tool check {tool} --tools {dir_}`; every call of it is refused until a task profile"
-    )
-    print("and a token list it, and a policy permits it")
+    print(f"next: edit it, then `runner tool check {tool} --tools {dir_}`. Every call of it is refused until a task")
+    print("profile and a token list it, and a policy permits it")
 
 
 def _find(manifests: dict[str, Manifest], tool: str) -> Manifest:
@@ -165,4 +154,4 @@ def _policy(name: str, record: Record) -> str:
 
 def _first(text: str) -> str:
     """The first sentence."""
-    return re.split(r"(?<=[.:;])\s", " ".join(text.split()), maxsplit=1)[0]
+    return re.split(r"(?<=[.:;])\s", " ".join(text.split()), maxsplit=1)[0].rstrip(":;")

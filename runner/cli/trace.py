@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.cli.tables import print_json, print_table
+from runner.cli.tables import print_table
 from runner.errors import EXIT_UNVERIFIED, refuse
 from runner.evidence.content import SALT, ContentReader
 from runner.evidence.export import export as export_ledger
@@ -64,10 +65,15 @@ def list_calls(
     wanted = Filter(task=task, agent=agent, tool=tool, effect=effect, outcome=outcome, since=since)
     found = islice(calls(_ledger(state, key), wanted), limit)
     if as_json:
-        print_json([_view(view) for view in found])
+        _print_json([_view(view) for view in found])
         return
     columns = ("time", "call", "agent/task", "tool", "decision", "outcome", "ms", "position")
     print_table(columns, [_row(view) for view in found])
+
+
+def _print_json(value: Any) -> None:
+    """As `tables.print_json`, but all ASCII: entries hold hostile text, and JSON lets bidi characters through."""
+    print(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True))
 
 
 def _row(view: CallView) -> tuple[str, ...]:
@@ -108,7 +114,7 @@ def show(
     kept = dict(_content(state / "content", view, everything=content))
     if as_json:
         proof = {"included": steps is not None, "signed_size": ledger.signed}
-        print_json(_view(view) | proof | {"content": kept})
+        _print_json(_view(view) | proof | {"content": kept})
         return
     where = (
         f"in the tree of {ledger.signed} signed entries, by a proof of {steps} hashes, checked"
@@ -186,7 +192,7 @@ def verify(
     with _progress(hidden=as_json) as progress:
         report = verify_ledger(folder, verifier.text, content, progress, anchors)
     if as_json:
-        print_json(report)
+        _print_json(report)
     else:
         _print_report(report, own_key=not key)
     if not report.ok:
@@ -241,7 +247,7 @@ def tail(
     try:
         for position, data in source:
             if as_json:
-                print(f'{{"position":{position},"entry":{data.decode()}}}', flush=True)
+                print(json.dumps({"position": position, "entry": json.loads(data)}), flush=True)
             else:
                 print(line(position, data, width), flush=True)
     except KeyboardInterrupt:

@@ -171,11 +171,14 @@ class AsyncRunner:
 
     # --- files ---
 
-    async def put(self, path: str, data: bytes | os.PathLike[str], **options: Unpack[CallOptions]) -> CallResult:
-        """Put bytes, a local file, or a local folder with all it holds, at `path` in the workspace.
+    async def put(
+        self, path: str, data: bytes | os.PathLike[str], *, omit_links: bool = False, **options: Unpack[CallOptions]
+    ) -> CallResult:
+        """Put bytes, a local file, or a local folder with all it holds, at `path` in the workspace. A folder with
+        links is refused, unless they are to be left out.
 
         Raises `ToolFailed` when the workspace would not take it."""
-        kind, source = outgoing(data)
+        kind, source = outgoing(data, omit_links=omit_links)
         return await self.call("workspace_put", {"path": path, "kind": kind}, stdin=source, check=True, **options)
 
     async def get(self, path: str, *, limit: int = MAX_GET, **options: Unpack[CallOptions]) -> bytes:
@@ -190,10 +193,10 @@ class AsyncRunner:
         """A folder of the workspace into the new local `folder`. Links and special files are left out and named
         in the answer. Nothing is left behind on failure."""
         with TreeWriter(Path(folder), limit) as tree:
-            await self._fetch(path, "tree", tree.feed, limit + (limit >> 2) + (1 << 20), options)
-            return tree.finish()
+            done = await self._fetch(path, "tree", tree.feed, limit + (limit >> 2) + (1 << 20), options)
+            return tree.finish(done.value.get("skipped") if isinstance(done.value, dict) else None)
 
-    async def _fetch(self, path: str, kind: str, take: Any, limit: int, options: CallOptions) -> None:
+    async def _fetch(self, path: str, kind: str, take: Any, limit: int, options: CallOptions) -> CallResult:
         held = 0
         async with self.stream("workspace_get", {"path": path, "kind": kind}, **options) as stream:
             errors: list[bytes] = []
@@ -208,6 +211,7 @@ class AsyncRunner:
             result = await stream.result()
         if not result.ok or result.stdout_bytes > held:
             raise ToolFailed("workspace_get", replace(result, stderr=b"".join(errors)))
+        return result
 
     # --- inside ---
 

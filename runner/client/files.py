@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from runner.client.errors import CallError, refused
 
@@ -25,13 +26,14 @@ BLOCK = 512
 MAX_MEMBERS = 65_536  # the workspace's own bound on inodes
 MAX_NAME = 4096
 MAX_DEPTH = 64
+MAX_TOLD = 1000
 MAX_HEADER = 64 << 10  # bytes of one extended header
 
 
 # --- out -------------------------------------------------------------------------------------------------
 
 
-def outgoing(data: bytes | os.PathLike[str]) -> tuple[str, Iterator[bytes]]:
+def outgoing(data: bytes | os.PathLike[str], *, omit_links: bool = False) -> tuple[str, Iterator[bytes]]:
     """What `workspace_put` takes for bytes, a local file or a local folder: the kind, and the stream.
 
     Raises `InvalidArguments` when there is no such file."""
@@ -39,7 +41,7 @@ def outgoing(data: bytes | os.PathLike[str]) -> tuple[str, Iterator[bytes]]:
         return "file", iter([data])
     path = Path(data)
     if path.is_dir():
-        return "tree", pack_tree(path)
+        return "tree", pack_tree(path, omit_links=omit_links)
     if not path.is_file():
         raise refused("arguments", "no such file or folder here", field=str(path))
     return "file", read_pieces(path)
@@ -52,15 +54,18 @@ def read_pieces(path: Path) -> Iterator[bytes]:
             yield piece
 
 
-def pack_tree(folder: Path) -> Iterator[bytes]:
-    """A local folder as a tar stream: files, folders and links that stay inside, in sorted order, no owners.
+def pack_tree(folder: Path, *, omit_links: bool = False) -> Iterator[bytes]:
+    """A local folder as a tar stream: files and folders in sorted order, no owners, no times finer than a second.
 
-    Raises `InvalidArguments` naming a link that leaves the folder, or a special file."""
+    A workspace takes no links: `InvalidArguments` names the first, unless they are to be left out. It names a
+    special file always."""
     root = folder.resolve(strict=True)
     for base, folders, names in os.walk(root):
         folders.sort()
         for name in sorted(folders + names):
-            yield from _pack_member(root, Path(base, name))
+            path = Path(base, name)
+            if not (omit_links and path.is_symlink()):
+                yield from _pack_member(root, path)
     yield bytes(2 * BLOCK)
 
 
@@ -73,12 +78,14 @@ def _pack_member(root: Path, path: Path) -> Iterator[bytes]:
         entry.type = tarfile.DIRTYPE
     elif stat.S_ISREG(found.st_mode):
         entry.size = found.st_size
-    elif stat.S_ISLNK(found.st_mode):
-        entry.type, entry.linkname = tarfile.SYMTYPE, os.readlink(path)  # noqa: PTH115 - the text, not a Path
-        if Path(entry.linkname).is_absolute() or not path.resolve().is_relative_to(root):
-            raise refused("arguments", "a link leaves the folder", field=str(path), allowed="links that stay inside")
     else:
-        raise refused("arguments", "neither a file, a folder nor a link", field=str(path))
+        link = stat.S_ISLNK(found.st_mode)
+        raise refused(
+            "arguments",
+            "a workspace takes no links" if link else "neither a file nor a folder",
+            field=str(path),
+            next_step="pass omit_links=True to leave links out" if link else "move it out of the folder",
+        )
     yield entry.tobuf(tarfile.PAX_FORMAT)
     if entry.size:
         yield from _exactly(path, entry.size)
@@ -158,15 +165,15 @@ class TreeWriter:
         while (self._member is not None and self._body(self._member)) or (self._member is None and self._header()):
             pass
 
-    def finish(self) -> Extracted:
-        """The stream ended: the folder appears under its name."""
+    def finish(self, left_out: Any = None) -> Extracted:
+        """The stream ended: the folder appears under its name. `left_out` is the tool's own list, hostile too."""
         if self._member is not None or self._buffer or self._zeros < 2:
             raise refused("arguments", "the tar stream ends early")
         assert self._made is not None
         self._made.chmod(0o755)
         self._made.rename(self._folder)
         self._made = None
-        return Extracted(self._folder, self._files, self._bytes, tuple(self._skipped))
+        return Extracted(self._folder, self._files, self._bytes, tuple(self._skipped + _told(left_out)))
 
     # --- one header ---
 
@@ -315,6 +322,14 @@ def _long_name(member: _Member) -> str:
             raise refused("arguments", f"an extended tar header sets {key[:40]!r}", allowed="path and times")
         body = body[int(length) :]
     return name
+
+
+def _told(left_out: Any) -> list[str]:
+    """The names in `workspace_get`'s own list of what it left out."""
+    entries = left_out[:MAX_TOLD] if isinstance(left_out, list) else []
+    return [
+        _shown(entry["path"]) for entry in entries if isinstance(entry, dict) and isinstance(entry.get("path"), str)
+    ]
 
 
 def _shown(name: str) -> str:

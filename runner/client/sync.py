@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import os
 import socket as sockets
+import threading
 from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, Unpack
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+import anyio
+from anyio.from_thread import BlockingPortal
 
 from runner.client.aio import MAX_GET, AsyncRunner
 from runner.client.calls import CallOptions, CallResult
@@ -29,6 +31,24 @@ from runner.wire import agent
 T = TypeVar("T")
 
 
+def _portal(stack: contextlib.ExitStack) -> BlockingPortal:
+    """An event loop in a daemon thread, stopped by `stack`: anyio's own portal keeps a program alive that forgot to
+    close its client. No generator: one would be closed by the interpreter's end, when the thread is already gone."""
+    started: Future[BlockingPortal] = Future()
+
+    async def main() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    thread = threading.Thread(target=lambda: anyio.run(main), name="runner-client", daemon=True)
+    thread.start()
+    portal = started.result()
+    stack.callback(thread.join)
+    stack.callback(lambda: portal.call(portal.stop))
+    return portal
+
+
 class Runner:
     """A session with the daemon. Methods, results and exceptions are `AsyncRunner`'s; threads may share one."""
 
@@ -40,7 +60,7 @@ class Runner:
     ) -> None:
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
-            self._portal: BlockingPortal = stack.enter_context(start_blocking_portal("asyncio", name="runner-client"))
+            self._portal = _portal(stack)
             self._runner = self._portal.call(AsyncRunner.open, socket, credentials, session)
             stack.callback(self._portal.call, self._runner.aclose)
             self._stack = stack.pop_all()
@@ -146,9 +166,11 @@ class Runner:
         """Wait until the ledger entry at `position` is on disk."""
         self._run(partial(self._runner.until_durable, position))
 
-    def put(self, path: str, data: bytes | os.PathLike[str], **options: Unpack[CallOptions]) -> CallResult:
+    def put(
+        self, path: str, data: bytes | os.PathLike[str], *, omit_links: bool = False, **options: Unpack[CallOptions]
+    ) -> CallResult:
         """Put bytes, a local file or a local folder at `path` in the workspace."""
-        return self._run(partial(self._runner.put, path, data, **options))
+        return self._run(partial(self._runner.put, path, data, omit_links=omit_links, **options))
 
     def get(self, path: str, *, limit: int = MAX_GET, **options: Unpack[CallOptions]) -> bytes:
         """The bytes of one file of the workspace."""

@@ -44,6 +44,12 @@ class CgroupTree:
         self.version = 2 if (root / "cgroup.controllers").exists() else 1
         self._folders = {} if self.version == 2 else _controller_folders(root)
 
+    def has(self, controller: str) -> bool:
+        """Whether the controller is mounted here (version 1) or listed (version 2)."""
+        if self.version == 2:
+            return controller in _read(self._root / "cgroup.controllers").split()
+        return controller in self._folders
+
     def limits(self, membership: dict[str, str]) -> CgroupLimits:
         """The limits of a process with this membership. Raises `RunnerError` (host) naming a file that is missing."""
         return self._limits_v2(membership) if self.version == 2 else self._limits_v1(membership)

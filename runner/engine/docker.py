@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -73,6 +74,7 @@ class Docker:
         """Connect to `host`, DOCKER_HOST or the local socket. Raises `RunnerError` (host) when nothing answers."""
         where = host or os.environ.get("DOCKER_HOST", "") or "unix:///var/run/docker.sock"
         try:
+            _knock(where)
             self._api = docker.APIClient(base_url=where, version="auto", timeout=timeout_s, max_pool_size=POOL)
         except (docker.errors.DockerException, requests.RequestException, OSError) as error:
             raise refuse(
@@ -152,6 +154,14 @@ class Docker:
             found = self._api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
         return {item["Id"]: item["Labels"].get(SANDBOX_LABEL, "") for item in found}
 
+    def load(self, archive: str, name: str) -> None:
+        """Make a local image, `repository:tag`, of a root filesystem in a tar file."""
+        repository, _, version = name.rpartition(":")
+        with _speaking(f"import {name}"):
+            said = self._api.import_image_from_file(archive, repository=repository, tag=version)
+        if "error" in said:
+            raise refuse("host", f"the archive does not import as {name}: {said[:400]}")
+
     def build(
         self, context: Any, *, recipe: str, tag: str, arguments: dict[str, str], labels: dict[str, str]
     ) -> Iterator[str]:
@@ -196,6 +206,13 @@ def read_facts(info: dict[str, Any], version: dict[str, Any]) -> HostFacts:
         root=str(info.get("DockerRootDir", "")),
         architecture=str(info.get("Architecture", "")),
     )
+
+
+def _knock(where: str) -> None:
+    """Fail at once when nothing listens on a local socket: the SDK would retry, and leave a socket unclosed."""
+    if where.startswith("unix://"):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect("/" + where.removeprefix("unix://").lstrip("/"))
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 OnEnd = Callable[[str, str, bool], None]  # sandbox, reason, oom
 Compiled = Mapping[str, CompiledProfile]
 
-_ID = re.compile(r"^[a-z0-9][a-z0-9-]{0,63}$")  # ids become names of containers and folders; they are always ours
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{0,63}")  # ids become names of containers and folders; they are always ours
 _SIGKILLED = 137
 
 
@@ -38,7 +38,7 @@ class Engine:
 
     def __init__(self, *, instance: str, config: Config, run_dir: Path, state_dir: Path, on_end: OnEnd) -> None:
         """`on_end(sandbox, reason, oom)` is called in the loop when a sandbox ended by itself, after its removal."""
-        if not _ID.match(instance):
+        if not _ID.fullmatch(instance):
             raise refuse("config", f"instance id {instance!r} is not of small letters, digits and dashes")
         self._instance = instance
         self._config = config
@@ -141,7 +141,7 @@ class Engine:
     def _check(self, plan: SandboxPlan) -> CompiledProfile:
         if self._closed or self._workshop is None:
             raise refuse("unavailable", "engine is not serving")
-        if not _ID.match(plan.sandbox):
+        if not _ID.fullmatch(plan.sandbox):
             raise refuse("internal", f"sandbox id {plan.sandbox!r} is not of small letters, digits and dashes")
         if plan.sandbox in self._live or plan.sandbox in self._making or plan.sandbox in self._ending:
             raise refuse("internal", f"sandbox {plan.sandbox} exists already")

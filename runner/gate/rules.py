@@ -96,11 +96,18 @@ def offender(text: str, parse: Callable[[str], str]) -> int:
     """Where in a rule that does not parse the engine's parser stops.
 
     `parse` gives an engine's error message, "" for none. The parser reads left to right, so the first token is wrong
-    whose addition makes a beginning of the rule fail otherwise than by ending too early."""
+    whose addition makes a beginning of the rule fail otherwise than by ending too early. It may say so one token late,
+    but then it names the one it means."""
     ends_early = parse("permit")
-    for at, token in _tokens(text):
-        if not token.startswith("//") and parse(text[: at + len(token)]) not in ("", ends_early):
-            return at
+    named: dict[str, int] = {}
+    for at, sign in _tokens(text):
+        if sign.startswith("//"):
+            continue
+        named[sign] = at
+        message = parse(text[: at + len(sign)])
+        if message not in ("", ends_early):
+            meant = re.search(r"unexpected token `(.+)`$", message)
+            return named.get(meant.group(1), at) if meant else at
     return 0
 
 

@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
 WORKSPACE = "/workspace"
@@ -149,14 +149,12 @@ def regular(descriptor: int, mode: str, shown: str) -> BinaryIO:
 
 
 def make_folders(folder: int, parts: list[str]) -> None:
-    """Make `parts`, each in the one before, beneath the open `folder`; those that are there may stay. Raises OSError."""
+    """Make `parts`, each in the one before, beneath the open `folder`, unless they are there. Raises OSError."""
     held = os.dup(folder)
     try:
         for part in parts:
-            try:
+            with suppress(FileExistsError):
                 os.mkdir(part, 0o755, dir_fd=held)
-            except FileExistsError:
-                pass
             below = open_beneath(held, part, _FOLDER)
             os.close(held)
             held = below
@@ -179,7 +177,7 @@ def walk(folder: int, *, recursive: bool = True) -> Iterator[tuple[str, int, os.
     """What lies in the open `folder`, in name order, folders before what is in them: (path relative to it, an open
     descriptor of the folder that holds it, status). Links are reported, never followed. Folders deeper than
     `MAX_DEPTH` are reported but not entered. Raises OSError."""
-    stack: list[tuple[str, int, list[str]]] = [("", os.dup(folder), sorted(os.listdir(folder), reverse=True))]
+    stack: list[tuple[str, int, list[str]]] = [("", os.dup(folder), _names(folder))]
     try:
         while stack:
             prefix, held, names = stack[-1]
@@ -199,17 +197,22 @@ def walk(folder: int, *, recursive: bool = True) -> Iterator[tuple[str, int, os.
                     below = open_beneath(held, name, _FOLDER)
                 except OSError:  # removed, or swapped for a link
                     continue
-                stack.append((path + "/", below, sorted(os.listdir(below), reverse=True)))
+                stack.append((path + "/", below, _names(below)))
     finally:
         for _, held, _ in stack:
             os.close(held)
 
 
+def _names(folder: int) -> list[str]:
+    return sorted(os.listdir(folder), reverse=True)
+
+
 class Call:
     """What a python tool's `run(call)` is given."""
 
-    def __init__(self, tool: str, arguments: dict[str, Any], roots: dict[str, str]) -> None:
+    def __init__(self, tool: str, arguments: dict[str, Any], roots: dict[str, str], folder: str = "") -> None:
         self.tool = tool
+        self.folder = folder  # where the tool's own code lies
         self.arguments = arguments
         self._roots = roots
 

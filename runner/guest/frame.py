@@ -4,8 +4,6 @@ Shares no code with `runner/wire/guest.py`; `tests/vectors/guest.json` holds bot
 supervisor speaks the same frames with its launchers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import struct
@@ -16,37 +14,22 @@ _HEAD = struct.Struct(">IBI")  # payload length, type, call number (0 = the sand
 MAX_DATA = 64 << 10  # one piece of output or stdin
 MAX_JSON = 4 << 20  # tool code travels as JSON with base64
 
-CODE, START, STDIN, CREDIT, CANCEL, PING = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06
+CODE, START, STDIN, CREDIT, CANCEL, PING = range(0x01, 0x07)
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)
 
-# Which types may come, and the largest payload of each.
+# Which types may come on a connection, and the largest payload of each.
 FROM_GATE = {CODE: MAX_JSON, START: MAX_JSON, STDIN: MAX_DATA, CREDIT: 4, CANCEL: 1 << 10, PING: 0}
-LAUNCHER = {START: MAX_JSON, CANCEL: 0, STARTED: 64 << 10, ENDED: 1 << 10, FAULT: 16 << 10}
+LAUNCHER = {START: MAX_JSON, CANCEL: 0, STARTED: 64 << 10, RESULT: MAX_JSON, ENDED: 1 << 10, FAULT: 16 << 10}
 
 
-class ProtocolError(Exception):
-    """The peer's bytes are not a frame, or not valid now. There is no recovery: the connection is over."""
+def encode(message: Mapping[str, Any]) -> bytes:
+    """A JSON payload."""
+    return json.dumps(message, separators=(",", ":")).encode()
 
 
 def pack(kind: int, call: int, payload: bytes = b"") -> bytes:
     """One frame."""
     return _HEAD.pack(len(payload), kind, call) + payload
-
-
-def pack_json(kind: int, call: int, message: Mapping[str, Any]) -> bytes:
-    """One frame with a JSON payload."""
-    return pack(kind, call, json.dumps(message, separators=(",", ":")).encode())
-
-
-def read_json(payload: bytes) -> dict[str, Any]:
-    """A JSON object. Raises `ProtocolError`."""
-    try:
-        message: dict[str, Any] = json.loads(payload)
-    except (ValueError, RecursionError) as error:
-        raise ProtocolError(f"not JSON: {error}") from None
-    if not isinstance(message, dict):
-        raise ProtocolError("not a JSON object")
-    return message
 
 
 def code_digest(files: Mapping[str, bytes]) -> str:
@@ -65,19 +48,15 @@ class Reader:
         self._limits, self._buffer = limits, bytearray()
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
-        """Add `data`; yield each complete frame. Raises `ProtocolError` before a body is kept."""
+        """Add `data`; yield each complete frame. Raises ValueError before a body that may not come is kept."""
         self._buffer += data
-        start = 0
-        try:
-            while len(self._buffer) - start >= _HEAD.size:
-                length, kind, call = _HEAD.unpack_from(self._buffer, start)
-                if length > self._limits.get(kind, -1):
-                    raise ProtocolError(f"type 0x{kind:02x} with {length} bytes")
-                end = start + _HEAD.size + length
-                if len(self._buffer) < end:
-                    break
-                payload = bytes(self._buffer[start + _HEAD.size : end])
-                start = end
-                yield kind, call, payload
-        finally:
-            del self._buffer[:start]
+        while len(self._buffer) >= _HEAD.size:
+            length, kind, call = _HEAD.unpack_from(self._buffer)
+            if length > self._limits.get(kind, -1):
+                raise ValueError(f"type 0x{kind:02x} with {length} bytes may not come here")
+            end = _HEAD.size + length
+            if len(self._buffer) < end:
+                return
+            payload = bytes(self._buffer[_HEAD.size : end])
+            del self._buffer[:end]
+            yield kind, call, payload

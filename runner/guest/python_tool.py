@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 if __name__ == "__main__":  # -I hides this file's folder; its package lies two above
-    sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))  # noqa: PTH120,PTH100 (before imports)
+    sys.path.append(__file__.rsplit("/", 3)[0])
 
 from runner.guest.beneath import Call, ToolError
 
@@ -53,7 +53,7 @@ def main() -> int:
     os.set_inheritable(_RESULT, False)
     with os.fdopen(_ARGUMENTS, "rb") as file:
         request = json.load(file)
-    call = Call(request["tool"], request["arguments"], request["roots"])
+    call = Call(request["tool"], request["arguments"], request["roots"], request["code"])
     try:
         value = load(request["code"]).run(call)
     except ToolError as error:

@@ -72,8 +72,11 @@ class ContentStore:
         # SQLite gives its files the mode of the first one, so that one is made here.
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE))
         self._database = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
-        self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")
+        # SQLite answers with the mode it stayed in when it could not change it.
+        if self._database.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+            self._database.close()
+            raise refuse("ledger", "the content store could not be put into WAL mode", field=str(database))
         self._database.execute(_SCHEMA)
         sync_folder(folder)
 

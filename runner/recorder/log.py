@@ -1,7 +1,7 @@
 """The recorder: entries in, positions and signed checkpoints out.
 
-One thread, blocking. A group is everything appended and stored between two commits. See `durability.py` for what
-each write means when it fails; the comments there and here mark the points after which a crash is recoverable.
+One thread, blocking. A group is everything appended and stored between two commits. `durability.py` tells what each
+write means when it fails; `journal.py` marks the points after which a crash is recoverable.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
-from runner.ledger import tail as tails
-from runner.ledger.merkle import TILE_HEIGHT, TILE_WIDTH, Tile, Tree, leaf_hash, tile_root
-from runner.ledger.note import Checkpoint, Signer
-from runner.ledger.sequence import Sequence, State
-from runner.ledger.tile import CHECKPOINT, LOCK, TAIL, TILES
+from runner.ledger.merkle import TILE_WIDTH
+from runner.ledger.note import Signer
+from runner.ledger.sequence import Sequence
+from runner.ledger.tile import LOCK
 from runner.recorder import durability as disk
-from runner.recorder import tiles
 from runner.recorder.content import ContentStore
+from runner.recorder.journal import Journal
 from runner.recorder.readback import STATE_KINDS, select
-from runner.recorder.recovery import Pending, Recovered, nothing, recover
+from runner.recorder.recovery import Recovered, nothing, recover
 
 PUBLISH_S = 1.0  # how often the checkpoint file is replaced at most; the tail holds every checkpoint anyway
 UNKNOWN_END = (
@@ -46,28 +45,15 @@ class OpenCall(NamedTuple):
 class Recorder:
     """The one writer of a ledger and its content. Made by `open`; after any failure it does nothing more."""
 
-    def __init__(
-        self, folder: Path, signer: Signer, content: ContentStore, found: Recovered, clock: Callable[[], float]
-    ) -> None:
-        self._folder = folder
-        self._tiles_folder = folder / TILES
-        self._signer = signer
+    def __init__(self, journal: Journal, sequence: Sequence, content: ContentStore, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._sequence = sequence
         self._content = content
         self._clock = clock
-        self._settled: State = found.settled  # of the entries that are in bundles, as is the next
-        self._settled_tree: Tree = found.settled_tree
-        self._sequence: Sequence = found.sequence
-        self._tree: Tree = found.tree
-        self._pending: list[Pending] = found.entries  # every entry behind the bundles, written or not
-        self._tiles: list[Tile] = found.tiles  # full, not yet files
-        self._note = found.note
-        self._durable = found.signed
-        self._published = -1
         self._published_at = float("-inf")
         self._failed: RunnerError | None = None
         self._lock = -1
-        self._file = -1
-        life = self._sequence.state.life
+        life = sequence.state.life
         self.previous: Literal["none", "clean", "dead"] = (
             "none" if life == "none" else "clean" if life == "stopped" else "dead"
         )
@@ -94,8 +80,9 @@ class Recorder:
             opened: Recorder | None = None
             try:
                 found = recover(folder, signer.verifier)
+                known = found or nothing()
                 content = ContentStore(state_dir / "content")
-                opened = cls(folder, signer, content, found or nothing(), clock)
+                opened = cls(Journal(folder, signer, known), known.sequence, content, clock)
                 opened._begin(found, now)
             except BaseException:
                 if opened:
@@ -108,21 +95,15 @@ class Recorder:
     def _begin(self, found: Recovered | None, now: Callable[[], str]) -> None:
         """Create, or repair, or just go on; then the tail's file is open for appending."""
         if found is None:
-            self._sign()
-            self._publish()
-            # A crash here leaves a checkpoint of size 0 and no tail: creation is done again.
-            self._rewrite_tail()
+            self._journal.create()
+            self._published_at = self._clock()
             return
         if found.cut:
-            self._admit(entries.Repair(time=now(), dropped=found.cut, size=self._tree.size))
-        if found.cut or self._tree.size > found.signed:
-            # The readable part, the note of the cut and a checkpoint over both replace the tail in one rename: a
-            # crash before it repeats the repair, and after it nothing is left to repair.
-            self._sign()
-            self._durable = self._tree.size
-            self._rewrite_tail()
+            self._admit(entries.Repair(time=now(), dropped=found.cut, size=self.size))
+        if self.size > found.signed:
+            self._journal.repair()
         else:
-            self._file = os.open(self._folder / TAIL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._journal.go_on()
         self.tidy()
 
     def close(self) -> None:
@@ -136,10 +117,10 @@ class Recorder:
 
     def _release(self) -> None:
         self._content.close()
-        for descriptor in (self._file, self._lock):
-            if descriptor >= 0:
-                os.close(descriptor)
-        self._file = self._lock = -1
+        self._journal.close()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
         self._failed = self._failed or refuse("ledger", "the recorder is closed")
 
     @contextmanager
@@ -154,22 +135,17 @@ class Recorder:
             self._failed = error if isinstance(error, RunnerError) else refuse("ledger", f"{what} was cut off")
             raise
 
-    @property
-    def _base(self) -> int:
-        """The position of the tail's first entry."""
-        return self._settled_tree.size
-
-    # --- entries and content ---------------------------------------------------------------------------
+    # --- entries ---------------------------------------------------------------------------------------
 
     @property
     def size(self) -> int:
         """The position of the next entry."""
-        return self._tree.size
+        return self._journal.size
 
     @property
     def durable(self) -> int:
         """Every entry below this is on disk, with its content and a signed checkpoint over it."""
-        return self._durable
+        return self._journal.durable
 
     @property
     def newest_call(self) -> str:
@@ -187,16 +163,43 @@ class Recorder:
         self._sequence.check(entry)
         return self._take(entry_bytes, entry), entries.digest(entry_bytes)
 
-    def _admit(self, entry: entries.AnyEntry) -> int:
+    def _admit(self, entry: entries.AnyEntry) -> None:
+        """Take an entry of the recorder's own."""
         self._sequence.check(entry)
-        return self._take(entries.encode(entry), entry)
+        self._take(entries.encode(entry), entry)
 
     def _take(self, data: bytes, entry: entries.AnyEntry) -> int:
-        position = self._tree.size
-        self._sequence.apply(position, entry)
-        self._pending.append(Pending(data, entry))
-        self._tiles += self._tree.add(leaf_hash(data))
-        return position
+        self._sequence.apply(self.size, entry)
+        return self._journal.take(data, entry)
+
+    def commit(self) -> int:
+        """Make the group durable: content, entries, and a signed checkpoint. Returns the size then on disk.
+
+        Blocking. Raises `RunnerError` (ledger) when the disk fails: nothing of the group is acknowledged then."""
+        self.tidy()
+        with self._alive("writing the ledger"):
+            self._content.commit()
+            # A crash here leaves content that no entry names.
+            if self.size > self.durable:
+                self._journal.write_group()
+        return self.durable
+
+    def tidy(self, *, stopping: bool = False) -> None:
+        """What is due after an acknowledgement: full bundles become files, the checkpoint file follows.
+
+        Call it when the acknowledgement is sent; otherwise the next `commit` does it first."""
+        journal = self._journal
+        with self._alive("writing tiles"):
+            if journal.durable - journal.base >= TILE_WIDTH:
+                journal.settle()
+            if stopping:
+                journal.write_partials()
+            waited = stopping or self._clock() - self._published_at >= PUBLISH_S
+            if waited and journal.published != journal.durable:
+                journal.publish()
+                self._published_at = self._clock()
+
+    # --- content ---------------------------------------------------------------------------------------
 
     def store(self, data: bytes) -> str:
         """Keep content; it is durable before any entry of the same group. Returns its name."""
@@ -218,56 +221,15 @@ class Recorder:
         with self._alive("storing content"):
             self._content.close_stream(stream, digest, drop=drop)
 
-    def commit(self) -> int:
-        """Make the group durable: content, entries, and a signed checkpoint. Returns the size then on disk.
-
-        Blocking. Raises `RunnerError` (ledger) when the disk fails: nothing of the group is acknowledged then."""
-        self.tidy()
-        with self._alive("writing the ledger"):
-            self._content.commit()
-            # A crash here leaves content that no entry names.
-            if self._tree.size == self._durable:
-                return self._durable
-            group = self._pending[self._durable - self._base :]
-            self._sign()
-            written = [tails.record(tails.ENTRY, pending.data) for pending in group]
-            disk.write_all(self._file, b"".join([*written, tails.record(tails.SIGNED, self._note)]))
-            # A crash here leaves a torn group, which nobody was told of: it is cut and noted at the next start.
-            os.fdatasync(self._file)
-            # From here on the group is recoverable: acknowledge.
-            self._durable = self._tree.size
-        return self._durable
-
-    def tidy(self, *, stopping: bool = False) -> None:
-        """What is due after an acknowledgement: full bundles become files, the checkpoint file follows.
-
-        Call it when the acknowledgement is sent; otherwise the next `commit` does it first."""
-        with self._alive("writing tiles"):
-            if self._durable - self._base >= TILE_WIDTH:
-                self._settle()
-            if self._published != self._durable and (stopping or self._clock() - self._published_at >= PUBLISH_S):
-                if stopping:
-                    held = [pending.data for pending in self._pending]
-                    tiles.write_partials(self._tiles_folder, self._tree, held)
-                self._publish()
-
     # --- reading back ----------------------------------------------------------------------------------
 
     def since(self, position: int, batch: int, kinds: frozenset[str] = STATE_KINDS) -> Iterator[tuple[int, bytes]]:
         """At most `batch` entries of `kinds` from `position` on, in order: (position, canonical bytes). Calls only
         when they were allowed. Fewer than `batch` means that the ledger's end (`size`) was reached."""
-        return islice(select(self._read(position), kinds), batch)
-
-    def _read(self, position: int) -> Iterator[tuple[int, bytes]]:
-        base, pending = self._base, self._pending
-        for number in range(position // TILE_WIDTH, base // TILE_WIDTH):
-            with self._alive("reading the ledger"):
-                bundle = tiles.read_bundle(self._tiles_folder, number)
-            for place, data in enumerate(bundle, number * TILE_WIDTH):
-                if place >= position:
-                    yield place, data
-        for place in range(max(position, base), base + len(pending)):
-            yield place, pending[place - base].data
+        with self._alive("reading the ledger"):
+            # Whole, because an iterator that its reader drops half-way must not look like a failure here.
+            found = list(islice(select(self._journal.entries(position), kinds), batch))
+        return iter(found)
 
     def open_calls(self) -> list[OpenCall]:
         """Calls with a plan and no outcome, oldest first."""
@@ -285,42 +247,3 @@ class Recorder:
                 entries.Outcome(time=now, call=opened.call, task=opened.task, outcome="interrupted", reason=UNKNOWN_END)
             )
         return len(sealed)
-
-    # --- writes beside the tail's end ------------------------------------------------------------------
-
-    def _sign(self) -> None:
-        head = Checkpoint(self._signer.verifier.name, self._tree.size, self._tree.root())
-        self._note = self._signer.sign(head.text())
-
-    def _publish(self) -> None:
-        disk.replace(self._folder / CHECKPOINT, self._note)
-        self._published, self._published_at = self._durable, self._clock()
-
-    def _settle(self) -> None:
-        """Turn every full bundle of the tail into files, then begin a new tail after them."""
-        base = self._base
-        full = (self._durable - base) // TILE_WIDTH * TILE_WIDTH
-        written = tiles.write_full(
-            self._tiles_folder, base, [pending.data for pending in self._pending[:full]], self._tiles
-        )
-        # A crash here leaves tiles and a tail that hold the same entries: the next start does this again.
-        for position, pending in enumerate(self._pending[:full], base):
-            self._settled.apply(position, pending.entry)
-        for tile in written:
-            if tile.level == 0:
-                self._settled_tree.add(tile_root(tile.data), TILE_HEIGHT)
-        del self._pending[:full]
-        self._tiles = [tile for tile in self._tiles if tile not in written]
-        self._rewrite_tail()
-        # A crash here leaves partial tiles beside the full ones.
-        tiles.drop_outgrown(self._tiles_folder, written)
-
-    def _rewrite_tail(self) -> None:
-        """Replace the tail by one that begins after the bundles, ends at `_durable`, and is signed by `_note`."""
-        head = tails.Head(self._base, self._durable, self._settled_tree.root(), self._settled)
-        held = [pending.data for pending in self._pending[: self._durable - self._base]]
-        disk.replace(self._folder / TAIL, tails.build(tails.sign_head(head, self._signer), held, self._note))
-        # From here on the new tail is the ledger's end.
-        if self._file >= 0:
-            os.close(self._file)
-        self._file = os.open(self._folder / TAIL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)

@@ -111,12 +111,13 @@ class GateProcess:
         try:
             self._opened_as = await self._opened
             await self._committed.wait()
-            await self._build()
-            self._upward.post(parent.Ready(detail=f"audience runner:{self._instance}"))
-            ticker = asyncio.ensure_future(self._tick())
-            await self._ending.wait()
-            ticker.cancel()
-            await self._end()
+            if self._stop is None:
+                await self._build()
+                self._upward.post(parent.Ready(detail=f"audience runner:{self._instance}"))
+                ticker = asyncio.ensure_future(self._tick())
+                await self._ending.wait()
+                ticker.cancel()
+                await self._end()
         except RunnerError as error:
             _log.critical("%s", error.refused.line())
             self._upward.post(parent.Fatal(refusal=error.refused))
@@ -152,7 +153,7 @@ class GateProcess:
             engine_wire.EngineCaller(self._engine),
             self._journal,
             describe=isolation,
-            new_sandbox=lambda: f"{self._instance}-{secrets.token_hex(6)}",
+            new_sandbox=lambda: secrets.token_hex(6),
             start_s=limits.sandbox_start_s,
         )
         tasks = Tasks(self._journal, self._store, calls, self._claims, maximum=limits.tasks, clock=time.monotonic)
@@ -271,6 +272,7 @@ class GateProcess:
             case parent.Stop():
                 self._stop = message
                 self._ending.set()
+                self._committed.set()  # a daemon that never began to serve has nothing to drain
 
     def _engine_back(self, sock: socket.socket) -> None:
         self._attach_engine(sock)

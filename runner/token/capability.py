@@ -73,7 +73,7 @@ def violation(constraints: ConstraintMap, arguments: Mapping[str, Any]) -> Viola
         if constraint is None:
             if REST in granted:
                 continue
-            names = ", ".join(shown(known) for known in granted) or "no arguments"
+            names = ", ".join(sorted(shown(known)[1:-1] for known in granted))[:400]
             return Violation(argument=name, kind="closed", reason="the token does not name it", allowed=names)
         if not check(constraint, value):
             kind = constraint["constraint_type"]

@@ -30,7 +30,7 @@ __all__ = [
 
 MAX_DEPTH = 32  # the draft's recommended MAX_CONSTRAINT_DEPTH
 MAX_WORK = 50_000  # comparisons per derivation step: nested any-of-any pairs multiply, and cost gate's time
-_HOSTILE = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+_HOSTILE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 class Work:
@@ -116,11 +116,18 @@ def subsumes(parent: Mapping[str, Any], child: Mapping[str, Any], work: Work | N
 
 def confined_to(constraint: Mapping[str, Any]) -> str:
     """The folder, in normal form, beneath which every path lies that `constraint` accepts; "" when it names none."""
-    kind = constraint.get("constraint_type")
+    try:
+        return _confined_to(constraint, MAX_DEPTH)
+    except _HOSTILE:
+        return ""
+
+
+def _confined_to(constraint: Mapping[str, Any], depth: int) -> str:
+    kind = constraint["constraint_type"]
     if kind == "path_containment":
-        return normal_path(constraint.get("root")) or ""
-    if kind == "all":
-        return max((confined_to(clause) for clause in constraint["constraints"]), key=len, default="")
+        return normal_path(constraint["root"]) or ""
+    if kind == "all" and depth > 0:
+        return max((_confined_to(clause, depth - 1) for clause in constraint["constraints"]), key=len, default="")
     return ""
 
 

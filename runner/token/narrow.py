@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from runner.token.jcs import canonical
@@ -71,6 +71,10 @@ def _range_words(constraint: Mapping[str, Any]) -> str:
     return "a number " + " and ".join(words) if words else "a number"
 
 
+# What only values of one type satisfy; JSON Schema's keywords alone let other types pass.
+_TYPES = {"range": "number", "subset": "array", "contains": "array", "path_containment": "string"}
+
+
 def narrow_schema(parameters: Mapping[str, Any], constraints: Mapping[str, Any]) -> Schema:
     """The JSON Schema of a tool's arguments, narrowed to what the constraint map lets through.
 
@@ -96,31 +100,73 @@ def _narrowed(schema: Any, constraint: Mapping[str, Any]) -> Schema:
     """One property's schema and the constraint: what both accept, as far as JSON Schema can say it."""
     result: Schema = dict(schema) if isinstance(schema, dict) else {}
     kind = constraint["constraint_type"]
-    if kind == "exact":
-        result["const"] = constraint["value"]
-    elif kind == "one_of":
-        result["enum"] = _common(result.get("enum"), constraint["values"])
-    elif kind == "not_one_of":
-        _also(result, {"not": {"enum": constraint["excluded"]}})
-    elif kind == "range":
-        _narrow_range(result, constraint)
-    elif kind == "subset":
-        items = result.get("items")
-        items = dict(items) if isinstance(items, dict) else {}
-        items["enum"] = _common(items.get("enum"), constraint["allowed"])
-        result["items"] = items
-    elif kind == "contains":
-        for value in constraint["required"]:
-            _also(result, {"contains": {"const": value}})
-    elif kind == "all":
-        for clause in constraint["constraints"]:
-            result = _narrowed(result, clause)
-    elif kind == "any":
-        _also(result, {"anyOf": [_narrowed({}, clause) for clause in constraint["constraints"]]})
-    elif kind == "path_containment":
-        before = result.get("description", "")
-        result["description"] = f"{before}{' ' if before else ''}(must lie within {normal_path(constraint['root'])})"
+    if kind in _TYPES:
+        result.setdefault("type", _TYPES[kind])
+    if kind in _NARROWERS:
+        return _NARROWERS[kind](result, constraint)
+    return result  # wildcard
+
+
+def _exact(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    return {**schema, "const": constraint["value"]}
+
+
+def _one_of(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    return {**schema, "enum": _common(schema.get("enum"), constraint["values"])}
+
+
+def _not_one_of(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    return _also(schema, {"not": {"enum": constraint["excluded"]}})
+
+
+def _subset(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    items = schema.get("items")
+    return {**schema, "items": _one_of(items if isinstance(items, dict) else {}, {"values": constraint["allowed"]})}
+
+
+def _contains(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    return _also(schema, *({"contains": {"const": value}} for value in constraint["required"]))
+
+
+def _all(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    for clause in constraint["constraints"]:
+        schema = _narrowed(schema, clause)
+    return schema
+
+
+def _any(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    return _also(schema, {"anyOf": [_narrowed({}, clause) for clause in constraint["constraints"]]})
+
+
+def _path(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    before = schema.get("description", "")
+    words = f"(must lie within {normal_path(constraint['root'])})"
+    return {**schema, "description": f"{before} {words}" if before else words}
+
+
+def _range(schema: Schema, constraint: Mapping[str, Any]) -> Schema:
+    result = dict(schema)
+    for bound, inclusive, name, exclusive, tighter in (
+        ("min", "min_inclusive", "minimum", "exclusiveMinimum", max),
+        ("max", "max_inclusive", "maximum", "exclusiveMaximum", min),
+    ):
+        if bound in constraint:
+            keyword = name if constraint.get(inclusive, True) else exclusive
+            result[keyword] = tighter(result.get(keyword, constraint[bound]), constraint[bound])
     return result
+
+
+_NARROWERS: dict[str, Callable[[Schema, Mapping[str, Any]], Schema]] = {
+    "exact": _exact,
+    "one_of": _one_of,
+    "not_one_of": _not_one_of,
+    "range": _range,
+    "subset": _subset,
+    "contains": _contains,
+    "all": _all,
+    "any": _any,
+    "path_containment": _path,
+}
 
 
 def _common(old: Any, new: list[Any]) -> list[Any]:
@@ -130,17 +176,5 @@ def _common(old: Any, new: list[Any]) -> list[Any]:
     return [value for value in old if canonical(value) in texts]
 
 
-def _also(schema: Schema, clause: Schema) -> None:
-    schema["allOf"] = [*schema.get("allOf", []), clause]
-
-
-def _narrow_range(schema: Schema, constraint: Mapping[str, Any]) -> None:
-    for bound, inclusive, keyword, tighter in (
-        ("min", "min_inclusive", "inimum", max),
-        ("max", "max_inclusive", "aximum", min),
-    ):
-        if bound in constraint:
-            first = bound[0]
-            name = first + keyword if constraint.get(inclusive, True) else f"exclusive{first.upper()}{keyword}"
-            value = constraint[bound]
-            schema[name] = tighter(schema[name], value) if name in schema else value
+def _also(schema: Schema, *clauses: Schema) -> Schema:
+    return {**schema, "allOf": [*schema.get("allOf", []), *clauses]} if clauses else schema

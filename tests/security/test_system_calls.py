@@ -125,7 +125,9 @@ for family in range(1, 46):
                 found[f"{family}/{kind}/{protocol}"] = error.strerror
 print(json.dumps(found))
 """
-SOCKETS_ALLOWED = {"1/1/0", "1/2/0"} | {f"{family}/{pair}" for family in (2, 10) for pair in ("1/0", "1/6", "2/0", "2/17")}
+SOCKETS_ALLOWED = {"1/1/0", "1/2/0"} | {
+    f"{family}/{pair}" for family in (2, 10) for pair in ("1/0", "1/6", "2/0", "2/17")
+}
 ORDINARY = """
 import asyncio, json, shutil, socket, subprocess, tempfile, threading
 done = []
@@ -134,7 +136,8 @@ asyncio.run(asyncio.sleep(0)); done.append("asyncio")
 done.append(subprocess.run(["sh", "-c", "printf a | tr a b | cat; exit 3"], capture_output=True).returncode)
 with tempfile.TemporaryDirectory() as folder:
     open(folder + "/a", "w").write("x"); shutil.copytree(folder, folder + "-2"); shutil.rmtree(folder + "-2")
-subprocess.run("mkdir -p /tmp/t && cp -a /etc/passwd /tmp/t && tar cf /tmp/t.tar -C /tmp t && find /tmp -name passwd", shell=True, check=True, capture_output=True)
+script = "mkdir -p /tmp/t && cp -a /etc/passwd /tmp/t && tar cf /tmp/t.tar -C /tmp t && find /tmp -name passwd"
+subprocess.run(script, shell=True, check=True, capture_output=True)
 with socket.create_server(("127.0.0.1", 0)) as server:
     socket.create_connection(server.getsockname(), 5).close()
 print(json.dumps(done))
@@ -171,7 +174,9 @@ class Twin:
         return json.loads(said)
 
 
-def compare(benches: Any, folder: Path, code: str, *arguments: str, capabilities: tuple[str, ...] = ()) -> tuple[Any, Any]:
+def compare(
+    benches: Any, folder: Path, code: str, *arguments: str, capabilities: tuple[str, ...] = ()
+) -> tuple[Any, Any]:
     """What the probe found in a sandbox, and in its twin."""
 
     async def act() -> tuple[Any, Any]:

@@ -287,6 +287,13 @@ class SimDaemon:
 
         return asyncio.run_coroutine_threadsafe(run(), self._loop).result(10)
 
+    def until(self, ready: Callable[[], Any], seconds: float = 10.0) -> None:
+        """Wait for something that happens in the daemon's thread. Raises AssertionError when it does not come."""
+        end = time.monotonic() + seconds
+        while not ready():
+            assert time.monotonic() < end, "it did not happen"
+            time.sleep(0.002)
+
     async def _main(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
@@ -321,11 +328,3 @@ async def echo(call: SimCall) -> None:
     if "error" in call.arguments:
         await call.output(call.arguments["error"].encode(), "stderr")
     call.finish(exit_code=call.arguments.get("exit", 0), value=call.arguments.get("value"))
-
-
-def until(ready: Callable[[], Any], seconds: float = 10.0) -> None:
-    """Wait for something another thread does. Raises AssertionError when it does not come."""
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.002)

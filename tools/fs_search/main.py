@@ -45,7 +45,9 @@ def below(search, folder, glob):
         name = path.rsplit("/", 1)[-1]
         if search.full:
             return
-        if stat.S_ISDIR(status.st_mode) or (glob and not fnmatch.fnmatchcase(name, glob) and not fnmatch.fnmatchcase(path, glob)):
+        if stat.S_ISDIR(status.st_mode) or (
+            glob and not fnmatch.fnmatchcase(name, glob) and not fnmatch.fnmatchcase(path, glob)
+        ):
             continue
         if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
             search.skipped += 1

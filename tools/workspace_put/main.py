@@ -10,7 +10,13 @@ from runner.guest.beneath import ToolError, failure, make_folders, open_beneath,
 MOST_ENTRIES = 50_000
 LONGEST_HEADER = 64 << 10  # of a pax or long-name header, which tarfile reads into memory whole
 PIECE = 1 << 20
-HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 def run(call):
@@ -91,7 +97,9 @@ def parts_of(name, done):
 
 def refused(name, reason, done):
     """The refusal of an entry, saying how far the unpacking came."""
-    return ToolError(f"entry `{name[:500]}` is refused: {reason}; {done['files']} files were written before it", "entry")
+    return ToolError(
+        f"entry `{name[:500]}` is refused: {reason}; {done['files']} files were written before it", "entry"
+    )
 
 
 class Entry(tarfile.TarInfo):

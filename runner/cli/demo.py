@@ -1,0 +1,235 @@
+"""`runner demo`: a private daemon, an agent that works through it, and the evidence checked afterwards. All real parts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.catalog import shared
+from runner.cli.keys import write_new
+from runner.errors import EXIT_TOOL, refuse
+from runner.serve.privilege import require_root, user_id
+from runner.token.keys import SigningKey, generate, private_file, public_file
+
+AGENT_USER = "runner-demo"
+_ISSUER = "https://demo.invalid/issuer"
+_MAX_FILE = 1 << 20
+_MAX_FILES = 2000
+_START_S = 90.0
+_TOOLS = ("fs_list", "fs_read", "fs_search", "python_run", "shell_run", "workspace_put")
+_WRITE = 'fs_write={"path":{"constraint_type":"path_containment","root":"/workspace/reports"},"*":{"constraint_type":"wildcard"}}'
+
+_CONFIG = """\
+state = "{place}/state"
+run = "{place}/run"
+
+[peers]
+agents = ["{user}"]
+
+[[issuers]]
+uri = "{issuer}"
+public_key = "issuer.pub"
+
+[telemetry]
+export = "file"
+"""
+
+
+def demo(
+    repo: Annotated[
+        Path | None, typer.Option(help="A source tree, with git history if it has one; the package's own by default.")
+    ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the state folder for a look at the trace.")] = False,
+) -> None:
+    """Watch an agent work through the daemon, be refused, be stopped, and its trace be verified. Takes about 20 s."""
+    require_root()
+    user_id(AGENT_USER)
+    began = time.monotonic()
+    place = Path(tempfile.mkdtemp(prefix="toolrunner-demo-"))
+    try:
+        place.chmod(0o711)
+        source = _source(repo, place)
+        _configure(place)
+        with _daemon(place):
+            failures = _agent(place, source)
+        failures += _evidence(place)
+    finally:
+        if keep:
+            print(f"\nkept: {place}")
+        else:
+            shutil.rmtree(place)
+    seconds = time.monotonic() - began
+    if failures:
+        print(f"\n✗ {failures} things went otherwise than told above ({seconds:.0f} s)")
+        raise typer.Exit(EXIT_TOOL)
+    print(f"\n✓ the demo is over: {seconds:.0f} s, nothing is left running")
+
+
+def _heading(text: str) -> None:
+    print(f"\n\033[1m── {text}\033[0m" if sys.stdout.isatty() else f"\n── {text}", flush=True)
+
+
+# --- input ---------------------------------------------------------------------------------------------------
+
+
+def _source(repo: Path | None, place: Path) -> Path:
+    """A copy that the agent's user can read: the tree, and its history as text."""
+    root = (repo or shared("tools").parent).resolve()
+    if not root.is_dir():
+        raise refuse("arguments", "not a folder", field=str(root))
+    found = place / "source"
+    count = 0
+    for path in _files(root):
+        target = found / "tree" / path.relative_to(root)
+        if count < _MAX_FILES and not path.is_symlink() and path.is_file() and path.stat().st_size <= _MAX_FILE:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+            count += 1
+    history = _git(root, "log", "-n", "1000", "--date=short", "--pretty=format:%h %ad %s")
+    if history:
+        (found / "HISTORY.txt").write_text(history, encoding="utf-8")
+    for path in (found, *found.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    print(
+        f"input: {count} files of {root}"
+        + (f", {len(history.splitlines())} commits" if history else ", no git history")
+    )
+    return found
+
+
+def _files(root: Path) -> list[Path]:
+    listed = _git(root, "ls-files", "-z")
+    if listed:
+        return [root / name for name in listed.split("\0") if name]
+    return [path for path in sorted(root.rglob("*")) if "__pycache__" not in path.parts and ".git" not in path.parts]
+
+
+def _git(root: Path, *arguments: str) -> str:
+    """What git says, "" where there is no git or no repository. Root may look at another user's repository."""
+    command = ["git", "-c", f"safe.directory={root}", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def _configure(place: Path) -> None:
+    key = SigningKey(generate())
+    write_new(place / "issuer.key", private_file(key, _ISSUER))
+    write_new(place / "issuer.pub", public_file(key.public, _ISSUER), 0o644)
+    config = _CONFIG.format(place=place, user=AGENT_USER, issuer=_ISSUER)
+    write_new(place / "runner.toml", config.encode(), 0o644)
+
+
+# --- processes -----------------------------------------------------------------------------------------------
+
+
+def _runner(*arguments: str, show: bool = True) -> list[str]:
+    if show:
+        print(f"$ runner {' '.join(arguments)}", flush=True)
+    return [sys.executable, "-m", "runner", *arguments]
+
+
+@contextlib.contextmanager
+def _daemon(place: Path) -> Iterator[None]:
+    """A daemon of its own, stopped at the end, whatever happens."""
+    _heading("0. A private daemon: parent, gate, engine, recorder")
+    log = place / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _runner("serve", "--config", str(place / "runner.toml")),
+            stdin=subprocess.DEVNULL,
+            stderr=output,
+            stdout=output,
+        )
+    try:
+        _wait_ready(process, log)
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + _START_S
+    while "serving: instance" not in log.read_text(encoding="utf-8", errors="replace"):
+        if process.poll() is not None or time.monotonic() > deadline:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            why = next((line.split("CRITICAL ", 1)[1] for line in lines if "CRITICAL " in line), "it did not start")
+            reason, _, next_step = why.partition(" · next: ")
+            raise refuse("unavailable", reason, next_step=next_step or "run `runner doctor`")
+        time.sleep(0.05)
+    print("   ready", flush=True)
+
+
+def _agent(place: Path, source: Path) -> int:
+    """The agent, as its own user, with a token on an inherited descriptor."""
+    grants = [option for grant in (*_TOOLS, _WRITE) for option in ("--allow", grant)]
+    arguments = ["exec", "--agent", "demo-agent", "--task", "demo", "--user", AGENT_USER]
+    print(f"$ runner {' '.join(arguments)} --allow fs_list --allow … -- python agent.py", flush=True)
+    command = _runner(
+        *arguments,
+        "--owner",
+        "you",
+        "--config",
+        str(place / "runner.toml"),
+        "--key",
+        str(place / "issuer.key"),
+        *grants,
+        "--",
+        sys.executable,
+        "-m",
+        "runner.cli.demo_agent",
+        show=False,
+    )
+    return subprocess.run(
+        command, env={**os.environ, "RUNNER_DEMO_SOURCE": str(source)}, check=False, cwd="/"
+    ).returncode
+
+
+# --- evidence ------------------------------------------------------------------------------------------------
+
+
+def _evidence(place: Path) -> int:
+    """List, show and verify what was recorded; then show that a flipped byte is found."""
+    _heading("6. The evidence: every call, decision and outcome, signed")
+    state = ("--state", str(place / "state"))
+    failures = _call("trace", "list", "--limit", "8", *state)
+    listed = subprocess.run(
+        _runner("trace", "list", "--effect", "deny", "--json", *state, show=False), capture_output=True, check=True
+    )
+    denied = json.loads(listed.stdout)[0]["call"]["call"]
+    failures += _call("trace", "show", denied, *state)
+    failures += _call("trace", "verify", *state)
+    _heading("7. The same ledger with one byte flipped")
+    damaged = place / "damaged"
+    shutil.copytree(place / "state" / "ledger", damaged / "ledger")
+    tail = damaged / "ledger" / "tail"
+    data = bytearray(tail.read_bytes())
+    data[len(data) // 2] ^= 0x01
+    tail.write_bytes(data)
+    print(f"   byte {len(data) // 2} of ledger/tail: {data[len(data) // 2] ^ 1:#04x} → {data[len(data) // 2]:#04x}")
+    if _call("trace", "verify", "--no-content", "--state", str(damaged)) == 0:
+        print(" ✗ UNEXPECTED: the flipped byte was not found")
+        failures += 1
+    return failures
+
+
+def _call(*arguments: str) -> int:
+    return int(subprocess.run(_runner(*arguments), check=False).returncode != 0)

@@ -1,0 +1,53 @@
+"""`runner doctor`: what this host can and cannot do for the daemon, each finding with its remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runner.cli.checks import Finding, engine_findings, host_findings, place_findings
+from runner.cli.tables import print_json, print_table
+from runner.config import Config, load_config
+from runner.engine import image
+from runner.engine.docker import Docker
+from runner.errors import EXIT_OK, EXIT_UNAVAILABLE, RunnerError
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="The daemon's configuration; its defaults otherwise.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check kernel, Docker, cgroups, users, folders, sockets, disk and image. Exit status 4 when something fails."""
+    settings = load_config(config)[0] if config else Config()
+    findings = examine(settings)
+    if json:
+        print_json(findings)
+    else:
+        rows = [(each.status, each.name, each.found, each.remedy) for each in findings]
+        print_table(("", "check", "found", "remedy"), rows)
+        worst = [each for each in findings if each.status == "fail"]
+        print(f"\n{len(findings)} checks, {len(worst)} failed" if worst else f"\n{len(findings)} checks, none failed")
+    raise typer.Exit(status(findings))
+
+
+def examine(config: Config) -> list[Finding]:
+    """Every finding about this host, for this configuration."""
+    return [*host_findings(config), *_engine(config), *place_findings(config)]
+
+
+def status(findings: list[Finding]) -> int:
+    """The exit status: warnings do not fail."""
+    return EXIT_UNAVAILABLE if any(each.status == "fail" for each in findings) else EXIT_OK
+
+
+def _engine(config: Config) -> list[Finding]:
+    try:
+        docker = Docker(config.sandboxes.docker_host, timeout_s=10)
+        wanted = config.sandboxes.image or image.tag()
+        return engine_findings(docker.facts(), docker.image(wanted), wanted, image.inputs_digest())
+    except RunnerError as error:
+        return [Finding(name="docker", status="fail", found=error.refused.reason, remedy=error.refused.next_step)]

@@ -1,0 +1,235 @@
+"""Promises of the record (cases L01, L03, L07, L09, L13): a recorder killed at any moment, a second one, a full disk,
+another user. Reduced counts; `RUNNER_KILLS` raises the number of kills."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runner.evidence.verify import verify
+from runner.ledger import entry as entries
+from runner.recorder.keys import load_or_create_key
+from runner.recorder.log import Recorder
+
+WRITER = Path(__file__).parents[1] / "vectors/ledger_sample.py"
+ROOT = Path(__file__).parents[2]
+ORIGIN = "toolrunner/test"
+NOW = "2026-01-02T03:04:05.000006Z"
+KILLS = int(os.environ.get("RUNNER_KILLS", "30"))
+LIVES = 15  # of one ledger, so that verifying it stays quick
+NOBODY = 65_534
+
+
+def start_writer(state: Path) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, str(WRITER), str(state)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+    )
+
+
+def sizes(output: bytes) -> list[int]:
+    """The durable sizes a writer told, the last line only if it came whole."""
+    return [int(text) for text in output.decode().split("\n")[:-1]]
+
+
+def verified(state: Path) -> tuple[int, int, tuple[str, ...]]:
+    vkey = (state / "ledger/key.pub").read_text()
+    report = verify(state / "ledger", vkey, state / "content")
+    assert report.ok, report
+    return report.signed, report.open_calls, report.notes
+
+
+@pytest.mark.timeout(60 + 3 * KILLS)
+def test_killed_at_any_moment_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    for number in range(0, KILLS, LIVES):
+        state = tmp_path / str(number)
+        torn = most = 0
+        for _ in range(min(LIVES, KILLS - number)):
+            told = one_life(state, rng.uniform(0, 0.08))
+            signed, _, notes = verified(state)
+            assert signed >= told
+            assert signed >= most
+            most, torn = signed, torn + any("no whole record" in note for note in notes)
+        assert most > LIVES
+        repaired_and_whole(state, most, torn)
+        shutil.rmtree(state)
+
+
+def one_life(state: Path, seconds: float) -> int:
+    """A writer that is killed after `seconds` of work: the last size it told."""
+    writer = start_writer(state)
+    assert writer.stdout is not None
+    first = os.read(writer.stdout.fileno(), 1)  # it is at work
+    time.sleep(seconds)
+    writer.send_signal(signal.SIGKILL)
+    output, errors = writer.communicate()
+    assert errors == b""
+    return max(sizes(first + output), default=0)
+
+
+def repaired_and_whole(state: Path, most: int, torn: int) -> None:
+    """After the last life: every torn end was noted, open calls can be sealed, and all of it verifies."""
+    recorder = Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW)
+    assert recorder.previous == "none"  # the writer writes no start entries
+    recorder.seal_interrupted(NOW)
+    recorder.append(entries.encode(entries.Stop(time=NOW, instance="i", reason="done", clean=True)))
+    repairs = len(list(recorder.since(0, KILLS + 1, frozenset({"repair"}))))
+    recorder.close()
+    signed, open_calls, notes = verified(state)
+    assert (open_calls, notes) == (0, ())
+    assert repairs >= torn
+    assert signed > most
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A recorder under load in `tmp_path/state`."""
+    started = start_writer(tmp_path / "state")
+    try:
+        assert started.stdout is not None
+        assert started.stdout.readline()
+        yield started
+    finally:
+        started.kill()
+        started.communicate()
+
+
+def test_a_second_writer_exits(tmp_path: Path, writer: subprocess.Popen[bytes]) -> None:
+    second = start_writer(tmp_path / "state")
+    output, errors = second.communicate(timeout=60)
+    assert second.returncode != 0
+    assert output == b""
+    assert b"another recorder writes this ledger" in errors
+    assert writer.poll() is None
+
+
+def test_a_lock_of_the_dead_is_no_lock(tmp_path: Path, writer: subprocess.Popen[bytes]) -> None:
+    writer.kill()
+    writer.wait()
+    state = tmp_path / "state"
+    Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW).close()
+    verified(state)
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user and mount")
+class TestAsRoot:
+    def test_another_user_reads_nothing(self) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            state = Path(name) / "state"
+            writer = start_writer(state)
+            try:
+                assert writer.stdout is not None
+                assert writer.stdout.readline()
+                for folder in (state.parent, state):
+                    folder.chmod(0o755)  # even where the folders above are open
+                open_file = state / "open"
+                open_file.write_text("read me")
+                open_file.chmod(0o644)
+                tried = {path for path in state.rglob("*") if path != open_file}
+                assert {"ledger", "content", "tail", "key", "small.db"} <= {path.name for path in tried}
+                code = "import os,sys\nfor path in sys.argv[1:]: print(os.access(path, os.R_OK), path)"
+                looked = subprocess.run(
+                    [sys.executable, "-I", "-c", code, *map(str, tried), str(open_file)],
+                    user=NOBODY,
+                    group=NOBODY,
+                    extra_groups=[],
+                    capture_output=True,
+                    text=True,
+                    check=True,
+                )
+            finally:
+                writer.kill()
+                writer.communicate()
+            assert [line for line in looked.stdout.splitlines() if line.startswith("True")] == [f"True {open_file}"]
+
+    def test_a_reader_that_is_root_leaves_no_files_behind(
+        self, tmp_path: Path, writer: subprocess.Popen[bytes]
+    ) -> None:
+        before = owners(tmp_path / "state")
+        verified(tmp_path / "state")
+        assert owners(tmp_path / "state") == before
+
+    def test_a_full_disk_ends_the_recorder_and_loses_nothing(self, tmp_path: Path) -> None:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        # The mount lies in a namespace of its own: it goes with the process, and nobody else sees it.
+        script = """
+            mount -t tmpfs -o size=3m none "$1" || exit 99
+            "$2" "$3" "$1/state"
+            status=$?
+            cp -a "$1/state" "$4"
+            exit $status
+        """
+        run = subprocess.run(
+            ["unshare", "-m", "sh", "-c", script, "sh", disk, sys.executable, WRITER, tmp_path / "state"],
+            env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+            capture_output=True,
+            timeout=90,
+        )
+        assert run.returncode == 1
+        assert b"No space left on device" in run.stderr or b"disk is full" in run.stderr
+        told = sizes(run.stdout)
+        assert len(told) > 5
+        signed, _, _ = verified(tmp_path / "state")
+        assert signed >= told[-1]
+        state = tmp_path / "state"
+        Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW).close()
+        assert verified(state)[0] >= signed
+
+
+def owners(state: Path) -> set[tuple[str, int]]:
+    return {(path.name, path.stat().st_uid) for path in (state / "content").iterdir()}
+
+
+def test_power_loss_leaves_what_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was written to the tail after the last fdatasync may be on disk in part, in any order, or not at all."""
+    state = tmp_path / "state"
+    recorder = Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW)
+    for number in range(20):
+        recorder.append(entries.encode(entries.Beacon(time=NOW, instance="i", calls=number, running=0, tasks=0)))
+    size = recorder.commit()
+    synced = (state / "ledger/tail").stat().st_size
+
+    def lost(_descriptor: int) -> None:
+        raise OSError(5, "power is gone")
+
+    monkeypatch.setattr(os, "fdatasync", lost)
+    for number in range(40):
+        recorder.append(entries.encode(entries.Beacon(time=NOW, instance="i", calls=number, running=0, tasks=0)))
+    with pytest.raises(Exception, match="power is gone"):
+        recorder.commit()
+    recorder.close()
+    monkeypatch.undo()
+    whole = (state / "ledger/tail").read_bytes()
+    assert len(whole) > synced + 4096
+    rng = random.Random(11)
+    for round_number in range(60):
+        after = bytearray(whole[synced:])
+        for start in range(0, len(after), 512):  # sectors that did not make it: zeros, or what lay there before
+            if rng.random() < 0.3:
+                sector = after[start : start + 512]
+                after[start : start + 512] = bytes(len(sector)) if rng.random() < 0.5 else rng.randbytes(len(sector))
+        del after[rng.randrange(len(after) + 1) :]
+        copy = tmp_path / f"copy {round_number}"
+        shutil.copytree(state, copy)
+        (copy / "ledger/tail").write_bytes(whole[:synced] + after)
+        assert verified(copy)[0] >= size
+        again = Recorder.open(copy, ORIGIN, load_or_create_key(copy / "ledger", ORIGIN), lambda: NOW)
+        assert again.durable >= size
+        again.close()
+        assert verified(copy)[2] == ()
+        shutil.rmtree(copy)

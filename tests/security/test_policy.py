@@ -1,0 +1,203 @@
+"""Promises of policies/README.md and cases P01 to P10, on the real tools and policies, each beside a control."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from runner.catalog import compile_bundle, read_folders, shared
+from runner.cli.policy import compiled, read_cases, run_case
+from runner.errors import RunnerError
+from runner.gate.authorize import Question, SessionView, decide
+from runner.gate.schema import normal
+from runner.gate.serving import Serving
+from runner.guest.beneath import ToolError, inside
+from runner.model import Decision, Principal
+
+SERVED = compiled(None, None, None)
+CASES = read_cases(shared("policies"))
+WHO = Principal(agent="a", owner="o", task="t", session="s")
+
+
+def ask(tool: str, arguments: dict[str, Any], served: Serving = SERVED) -> Decision:
+    question = Question(principal=WHO, tool=tool, arguments=arguments, profile="default", peer_uid=1000)
+    return decide(question, SessionView(), served, served.policies)
+
+
+def write(path: str) -> Decision:
+    return ask("fs_write", {"path": path, "content": "x"})
+
+
+# --- the shipped policies say what their cases say ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("place", "case"), CASES, ids=lambda each: each if isinstance(each, str) else "")
+def test_a_shipped_case(place: str, case: Any) -> None:
+    assert run_case(case, SERVED)[1] == "", place
+
+
+def test_every_shipped_rule_has_a_case_and_a_reason() -> None:
+    expected = {case.expect.rule for _, case in CASES}
+    assert SERVED.policies.all_rules
+    for rule in SERVED.policies.all_rules:
+        assert rule.id in expected
+        assert rule.reason
+
+
+def test_every_tool_can_be_called_in_some_way() -> None:
+    allowed = {case.tool for _, case in CASES if case.expect.decision == "allow"}
+    assert allowed == set(SERVED.tools)
+
+
+# --- P01: missing, broken or half-written policies allow nothing --------------------------------------------
+
+TEXT = (shared("policies") / "base.cedar").read_bytes()
+
+
+def _serve(folder: Path) -> Serving:
+    return Serving.compile(compile_bundle(read_folders(shared("profiles"), shared("tools"), folder)))
+
+
+CUTS = sorted({*range(0, len(TEXT), 97), *(at + 1 for at, byte in enumerate(TEXT) if byte in b";\n")})
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_half_written_file_is_refused_or_permits_less(tmp_path: Path, cut: int) -> None:
+    (tmp_path / "base.cedar").write_bytes(TEXT)
+    assert ask("fs_read", {"path": "x"}, _serve(tmp_path)).effect == "allow"
+    (tmp_path / "base.cedar").write_bytes(TEXT[:cut])
+    try:
+        served = _serve(tmp_path)
+    except RunnerError as error:
+        served, place = None, error.refused.field
+        assert place.startswith("policies/base.cedar:")
+    for _, case in CASES if served else ():
+        if run_case(case, served)[0].effect == "allow":
+            assert case.expect.decision == "allow", case.name
+
+
+def test_no_file_and_an_empty_file_allow_nothing(tmp_path: Path) -> None:
+    for text in (None, b"", b"// nothing\n"):
+        if text is not None:
+            (tmp_path / "base.cedar").write_bytes(text)
+        served = _serve(tmp_path)
+        for _, case in CASES:
+            assert ask(case.tool, case.arguments, served).effect == "deny"
+
+
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RunnerError, match="cannot read the folder"):
+        _serve(tmp_path / "nowhere")
+
+
+# --- P02, P06: nothing runs away ----------------------------------------------------------------------------
+
+
+def test_a_text_made_for_a_pattern_is_decided() -> None:
+    # The suite's time-out is the bound; the largest argument that the schema takes, against every rule on its text.
+    hostile = "*curl " * 20_000
+    assert ask("shell_run", {"argv": ["sh", "-c", hostile]}).effect == "allow"
+    assert ask("shell_run", {"argv": ["sh", "-c", hostile + "curl http://x"]}).rules == ("no-downloads",)
+
+
+# --- P03: a path is judged as the file that is opened -------------------------------------------------------
+
+
+SPELLINGS = [
+    "".join(parts)
+    for parts in itertools.product(
+        ["", "./", "/workspace/", "//workspace//", "a/../", "../workspace/", "/x/../workspace/./"],
+        [".git/", "./.git//", ".git/./", ".git/x/../", "lib/.git/"],
+        ["config", "hooks/pre-commit", "a/../config", "./config", "..config"],
+    )
+]
+
+
+@pytest.mark.parametrize("path", SPELLINGS)
+def test_every_spelling_of_a_forbidden_path_is_forbidden(path: str) -> None:
+    assert write(path).rules == ("git-internals",)
+    assert write(path.replace(".git/", ".got/")).effect == "allow"
+
+
+@settings(max_examples=500)
+@given(st.text("ab./é\u0301", max_size=30))
+@example("//workspace/a")
+@example("/proc/self/root/etc/passwd")
+@example("../workspace/a")
+def test_policy_and_guest_mean_the_same_file(path: str) -> None:
+    """What the guest opens below /workspace is, letter for letter, what policy was shown; the rest it refuses."""
+    try:
+        opened = inside(path)
+    except ToolError:
+        assert not path or not (normal(path) + "/").startswith("/workspace/")
+    else:
+        assert normal(path) == ("/workspace" if opened == "." else f"/workspace/{opened}")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "protected/x\0", "\0"])
+def test_a_nul_in_a_path_is_refused(path: str) -> None:
+    assert (write(path).code, write(path.replace("\0", "_")).code) == ("arguments", write(path.replace("\0", "_")).code)
+    assert write("a_b").effect == "allow"
+
+
+# --- P04: a command's words are data ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["ls", ";", "curl"],
+        ["ls", "$(curl http://x)"],
+        ["ls\ncurl http://x"],
+        ["sh", "-c", "true\ncurl http://x"],
+        ["env", "curl"],
+        ["/usr/bin/curl", "@file"],
+    ],
+)
+def test_a_word_that_names_a_download_is_told_so(words: list[str]) -> None:
+    assert ask("shell_run", {"argv": words}).rules == ("no-downloads",)
+    harmless = [word.replace("curl", "cat").replace("http", "file") for word in words]
+    assert ask("shell_run", {"argv": harmless}).effect == "allow"
+
+
+@pytest.mark.parametrize(
+    "word", ['" }; permit(principal, action, resource); //', '"__extn"', "\\u0000", "é\u202e", "*"]
+)
+def test_an_argument_is_never_policy_text(word: str) -> None:
+    for arguments in ({"argv": [word]}, {"argv": ["curl", word]}):
+        decision = ask("shell_run", arguments)
+        assert (decision.effect == "deny") == ("curl" in arguments["argv"])
+
+
+# --- P10: what is not declared is denied --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tool", "arguments", "code"),
+    [
+        ("shell_runs", {"argv": ["ls"]}, "unknown_tool"),
+        ("Shell_run", {"argv": ["ls"]}, "unknown_tool"),
+        ("__class__", {}, "unknown_tool"),
+        ("any", {}, "unknown_tool"),
+        ("low", {}, "unknown_tool"),
+        ("shell_run", {}, "arguments"),
+        ("shell_run", {"argv": []}, "arguments"),
+        ("shell_run", {"argv": "ls"}, "arguments"),
+        ("shell_run", {"argv": [["ls"]]}, "arguments"),
+        ("shell_run", {"argv": ["ls"], "user": "root"}, "arguments"),
+        ("shell_run", {"argv": ["ls"], "__entity": {"type": "Owner", "id": "root"}}, "arguments"),
+        ("fs_read", {"path": {"__extn": {"fn": "decimal", "arg": "1.0"}}}, "arguments"),
+        ("fs_read", {"path": "x", "limit": 1.0}, "arguments"),
+        ("fs_read", {"path": "x", "limit": True}, "arguments"),
+        ("fs_read", {"path": None}, "arguments"),
+    ],
+)
+def test_what_is_not_declared_is_denied(tool: str, arguments: dict[str, Any], code: str) -> None:
+    decision = ask(tool, arguments)
+    assert (decision.effect, decision.code) == ("deny", code)
+    assert ask("shell_run", {"argv": ["ls"]}).effect == "allow"

@@ -1,0 +1,155 @@
+"""The judgements of `runner doctor`, on facts of hosts that are well and hosts that are not."""
+
+from __future__ import annotations
+
+import json
+import stat
+import tempfile
+from pathlib import Path
+
+import msgspec
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from runner.cli import checks, doctor
+from runner.config import Config, Users
+from runner.engine.cgroup import CgroupTree
+from runner.engine.docker import INPUTS_LABEL, HostFacts, Image
+
+FACTS = HostFacts(
+    docker="24.0.1",
+    runc="1.1.12",
+    api="1.43",
+    kernel="6.12",
+    cgroup_version=2,
+    runtimes=("runc",),
+    default_runtime="runc",
+    security=("name=seccomp",),
+    memory_limit=True,
+    swap_limit=True,
+    pids_limit=True,
+    cpu_quota=True,
+)
+IMAGE = Image(id="sha256:abc", labels={INPUTS_LABEL: "in"})
+SOCKET, FOLDER = stat.S_IFSOCK, stat.S_IFDIR
+
+
+def tree(folder: Path, *controllers: str) -> CgroupTree:
+    for name in controllers:
+        (folder / name).mkdir(parents=True)
+    return CgroupTree(folder)
+
+
+@pytest.mark.parametrize(
+    ("finding", "status"),
+    [
+        (checks.root(0), "ok"),
+        (checks.root(1000), "warn"),
+        (checks.kernel("6.12.1-x", "x86_64"), "ok"),
+        (checks.kernel("5.10.0", "x86_64"), "fail"),
+        (checks.kernel("6.12.1", "aarch64"), "fail"),
+        (checks.landlock(7), "ok"),
+        (checks.landlock(6), "ok"),
+        (checks.landlock(5), "warn"),
+        (checks.landlock(0), "fail"),
+        (checks.seccomp("kill_process errno allow"), "ok"),
+        (checks.seccomp(""), "fail"),
+        (checks.user("runner-gate", True), "ok"),
+        (checks.user("runner-gate", False), "fail"),
+        (checks.group("runner-agents", True), "ok"),
+        (checks.group("runner-agents", False), "fail"),
+        (checks.interpreter("runner-gate", ""), "ok"),
+        (checks.interpreter("runner-gate", "/root"), "fail"),
+        (checks.docker_version(FACTS), "ok"),
+        (checks.docker_version(msgspec.structs.replace(FACTS, api="1.40")), "fail"),
+        (checks.runc("1.1.12"), "ok"),
+        (checks.runc("1.2.0-rc.1"), "ok"),
+        (checks.runc("1.1.5+ds1"), "warn"),
+        (checks.runc(""), "warn"),
+        (checks.limits(FACTS), "ok"),
+        (checks.limits(msgspec.structs.replace(FACTS, swap_limit=False)), "fail"),
+        (checks.tool_image(IMAGE, "t:1", "in"), "ok"),
+        (checks.tool_image(IMAGE, "t:1", "other"), "warn"),
+        (checks.tool_image(None, "t:1", "in"), "fail"),
+        (checks.folder("state", Path("/s"), (FOLDER | 0o700, 0)), "ok"),
+        (checks.folder("state", Path("/s"), None), "ok"),
+        (checks.folder("state", Path("/s"), (FOLDER | 0o777, 0)), "fail"),
+        (checks.folder("state", Path("/s"), (FOLDER | 0o700, 1000)), "fail"),
+        (checks.socket_file("agent.sock", (SOCKET | 0o660, 0), 0o660), "ok"),
+        (checks.socket_file("agent.sock", (SOCKET | 0o666, 0), 0o660), "fail"),
+        (checks.socket_file("admin.sock", (stat.S_IFREG | 0o600, 0), 0o600), "fail"),
+        (checks.disk("/s", 1 << 40), "ok"),
+        (checks.disk("/s", 1 << 20), "warn"),
+    ],
+)
+def test_each_judgement_and_its_remedy(finding, status):
+    assert finding.status == status
+    assert finding.found or status == "ok"
+    assert bool(finding.remedy) == (status != "ok")
+
+
+def test_cgroups_without_a_controller_fail_and_name_it(tmp_path):
+    assert checks.cgroups(tree(tmp_path / "whole", "memory", "pids", "cpu,cpuacct")).status == "ok"
+    found = checks.cgroups(tree(tmp_path / "part", "memory", "cpu"))
+    assert (found.status, found.found) == ("fail", "no controller pids")
+    unified = tmp_path / "unified"
+    unified.mkdir()
+    (unified / "cgroup.controllers").write_text("cpu memory pids\n")
+    assert "fixture trees" in checks.cgroups(CgroupTree(unified)).found
+    (unified / "cgroup.controllers").write_text("cpu pids\n")
+    assert checks.cgroups(CgroupTree(unified)).status == "fail"
+
+
+def test_the_note_about_runc_names_the_flaw():
+    assert "CVE-2024-21626" in checks.runc("1.1.5").found
+
+
+def test_a_private_folder_above_the_interpreter_is_named():
+    stranger = (4_000_000, 4_000_000)
+    with tempfile.TemporaryDirectory() as folder:  # not tmp_path: that lies under a private folder itself
+        home = Path(folder)
+        home.chmod(0o755)
+        (home / "env").mkdir(mode=0o755)
+        program = home / "env/python"
+        program.write_text("")
+        program.chmod(0o755)
+        assert checks.closed_to(stranger, program) == ""
+        home.chmod(0o700)
+        assert checks.closed_to(stranger, program) == str(home)
+        assert checks.closed_to((home.stat().st_uid, 0), program) == ""
+
+
+def test_the_status_is_4_exactly_when_something_fails():
+    well, unwell = checks.root(1000), checks.landlock(0)
+    assert doctor.status([well]) == 0
+    assert doctor.status([well, unwell]) == 4
+
+
+def command() -> typer.Typer:
+    app = typer.Typer()
+    app.command()(doctor.doctor)
+    return app
+
+
+def test_a_missing_engine_is_one_finding_and_json_says_the_same(tmp_path):
+    config = tmp_path / "runner.toml"
+    config.write_text(f'state = "s"\nrun = "r"\n[sandboxes]\ndocker_host = "unix://{tmp_path}/none.sock"\n')
+    result = CliRunner().invoke(command(), ["--config", str(config), "--json"])
+    assert result.exit_code == 4
+    found = {each["name"]: each for each in json.loads(result.stdout)}
+    assert found["docker"]["status"] == "fail"
+    assert "no Docker engine answers" in found["docker"]["found"]
+    assert found["docker"]["remedy"]
+    assert found["disk"]["status"] in ("ok", "warn")
+    text = CliRunner().invoke(command(), ["--config", str(config)])
+    assert text.exit_code == 4
+    assert "checks, " in text.stdout
+
+
+def test_a_user_that_does_not_exist_is_found():
+    findings = checks.host_findings(Config(users=Users(gate="no-such-user-here", recorder="root")))
+    statuses = {each.name: each.status for each in findings}
+    assert statuses["user no-such-user-here"] == "fail"
+    assert statuses["user root"] == "ok"
+    assert "interpreter for no-such-user-here" not in statuses

@@ -1,0 +1,140 @@
+"""Profiles against hosts: what cannot be enforced is refused when the catalogue is loaded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runner.engine.docker import HostFacts, read_facts
+from runner.engine.host import check_engine, compile_profile
+from runner.engine.template import create_body, least_memory, places
+from runner.errors import RunnerError
+from runner.model import Ceilings, TaskProfile
+
+FILTER = (Path(__file__).parents[3] / "profiles/seccomp/default.json").read_bytes()
+FACTS = HostFacts(
+    docker="20.10.24",
+    runc="1.1.5",
+    api="1.41",
+    kernel="6.1",
+    cgroup_version=1,
+    runtimes=("runc", "runsc"),
+    default_runtime="runc",
+    security=("name=seccomp,profile=default",),
+    memory_limit=True,
+    swap_limit=True,
+    pids_limit=True,
+    cpu_quota=True,
+)
+
+
+def profile(*, ceilings: Ceilings | None = None, **change: Any) -> TaskProfile:
+    given = {
+        "name": "p",
+        "description": "",
+        "digest": "d",
+        "image": "",
+        "seccomp": "default",
+        "tools": ("t",),
+        **change,
+    }
+    return TaskProfile(ceilings=ceilings or Ceilings(), **given)
+
+
+def compiled(task: TaskProfile, facts: HostFacts = FACTS) -> Any:
+    return compile_profile(task, {"default": FILTER}, facts, "sha256:i")
+
+
+def test_a_profile_that_this_host_can_keep_compiles():
+    made = compiled(profile())
+    assert (made.runtime, made.image) == ("runc", "sha256:i")
+    assert json.loads(made.seccomp)["defaultAction"] == "SCMP_ACT_ERRNO"
+    assert compiled(profile(runtime="runsc")).runtime == "runsc"
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"),
+    [("memory_limit", "memory"), ("swap_limit", "swap"), ("pids_limit", "process"), ("cpu_quota", "CPU")],
+)
+def test_a_limit_that_the_host_cannot_enforce_is_refused(missing, named):
+    with pytest.raises(RunnerError, match=named) as refused:
+        compiled(profile(), msgspec.structs.replace(FACTS, **{missing: False}))
+    assert refused.value.refused.code == "host"
+
+
+def test_an_unknown_runtime_and_an_unknown_filter_are_refused():
+    with pytest.raises(RunnerError, match="no runtime 'kata'") as refused:
+        compiled(profile(runtime="kata"))
+    assert refused.value.refused.allowed == "runc, runsc"
+    with pytest.raises(RunnerError, match="does not exist"):
+        compiled(profile(seccomp="nosuch"))
+
+
+def test_memory_must_cover_every_tmpfs():
+    ceilings = Ceilings(workspace=100 << 20, tmp=10 << 20, shm=10 << 20)
+    least = least_memory(ceilings)
+    assert least > 120 << 20
+    compiled(profile(ceilings=msgspec.structs.replace(ceilings, memory=least)))
+    with pytest.raises(RunnerError, match="less than workspace"):
+        compiled(profile(ceilings=msgspec.structs.replace(ceilings, memory=least - 1)))
+
+
+def test_zero_is_not_a_ceiling():
+    for name in ("pids", "workspace", "workspace_inodes", "tmp", "cpus_milli"):
+        with pytest.raises(RunnerError, match="above zero"):
+            compiled(profile(ceilings=Ceilings(**{name: 0})))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"api": "1.40"}, "too old"),
+        ({"security": ()}, "seccomp"),
+        ({"security": ("name=seccomp", "name=rootless")}, "rootless"),
+        ({"security": ("name=seccomp", "name=userns")}, "remaps"),
+    ],
+)
+def test_an_engine_that_cannot_make_the_walls_is_refused(change, named):
+    check_engine(FACTS)
+    with pytest.raises(RunnerError, match=named):
+        check_engine(msgspec.structs.replace(FACTS, **change))
+
+
+def test_abilities_that_are_not_mentioned_are_missing():
+    facts = read_facts({}, {})
+    assert {facts.memory_limit, facts.swap_limit, facts.pids_limit, facts.cpu_quota} == {False}
+    with pytest.raises(RunnerError):
+        check_engine(facts)
+
+
+def body(uid: int = 7, ceilings: Ceilings | None = None) -> dict[str, Any]:
+    return create_body(
+        profile(ceilings=ceilings), image="sha256:i", seccomp="{}", uid=uid, folder="/f", instance="i", sandbox="s"
+    )
+
+
+def test_the_create_body_asks_for_every_wall():
+    made = body()
+    host = made["HostConfig"]
+    assert made["User"] == "7:7"
+    assert made["Labels"] == {"org.toolrunner.instance": "i", "org.toolrunner.sandbox": "s"}
+    assert host["CapDrop"] == ["ALL"]
+    assert host["Memory"] == host["MemorySwap"] == 512 << 20
+    assert (host["NetworkMode"], host["IpcMode"], host["CgroupnsMode"]) == ("none", "none", "private")
+    assert (host["ReadonlyRootfs"], host["Privileged"]) == (True, False)
+    assert host["LogConfig"] == {"Type": "none"}
+    assert {item["Name"]: item["Hard"] for item in host["Ulimits"]}["core"] == 0
+    assert not {"Binds", "Devices", "CapAdd", "ExtraHosts", "PortBindings"} & {
+        key for key, value in host.items() if value
+    }
+
+
+def test_shared_memory_exists_only_where_the_profile_gives_it_a_size():
+    assert "/dev/shm" not in places(Ceilings())
+    assert body(ceilings=Ceilings(shm=1 << 20))["HostConfig"]["Tmpfs"]["/dev/shm"].startswith(
+        "rw,nosuid,nodev,noexec,size=1048576,"
+    )

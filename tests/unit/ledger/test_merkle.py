@@ -1,0 +1,121 @@
+"""The tree, against brute force and against RFC 6962's own vectors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from runner.ledger import merkle
+from runner.ledger.tile import Place, full_count, partial_places
+
+VECTORS = json.loads((Path(__file__).parents[2] / "vectors/ledger.json").read_text())
+SIZES = [0, 1, 2, 3, 7, 255, 256, 257, 511, 512, 700, 65535, 65536, 65537, 70000]
+
+
+def brute(hashes: list[bytes]) -> bytes:
+    """RFC 6962 §2.1, word for word."""
+    if not hashes:
+        return hashlib.sha256(b"").digest()
+    if len(hashes) == 1:
+        return hashes[0]
+    split = 1
+    while split * 2 < len(hashes):
+        split *= 2
+    return hashlib.sha256(b"\x01" + brute(hashes[:split]) + brute(hashes[split:])).digest()
+
+
+def leaves(count: int) -> list[bytes]:
+    return [merkle.leaf_hash(str(number).encode()) for number in range(count)]
+
+
+def grown(hashes: list[bytes]) -> tuple[merkle.Tree, list[merkle.Tile]]:
+    tree, tiles = merkle.Tree(), []
+    for leaf in hashes:
+        tiles += tree.add(leaf)
+    return tree, tiles
+
+
+def test_known_roots() -> None:
+    tree = merkle.Tree()
+    assert tree.root() == merkle.EMPTY_ROOT
+    hashes = []
+    for leaf, root in zip(VECTORS["leaves"], VECTORS["roots"], strict=True):
+        hashes.append(merkle.leaf_hash(bytes.fromhex(leaf)))
+        tree.add(hashes[-1])
+        assert tree.root().hex() == merkle.root_of(hashes).hex() == root
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_roots_tiles_and_restoring(size: int) -> None:
+    hashes = leaves(size)
+    tree, tiles = grown(hashes)
+    assert tree.size == size
+    assert tree.root() == brute(hashes) == merkle.root_of(hashes)
+    for tile in tiles:
+        unit = 256**tile.level
+        for place in range(0, 256, 85):
+            low = (tile.number * 256 + place) * unit
+            assert tile.data[place * 32 :][:32] == brute(hashes[low : low + unit])
+    stored = {(tile.level, tile.number): tile.data for tile in tiles}
+    assert len(stored) == sum(full_count(level, size) for level in range(4))
+    assert {Place(part.level, part.number, len(part.data) // 32) for part in tree.partials()} == {
+        place for place in partial_places(size) if place.level >= 0
+    }
+    full = size - size % 256
+    again = merkle.Tree.restore(full, lambda level, number: stored[level, number])
+    for leaf in hashes[full:]:
+        again.add(leaf)
+    assert again.root() == tree.root()
+    assert again.partials() == tree.partials()
+    assert again.copy().partials() == tree.partials()
+
+
+def test_the_tiles_of_the_specifications_example() -> None:
+    assert full_count(0, 70_000) == 273
+    assert full_count(1, 70_000) == 1
+    assert {place for place in partial_places(70_000) if place.level >= 0} == {(0, 273, 112), (1, 1, 17), (2, 0, 1)}
+
+
+def test_subtrees_go_in_whole_or_leaf_by_leaf() -> None:
+    hashes = leaves(1000)
+    tree = merkle.Tree()
+    for start in range(0, 768, 256):
+        tree.add(merkle.tile_root(b"".join(hashes[start : start + 256])), 8)
+    for leaf in hashes[768:]:
+        tree.add(leaf)
+    assert tree.root() == brute(hashes)
+    with pytest.raises(ValueError, match="multiple"):
+        tree.add(hashes[0], 8)
+
+
+def test_a_copy_is_independent() -> None:
+    tree, _ = grown(leaves(300))
+    root = tree.root()
+    tree.copy().add(b"x" * 32)
+    assert (tree.size, tree.root()) == (300, root)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 64, 100])
+def test_inclusion_proofs(size: int) -> None:
+    hashes = leaves(size)
+    root = brute(hashes)
+    rng = random.Random(size)
+    for index in range(size):
+        proof = merkle.inclusion_proof(index, size, lambda low, high: brute(hashes[low:high]))
+        assert merkle.included(hashes[index], index, size, proof, root)
+        assert not merkle.included(b"x" * 32, index, size, proof, root)
+        assert not merkle.included(hashes[index], index, size, [*proof, root], root)
+        assert not merkle.included(hashes[index], index, size, proof, b"x" * 32)
+        if proof:
+            assert not merkle.included(hashes[index], index, size, proof[:-1], root)
+            bent = list(proof)
+            bent[rng.randrange(len(bent))] = b"x" * 32
+            assert not merkle.included(hashes[index], index, size, bent, root)
+            assert not merkle.included(hashes[index], (index + 1) % size, size, proof, root)
+    with pytest.raises(ValueError, match="leaf"):
+        merkle.inclusion_proof(size, size, lambda _low, _high: b"")
+    assert not merkle.included(root, size, size, [], root)

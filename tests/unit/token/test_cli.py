@@ -1,0 +1,321 @@
+"""`runner keys` and `runner token`: files 0600, none overwritten, no token text shown, nothing without a record."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from runner.cli import credentials, keys, token
+from runner.config import Limits
+from runner.errors import Refusal, RunnerError
+from runner.token import credentials as handed
+from runner.token.claims import verify_chain
+from runner.token.keys import SigningKey, read_private, read_public
+from runner.wire import admin, frame
+
+RUN = CliRunner()
+CONSTRAINTS = '{"path":{"constraint_type":"path_containment","root":"/workspace/src"}}'
+
+
+class Operator:
+    """The daemon's end of admin.sock: remembers what it was asked, answers as told."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.asked: list[admin.FromOperator] = []
+        self.answer: admin.ToOperator | bytes = admin.Done(position=7, affected=2)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        decoder: frame.Decoder[admin.FromOperator] = frame.Decoder(admin.FromOperator, elements=4096, depth=8)
+        while True:
+            connection, _ = self._listener.accept()
+            with connection:
+                reader = frame.FrameReader(1 << 20)
+                while data := connection.recv(65_536):
+                    for body in reader.feed(data):
+                        self.asked.append(decoder.decode(body))
+                        answer = self.answer if isinstance(self.answer, bytes) else frame.encode(self.answer)
+                        connection.sendall(answer)
+                    if self.asked:
+                        break
+                else:
+                    return  # a connection without a word: the test is over
+
+    def close(self) -> None:
+        with socket.socket(socket.AF_UNIX) as last:
+            last.connect(str(self.path))
+        self._thread.join(10)
+        self._listener.close()
+
+
+@pytest.fixture
+def operator(tmp_path: Path) -> Iterator[Operator]:
+    made = Operator(tmp_path / "admin.sock")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def issuer(tmp_path: Path) -> Path:
+    assert RUN.invoke(keys.app, ["init", "--dir", str(tmp_path), "--issuer", "https://i.example"]).exit_code == 0
+    return tmp_path / "issuer.key"
+
+
+def mint(issuer: Path, operator_path: Path, *more: str) -> Result:
+    who = ["--agent", "reader", "--owner", "ann", "--task", "t-1", "--ttl", "10m", "--depth", "1"]
+    what = ["--tool", "shell_run", "--tool", f"fs_read:{CONSTRAINTS}"]
+    where = ["--key", str(issuer), "--socket", str(operator_path)]
+    return RUN.invoke(token.app, ["mint", *who, *what, *where, *more])
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+# --- keys ------------------------------------------------------------------------------------------------
+
+
+def test_init_makes_a_pair_and_never_overwrites(tmp_path: Path, issuer: Path) -> None:
+    key, uri = read_private(issuer.read_bytes(), "k")
+    assert (uri, mode(issuer), mode(tmp_path / "issuer.pub")) == ("https://i.example", 0o600, 0o644)
+    assert read_public((tmp_path / "issuer.pub").read_bytes(), "p") == (key.public, uri)
+    before = issuer.read_bytes()
+    again = RUN.invoke(keys.app, ["init", "--dir", str(tmp_path)])
+    assert isinstance(again.exception, RunnerError)
+    assert "never overwritten" in str(again.exception)
+    assert issuer.read_bytes() == before
+
+
+def test_init_leaves_no_half_pair(tmp_path: Path) -> None:
+    (tmp_path / "issuer.pub").write_text("mine")
+    assert isinstance(RUN.invoke(keys.app, ["init", "--dir", str(tmp_path)]).exception, RunnerError)
+    assert [path.name for path in tmp_path.iterdir()] == ["issuer.pub"]
+
+
+def test_init_shows_the_configuration_and_no_secret(tmp_path: Path) -> None:
+    shown = RUN.invoke(keys.app, ["init", "--dir", str(tmp_path)])
+    assert "[[issuers]]" in shown.output
+    assert "urn:uuid:" in shown.output
+    assert json.loads((tmp_path / "issuer.key").read_text())["d"] not in shown.output
+    facts = json.loads(RUN.invoke(keys.app, ["show", str(tmp_path / "issuer.pub"), "--json"]).output)
+    assert facts["thumbprint"] in shown.output
+
+
+def test_bad_issuer(tmp_path: Path) -> None:
+    assert RUN.invoke(keys.app, ["init", "--dir", str(tmp_path), "--issuer", "no uri"]).exit_code == 2
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o666])
+def test_an_open_key_file_is_refused(issuer: Path, bits: int) -> None:
+    assert keys.load_issuer(issuer)
+    issuer.chmod(bits)
+    with pytest.raises(RunnerError, match="others may read") as caught:
+        keys.load_issuer(issuer)
+    assert "chmod 600" in caught.value.refused.next_step
+
+
+def test_what_is_no_key_file(tmp_path: Path, issuer: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(issuer)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe, 0o600)
+    for path in (link, pipe, tmp_path, tmp_path / "missing"):
+        with pytest.raises(RunnerError) as caught:
+            keys.load_issuer(path)
+        assert caught.value.refused.code == "key"
+        assert caught.value.refused.field == str(path)
+
+
+# --- mint ------------------------------------------------------------------------------------------------
+
+
+def test_mint(tmp_path: Path, issuer: Path, operator: Operator) -> None:
+    out, holder = tmp_path / "t", tmp_path / "h"
+    made = mint(issuer, operator.path, "--holder-key", str(holder), "--out", str(out), "--json")
+    assert made.exit_code == 0, made.output
+    facts = json.loads(made.output)
+    text = out.read_text().strip()
+    assert text not in made.output
+    assert mode(out) == mode(holder) == 0o600
+    public, uri = read_public((tmp_path / "issuer.pub").read_bytes(), "p")
+    chain = verify_chain([text], {uri: (public,)}, time.time(), "any", Limits())
+    assert chain.leaf_key == read_private(holder.read_bytes(), "h")[0].public
+    assert set(chain.tools) == {"fs_read", "shell_run"}
+    (message,) = operator.asked
+    assert isinstance(message, admin.Announce)
+    assert (message.jti, message.digest) == (chain.root_jti, chain.root_digest) == (facts["jti"], facts["digest"])
+    assert (message.agent, message.owner, message.task, message.profile) == ("reader", "ann", "t-1", "default")
+    assert (message.tools, message.expires) == (("fs_read", "shell_run"), chain.expires)
+    assert facts["position"] == 7
+
+
+def test_mint_to_a_pipe_for_a_given_holder(tmp_path: Path, issuer: Path, operator: Operator) -> None:
+    holder = SigningKey(b"\5" * 32)
+    public = tmp_path / "holder.pub"
+    public.write_text(json.dumps(holder.public.jwk()))
+    made = mint(issuer, operator.path, "--holder", str(public))
+    assert made.exit_code == 0, made.output
+    assert made.stdout.count(".") == 2
+    assert made.stdout.count("\n") == 1
+    assert made.stdout.strip() not in made.stderr
+    assert holder.public.thumbprint in made.stderr
+
+
+def test_a_token_that_is_not_recorded_is_left_nowhere(tmp_path: Path, issuer: Path, operator: Operator) -> None:
+    operator.answer = admin.Refused(refusal=Refusal(code="task_ended", reason="the task is over"))
+    out, holder = tmp_path / "t", tmp_path / "h"
+    for path in (operator.path, tmp_path / "nobody.sock"):
+        made = mint(issuer, path, "--holder-key", str(holder), "--out", str(out))
+        assert isinstance(made.exception, RunnerError)
+        assert not out.exists()
+        assert not holder.exists()
+    made = mint(issuer, tmp_path / "nobody.sock", "--holder-key", str(holder))
+    assert made.stdout == ""
+
+
+def test_mint_overwrites_nothing(tmp_path: Path, issuer: Path, operator: Operator) -> None:
+    out, holder = tmp_path / "t", tmp_path / "h"
+    out.write_text("mine")
+    made = mint(issuer, operator.path, "--holder-key", str(holder), "--out", str(out))
+    assert isinstance(made.exception, RunnerError)
+    assert out.read_text() == "mine"
+    assert not holder.exists()
+    assert not operator.asked
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--holder-key", "a", "--holder", "b"],
+        ["--holder-key", "a", "--json"],
+        ["--holder-key", "a", "--tool", "x:{"],
+        ["--holder-key", "a", "--tool", "x:[]"],
+        ["--holder-key", "a", "--tool", 'x:{"a":1,"a":2}'],
+        ["--holder-key", "a", "--ttl", "soon"],
+        ["--holder-key", "a", "--depth", "-1"],
+    ],
+)
+def test_usage(issuer: Path, tmp_path: Path, more: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert mint(issuer, tmp_path / "nobody.sock", *more).exit_code == 2
+    assert not (tmp_path / "a").exists()
+
+
+# --- inspect ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def minted(tmp_path: Path, issuer: Path, operator: Operator) -> Path:
+    assert mint(issuer, operator.path, "--holder-key", str(tmp_path / "h"), "--out", str(tmp_path / "t")).exit_code == 0
+    return tmp_path / "t"
+
+
+def test_inspect(tmp_path: Path, minted: Path) -> None:
+    text = minted.read_text().strip()
+    seen = RUN.invoke(token.app, ["inspect", str(minted)])
+    assert seen.exit_code == 0
+    assert text.rpartition(".")[2] not in seen.output
+    assert "path: a path within /workspace/src" in seen.output
+    assert seen.output.endswith("not verified\n")
+    proven = RUN.invoke(token.app, ["inspect", "-", "--public-key", str(tmp_path / "issuer.pub")], input=text)
+    assert proven.output.endswith("\nverified\n")
+    facts = json.loads(RUN.invoke(token.app, ["inspect", str(minted), "--json"]).output)
+    assert facts["tokens"][0]["claims"]["runner"]["owner"] == "ann"
+    assert not facts["verified"]
+
+
+def test_inspect_says_what_is_wrong(tmp_path: Path, minted: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    RUN.invoke(keys.app, ["init", "--dir", str(other)])
+    seen = RUN.invoke(token.app, ["inspect", str(minted), "--public-key", str(other / "issuer.pub")])
+    assert isinstance(seen.exception, RunnerError)
+    assert seen.exception.refused.code == "token"
+    assert "step 3b" in seen.output
+    for data in ("", "a.b.c", "x" * 600_000, "\xff"):
+        seen = RUN.invoke(token.app, ["inspect", "-"], input=data)
+        assert isinstance(seen.exception, RunnerError)
+
+
+def test_inspect_prints_no_control_characters(forge: Any, tmp_path: Path) -> None:
+    claims = forge.changed(forge.root_claims(), forge.put("runner", "agent", "\x1b[2J\u202e"), forge.put("iat", "\x07"))
+    seen = RUN.invoke(token.app, ["inspect", "-"], input=forge.jws(claims, "issuer"))
+    assert seen.exit_code == 0
+    assert not set("\x1b\x07\u202e") & set(seen.output)
+
+
+# --- revoke, ask -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["token", "task", "agent", "owner"])
+def test_revoke(operator: Operator, kind: str) -> None:
+    done = RUN.invoke(token.app, ["revoke", f"--{kind}", "x-1", "--why", "done", "--socket", str(operator.path)])
+    assert done.exit_code == 0, done.output
+    assert operator.asked == [admin.Revoke(kind=kind, value="x-1", why="done")]  # type: ignore[arg-type]  # parametrized
+    assert "stopped    2" in done.output
+
+
+@pytest.mark.parametrize("given", [[], ["--task", "a", "--agent", "b"]])
+def test_revoke_one_thing(given: list[str], tmp_path: Path) -> None:
+    assert RUN.invoke(token.app, ["revoke", "--why", "x", *given, "--socket", str(tmp_path / "s")]).exit_code == 2
+
+
+def test_ask_without_a_daemon(tmp_path: Path) -> None:
+    with pytest.raises(RunnerError) as caught:
+        credentials.ask(tmp_path / "nobody.sock", admin.Status())
+    assert caught.value.refused.code == "unavailable"
+    assert "runner serve" in caught.value.refused.next_step
+
+
+def test_ask_a_daemon_that_answers_otherwise(operator: Operator) -> None:
+    operator.answer = admin.Refused(refusal=Refusal(code="denied", reason="no"))
+    with pytest.raises(RunnerError, match="denied: no"):
+        credentials.ask(operator.path, admin.Status())
+    operator.answer = b"\0\0\0\1\xc1"
+    with pytest.raises(RunnerError) as caught:
+        credentials.ask(operator.path, admin.Status())
+    assert caught.value.refused.code == "protocol"
+
+
+# --- what exec hands over -------------------------------------------------------------------------------------
+
+
+def test_sealed_credentials() -> None:
+    given = handed.credentials(("token",), SigningKey(b"\6" * 32), "/run/agent.sock")
+    descriptor = credentials.sealed(given)
+    try:
+        assert os.get_inheritable(descriptor)
+        assert handed.parse(os.read(descriptor, handed.MAX_CREDENTIALS)) == given
+        with pytest.raises(OSError, match="not permitted"):
+            os.pwrite(descriptor, b"x", 0)
+        with pytest.raises(OSError, match="not permitted"):
+            os.ftruncate(descriptor, 0)
+    finally:
+        os.close(descriptor)
+
+
+def test_fresh_ids_are_uuidv7_and_ordered() -> None:
+    import uuid
+
+    first = credentials.fresh_id()
+    time.sleep(0.002)
+    second = credentials.fresh_id()
+    assert uuid.UUID(first).version == 7
+    assert first < second
+    assert first == first.lower()
