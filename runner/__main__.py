@@ -14,7 +14,7 @@ def main() -> None:
     except ImportError as error:
         # The small client distribution has no daemon in it: say so instead of a traceback.
         print(  # noqa: T201 - this is the command line
-            f"runner: this command needs the daemon's parts ({error.name} is missing) · next: install toolrunner[daemon]",
+            f"runner: a part of the daemon is missing ({error.name}) · next: install toolrunner[daemon]",
             file=sys.stderr,
         )
         sys.exit(EXIT_UNAVAILABLE)

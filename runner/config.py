@@ -13,8 +13,8 @@ from runner.errors import RunnerError, refuse
 
 T = TypeVar("T")
 
-TOOL_ID = re.compile(r"^[a-z][a-z0-9_]{0,63}$")  # model vendors refuse dots in tool names
-NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}$")  # agents, owners, tasks, sessions: printable, no spaces
+TOOL_ID = re.compile(r"^[a-z][a-z0-9_]{0,63}\Z")  # model vendors refuse dots in tool names
+NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}\Z")  # agents, owners, tasks, sessions: printable, no spaces
 PROTOCOL_VERSION = 1
 
 
@@ -199,9 +199,9 @@ def parse_config(text: bytes, path: Path) -> Config:
     )
 
 
-_SIZE = re.compile(r"^(\d+)\s*(B|KiB|MiB|GiB)?$")
+_SIZE = re.compile(r"^(\d+)\s*(B|KiB|MiB|GiB)?\Z")
 _UNITS = {None: 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_TIME = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h)$")
+_TIME = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h)\Z")
 _TIMES = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
 
 

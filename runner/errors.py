@@ -77,7 +77,7 @@ CODES: dict[str, Code] = {
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
-    """A refusal as it travels. `field` is a path into the arguments or a file (`file:line`); `allowed` says what would pass."""
+    """A refusal as it travels: `field` is a path into the arguments, or `file:line`; `allowed`: what passes."""
 
     code: str
     reason: str

@@ -122,7 +122,7 @@ class ToolProfile(Value, frozen=True):
 
 
 class ToolCall(Value, frozen=True):
-    """A well-formed call frame, hostile. Tool and arguments are inside the proof, nowhere else. Made in wire/session.py."""
+    """A well-formed call frame, hostile. Tool and arguments are inside the proof only. Made in wire/session.py."""
 
     number: int  # the client's number for it, unique on the connection
     proof: str
@@ -138,9 +138,12 @@ class ToolCall(Value, frozen=True):
     detach: bool = False
     sync: bool = False
 
+    def __repr__(self) -> str:
+        return f"ToolCall(number={self.number}, peer={self.peer!r}, …)"  # never the proof: it would work for a minute
+
 
 class Authenticated(Value, frozen=True):
-    """A call whose token chain and proof verified. `arguments` is the verified proof's `hta`. Made in gate/authenticate.py."""
+    """A call whose chain and proof verified. `arguments` is the proof's `hta`. Made in gate/authenticate.py."""
 
     call: ToolCall
     principal: Principal
@@ -266,7 +269,7 @@ class Receipt(Value, frozen=True):
 
 
 class SandboxPlan(Value, frozen=True):
-    """One container for one task. It names a profile by digest; engine takes every number from its own compiled copy."""
+    """One container for one task. It names a profile by digest; engine takes the numbers from its own compiled copy."""
 
     sandbox: str
     task: str

@@ -29,9 +29,9 @@ from runner.model import Peer
 from runner.pipeline import Pipeline
 from runner.wire import agent
 from runner.wire import session as wire
-from runner.wire.states import State
 from runner.wire.frame import Decoder, FrameReader, encode
 from runner.wire.liveness import Liveness
+from runner.wire.states import State
 
 _log = logging.getLogger(__name__)
 _INTERNAL = refusal("internal", "the daemon has a defect; the log has the details")

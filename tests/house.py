@@ -29,7 +29,14 @@ from runner.wire import admin
 
 ISSUER = "https://issuer.test"
 EVERY_TOOL = (
-    "fs_list", "fs_read", "fs_search", "fs_write", "python_run", "shell_run", "workspace_get", "workspace_put",
+    "fs_list",
+    "fs_read",
+    "fs_search",
+    "fs_write",
+    "python_run",
+    "shell_run",
+    "workspace_get",
+    "workspace_put",
 )
 START_S = 60.0
 
@@ -45,7 +52,11 @@ class Daemon:
         (place / "issuer.pub").write_bytes(public_file(self.issuer.public, ISSUER))
         (place / "issuer.key").write_bytes(private_file(self.issuer, ISSUER))
         (place / "issuer.key").chmod(0o600)
-        folders = "".join(f'{name} = "{catalogue / name}"\n' for name in ("profiles", "tools", "policies")) if catalogue else ""
+        folders = (
+            "".join(f'{name} = "{catalogue / name}"\n' for name in ("profiles", "tools", "policies"))
+            if catalogue
+            else ""
+        )
         # Each worker has its own range, so that a leaked lease of one test cannot hide in another's.
         (place / "runner.toml").write_text(
             f'state = "state"\nrun = "run"\n{folders}'
@@ -65,7 +76,10 @@ class Daemon:
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "runner", "serve", "--config", str(self.place / "runner.toml")],
-                stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd="/",
             )
         self.wait(lambda: "serving: instance" in self.said()[len(seen) :] or self._process.poll() is not None)
         assert self._process.poll() is None, self.said()[len(seen) :]
@@ -86,7 +100,9 @@ class Daemon:
     def wait(self, condition: Callable[[], Any], seconds: float = START_S) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"it did not happen within {seconds:g} s; the log says:\n{self.said()[-4000:]}"
+            assert time.monotonic() < deadline, (
+                f"it did not happen within {seconds:g} s; the log says:\n{self.said()[-4000:]}"
+            )
             time.sleep(0.02)
 
     # --- what an operator and an agent do --------------------------------------------------------------------
@@ -94,15 +110,27 @@ class Daemon:
     def ask(self, message: admin.FromOperator) -> Any:
         return ask(self.place / "run" / "admin.sock", message)
 
-    def credentials(self, *, task: str = "", tools: dict[str, Any] | None = None, say: bool = True, **wish: Any) -> bytes:
+    def credentials(
+        self, *, task: str = "", tools: dict[str, Any] | None = None, say: bool = True, **wish: Any
+    ) -> bytes:
         """A root token, announced, and its holder's key: what `runner exec` hands to an agent."""
         holder = SigningKey(generate())
         wanted: dict[str, Any] = {
-            "agent": "tester", "owner": "owner", "session": f"s-{secrets.token_hex(4)}", "profile": "default", "ttl_s": 600,
+            "agent": "tester",
+            "owner": "owner",
+            "session": f"s-{secrets.token_hex(4)}",
+            "profile": "default",
+            "ttl_s": 600,
         } | wish
         token, message = mint(
-            Wish(task=task or f"t-{secrets.token_hex(4)}", tools=dict.fromkeys(EVERY_TOOL, {}) if tools is None else tools, **wanted),
-            self.issuer, ISSUER, holder.public,
+            Wish(
+                task=task or f"t-{secrets.token_hex(4)}",
+                tools={name: {} for name in EVERY_TOOL} if tools is None else tools,
+                **wanted,
+            ),
+            self.issuer,
+            ISSUER,
+            holder.public,
         )
         if say:
             announce(self.place / "run" / "admin.sock", message)
@@ -123,9 +151,23 @@ class Daemon:
         found = [entries.decode(data) for _, data in ledger.entries()]
         return [entry for entry in found if kind is None or isinstance(entry, kind)]
 
+    def entry(self, kind: type, call: str) -> Any:
+        """The entry of this kind of a call; waits for the group it is written with."""
+        found: list[Any] = []
+
+        def look() -> bool:
+            found[:] = [entry for entry in self.entries(kind) if entry.call == call]
+            return bool(found)
+
+        self.wait(look, 5)
+        (only,) = found
+        return only
+
+    def call(self, call: str) -> Any:
+        return self.entry(entries.Call, call)
+
     def outcome(self, call: str) -> Any:
-        (found,) = [entry for entry in self.entries(entries.Outcome) if entry.call == call]
-        return found
+        return self.entry(entries.Outcome, call)
 
     def verifies(self) -> bool:
         folder = self.state / "ledger"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-
 from runner import config
 from runner.errors import refuse
 from runner.gate.parts import Parts

@@ -21,7 +21,7 @@ MAX_FOLDER = 4 << 20
 MAX_FILES = 512
 MAX_DEPTH = 5
 
-_PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$")
+_PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
 
 
 def shared(name: str) -> Path:

@@ -21,8 +21,8 @@ PROJECTIONS = ("String", "Long", "Bool", "decimal", "Set<String>", "Set<Long>", 
 REFUSED_KEYS = ("secrets", "network", "egress")
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
-_REFERENCE = re.compile(r"^\{([A-Za-z_][A-Za-z0-9_]*)\}$")
-_ARGUMENT = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}$")
+_REFERENCE = re.compile(r"^\{([A-Za-z_][A-Za-z0-9_]*)\}\Z")
+_ARGUMENT = re.compile(r"^[A-Za-z][A-Za-z0-9_]{0,63}\Z")
 
 
 class _ToolFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 RESERVE = 32 << 20  # memory a sandbox needs beside what its tmpfs may hold: tmpfs is charged to the same limit
 
-_PROFILE = re.compile(r"^[a-z][a-z0-9-]{0,31}$")
-_IMAGE = re.compile(r"^(sha256:[0-9a-f]{64}|[a-z0-9][a-z0-9._/:-]{0,127})$")
-_SYSCALL = re.compile(r"^[a-z_][a-z0-9_]{1,39}$")
+_PROFILE = re.compile(r"^[a-z][a-z0-9-]{0,31}\Z")
+_IMAGE = re.compile(r"^(sha256:[0-9a-f]{64}|[a-z0-9][a-z0-9._/:-]{0,127})\Z")
+_SYSCALL = re.compile(r"^[a-z_][a-z0-9_]{1,39}\Z")
 
 
 class _CeilingsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,4 +1,4 @@
-"""`runner demo`: a private daemon, an agent that works through it, and the evidence checked afterwards. All real parts."""
+"""`runner demo`: a private daemon, an agent that works through it, the evidence checked afterwards. All real parts."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ _MAX_FILE = 1 << 20
 _MAX_FILES = 2000
 _START_S = 90.0
 _TOOLS = ("fs_list", "fs_read", "fs_search", "python_run", "shell_run", "workspace_put")
-_WRITE = 'fs_write={"path":{"constraint_type":"path_containment","root":"/workspace/reports"},"*":{"constraint_type":"wildcard"}}'
+_WRITE = (
+    'fs_write={"path":{"constraint_type":"path_containment","root":"/workspace/reports"},'
+    '"*":{"constraint_type":"wildcard"}}'
+)
 
 _CONFIG = """\
 state = "{place}/state"

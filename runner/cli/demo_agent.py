@@ -30,7 +30,8 @@ for part, lines in sizes.most_common(8):
 print(f"{'all':<28} {sum(sizes.values()):>15,}")
 history = pathlib.Path("HISTORY.txt")
 if history.exists():
-    months = collections.Counter(re.findall(r"^\\w+ (\\d{4}-\\d\\d)-\\d\\d ", history.read_text(errors="replace"), re.M))
+    text = history.read_text(errors="replace")
+    months = collections.Counter(re.findall(r"^\\w+ (\\d{4}-\\d\\d)-\\d\\d ", text, re.M))
     print(f"\\n{'month':<28} {'commits':>15}")
     for month, count in sorted(months.items())[-6:]:
         print(f"{month:<28} {count:>15,}")
@@ -102,7 +103,8 @@ def stream(agent: Agent) -> None:
             say(chunk.data.decode(), " ←")
         result = running.result()
     say(
-        f"{result.outcome.kind}, exit code {result.outcome.exit_code}; receipt {result.receipt[:16]}… at {result.position}"
+        f"{result.outcome.kind}, exit code {result.outcome.exit_code}; "
+        f"receipt {result.receipt[:16]}… at position {result.position}"
     )
 
 

@@ -5,6 +5,7 @@ A pooled container belongs to no task until it is taken: the task is known to ga
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import select
@@ -29,6 +30,7 @@ class Pool:
         self._ready: list[Container] = []
         self._task: asyncio.Task[None] | None = None
         self._dropping: set[asyncio.Task[None]] = set()
+        self._closing = asyncio.Event()
 
     @property
     def ready(self) -> int:
@@ -38,7 +40,7 @@ class Pool:
     def stock(self, wanted: Mapping[str, CompiledProfile]) -> None:
         """Fill up for these profiles in the background, and drop what was made for others."""
         self._wanted = wanted
-        if self._size <= 0:
+        if self._size <= 0 or self._closing.is_set():
             return
         for container in [item for item in self._ready if item.compiled not in wanted.values()]:
             self._ready.remove(container)
@@ -60,9 +62,9 @@ class Pool:
 
     async def close(self) -> None:
         """Remove every ready container."""
-        self._size = 0
+        self._closing.set()
         if self._task is not None:
-            self._task.cancel()
+            # Waited for, never cancelled: a container that Docker is just making would be nobody's.
             await asyncio.gather(self._task, return_exceptions=True)
         for container in self._ready:
             self._drop(container)
@@ -70,7 +72,7 @@ class Pool:
         await asyncio.gather(*self._dropping, return_exceptions=True)
 
     async def _fill(self) -> None:
-        while True:
+        while not self._closing.is_set():
             missing = next((item for item in self._wanted.values() if self._count(item) < self._size), None)
             if missing is None:
                 return
@@ -79,7 +81,8 @@ class Pool:
                 await container.make()
             except RunnerError as error:
                 log.warning("no container for the pool: %s", error)
-                await asyncio.sleep(_BACKOFF_S)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._closing.wait(), _BACKOFF_S)
                 continue
             if missing in self._wanted.values():
                 self._ready.append(container)

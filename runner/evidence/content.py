@@ -16,7 +16,7 @@ from runner.errors import refuse
 from runner.ledger.tile import SMALL_CONTENT, content_path
 
 SALT = 16  # bytes in front of salted content
-_DIGEST = re.compile(r"^[0-9a-f]{64}$")
+_DIGEST = re.compile(r"^[0-9a-f]{64}\Z")
 _BATCH = 500  # SQLite takes at most 999 parameters in old builds
 _PIECE = 1 << 20
 

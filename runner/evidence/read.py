@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from runner.errors import RunnerError, refuse
@@ -124,8 +124,10 @@ class Ledger:
 
     def bundle(self, number: int) -> list[bytes]:
         """The entries of a full bundle."""
-        path = self.folder / TILES / tile_path(Place(ENTRIES, number))
-        return split_bundle(read_file(path, bundle_limit()), TILE_WIDTH)
+        return split_bundle(self._bundle_bytes(number), TILE_WIDTH)
+
+    def _bundle_bytes(self, number: int) -> bytes:
+        return read_file(self.folder / TILES / tile_path(Place(ENTRIES, number)), bundle_limit())
 
     def entries(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """(position, bytes) from `start` on, in order."""
@@ -136,11 +138,27 @@ class Ledger:
         for position in range(max(start, self.base), self.size):
             yield position, self.held[position - self.base]
 
-    def backwards(self) -> Iterator[tuple[int, list[bytes]]]:
-        """Runs of entries, newest run first: (position of the run's first, its entries in order)."""
+    def backwards(self, needles: Sequence[bytes] = ()) -> Iterator[tuple[int, list[bytes]]]:
+        """Runs of entries, newest run first: (position of the run's first, its entries in order). Runs whose bytes do
+        not hold every needle are passed over unparsed, which is what makes a search quick."""
         yield self.base, self.held
         for number in range(self.base // TILE_WIDTH - 1, -1, -1):
-            yield number * TILE_WIDTH, self.bundle(number)
+            data = self._bundle_bytes(number)
+            if all(needle in data for needle in needles):
+                yield number * TILE_WIDTH, split_bundle(data, TILE_WIDTH)
+
+    def first_with(self, needles: Sequence[bytes], start: int) -> tuple[int, bytes] | None:
+        """The first entry from `start` on that holds every needle."""
+        for number in range(start // TILE_WIDTH, self.base // TILE_WIDTH):
+            data = self._bundle_bytes(number)
+            if all(needle in data for needle in needles):
+                for position, entry in enumerate(split_bundle(data, TILE_WIDTH), number * TILE_WIDTH):
+                    if position >= start and all(needle in entry for needle in needles):
+                        return position, entry
+        for position in range(max(start, self.base), self.size):
+            if all(needle in self.held[position - self.base] for needle in needles):
+                return position, self.held[position - self.base]
+        return None
 
     def entry(self, position: int) -> bytes:
         """One entry's bytes."""

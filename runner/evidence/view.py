@@ -47,6 +47,16 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = ""
     since: str = ""
 
+    def texts(self, call: str) -> tuple[tuple[bytes, str], ...]:
+        """Members that the entry of a wanted call has, as (name, text)."""
+        return (
+            (b"task", self.task),
+            (b"agent", self.agent),
+            (b"tool", self.tool),
+            (b"effect", self.effect),
+            (b"call", call),
+        )
+
     def passes(self, view: CallView) -> bool:
         """Whether this call is one of them."""
         call = view.call
@@ -70,20 +80,23 @@ _peek = msgspec.json.Decoder(_Peek)
 _CALL, _OUTCOME = b'"kind":"call"', b'"kind":"outcome"'
 
 
-def calls(ledger: Ledger, wanted: Filter, needle: bytes = b"") -> Iterator[CallView]:
-    """Calls that `wanted` lets pass, newest first. Entries without `needle` in their bytes are passed over."""
+def calls(ledger: Ledger, wanted: Filter, call: str = "") -> Iterator[CallView]:
+    """Calls that `wanted` lets pass, newest first; with `call`, only the one of that id."""
+    needles = [b'"%b":%b' % (name, msgspec.json.encode(text)) for name, text in wanted.texts(call) if text]
     ends: dict[str, tuple[int, bytes]] = {}
-    if wanted.task and not needle:
-        needle = b'"task":' + msgspec.json.encode(wanted.task)  # in calls and in outcomes
-    for start, run in ledger.backwards():
+    for start, run in ledger.backwards(needles):
+        if needles:
+            ends.clear()  # runs are left out, so ends whose call lies in one of them would pile up
         for position in range(start + len(run) - 1, start - 1, -1):
             data = run[position - start]
-            if needle not in data:
-                continue
             if _OUTCOME in data:
                 ends[_peek.decode(data).call] = (position, data)
-            elif _CALL in data:
-                view = _join(position, data, ends.pop(_peek.decode(data).call, None))
+            elif _CALL in data and all(needle in data for needle in needles):
+                name = _peek.decode(data).call
+                end = ends.pop(name, None)
+                if end is None and needles:
+                    end = ledger.first_with([_OUTCOME, b'"call":' + msgspec.json.encode(name)], position)
+                view = _join(position, data, end)
                 if wanted.passes(view):
                     yield view
                 elif wanted.since and view.call.time < wanted.since:
@@ -92,7 +105,7 @@ def calls(ledger: Ledger, wanted: Filter, needle: bytes = b"") -> Iterator[CallV
 
 def find(ledger: Ledger, call: str) -> CallView | None:
     """The call with this id."""
-    return next(calls(ledger, Filter(), b'"call":' + msgspec.json.encode(call)), None)
+    return next((view for view in calls(ledger, Filter(), call) if view.call.call == call), None)
 
 
 def _join(position: int, data: bytes, end: tuple[int, bytes] | None) -> CallView:

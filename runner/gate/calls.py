@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from runner.errors import Refusal, refuse
+from runner.errors import Refusal
 from runner.model import Chunk, Outcome, OutcomeKind, Receipt
 
 

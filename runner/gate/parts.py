@@ -100,7 +100,7 @@ class Parts:
         return session.task.context.view(session.facts.original_request, len(authenticated.chain) - 1)
 
     def admit(self, running: Running, planned: CallPlan) -> CallPlan:
-        """Take the plan's bounds into account. Raises `RunnerError` (busy) when detached output would exceed its bound."""
+        """Take the plan's bounds into account. Raises `RunnerError` (busy) when kept output would exceed its bound."""
         if running.detach and not self.calls.room(planned.output):
             raise refuse("busy", "detached calls hold as much output as may be kept", retry_after_ms=5000)
         running.output = planned.output

@@ -22,7 +22,7 @@ MAX_REASON = 300
 
 RuleDecision = Literal["allow", "step_up", "defer"]
 _DECISIONS: dict[str, RuleDecision] = {"allow": "allow", "step_up": "step_up", "defer": "defer"}
-_ID = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]{0,63}$")
+_ID = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")
 _KNOWN = ("id", "reason", "decision")
 _OPEN, _CLOSE, _END = frozenset("([{"), frozenset(")]}"), ";"
 _NEWLINE = "\n"

@@ -25,26 +25,19 @@ from typing import Any, NoReturn
 
 from runner.guest import frame, walls
 
-TOOLS = Path("/run/tools")  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
 _PYTHON = ["/usr/bin/python3", "-I", "-S", "-B", str(Path(__file__).with_name("python_tool.py"))]
 _LEAST_FILES = 32  # the launcher's own descriptors and a call's pipes must fit
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")  # cgroup v1, v2
 _OWN_OOM_SCORE, _TOOL_OOM_SCORE = b"750", b"1000"  # out of memory, the tool goes first
 _CEILINGS = (EAGAIN, EMFILE, ENFILE, ENOMEM)  # not the fault of who named the program
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-
-
-class Refused(Exception):
-    """The call's process never existed: a code of the daemon's table of refusals, and the reason."""
 
 
 class Launcher:
     """The state of a launcher process between `fork` and `_exit`."""
 
     def __init__(self, connection: socket.socket, abi: int) -> None:
-        """Leave everything of the supervisor behind but stderr. The connection becomes 3, so that the descriptors of
-        a call lie above the numbers that its process will see them under."""
+        """Leave the supervisor behind; the connection becomes 3, so that a call's descriptors lie above its own."""
         self._abi, self._reader, self._descriptors = abi, frame.Reader(frame.LAUNCHER), list[int]()
         self._walls: dict[str, bool] = {}
         os.dup2(connection.detach(), 3, inheritable=False)
@@ -74,60 +67,61 @@ class Launcher:
         while True:
             for kind, number, payload in self._receive():
                 if kind == frame.START:  # a CANCEL that comes now is for the call that has just ended
-                    self._serve(number, json.loads(payload))
+                    self._serve(number, json.loads(payload), payload)
 
     def _receive(self) -> list[tuple[int, int, bytes]]:
-        data, descriptors, flags, _ = socket.recv_fds(self._connection, 1 << 16, 8, socket.MSG_CMSG_CLOEXEC)
+        # Not socket.recv_fds: it drops the flag, and the descriptors would be inherited.
+        data, passed, flags, _ = self._connection.recvmsg(1 << 16, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC)
         if not data or flags & socket.MSG_CTRUNC:
             os._exit(0)
-        self._descriptors += descriptors
+        self._descriptors += [number for _, _, found in passed for number in memoryview(found).cast("i")]
         return list(self._reader.feed(data))
 
     def _send(self, kind: int, number: int, payload: bytes) -> None:
         self._connection.sendall(frame.pack(kind, number, payload))
 
-    def _serve(self, number: int, start: dict[str, Any]) -> None:
+    def _serve(self, number: int, start: dict[str, Any], request: bytes) -> None:
         descriptors, self._descriptors = self._descriptors, []
-        python, result = start["kind"] == "python", b""
+        python, code = start["kind"] == "python", "unavailable"
         try:
             self._walls = self._walls or self._build(start["jail"], start["cpu_s"])
-            descriptors += _memories(start) if python else []
-            begun, kills = time.monotonic_ns(), self._oom_kills()
+            descriptors += _memories(request) if python else []
+            begun, kills, code = time.monotonic_ns(), self._oom_kills(), "arguments"
             process = self._begin(start, descriptors)
-        except Refused as error:
-            code, reason = error.args
+        except (OSError, ValueError, IndexError) as error:
+            code = "unavailable" if getattr(error, "errno", 0) in _CEILINGS else code
+            reason = f"the call's process cannot be started: {error}"
             self._send(frame.FAULT, number, frame.encode({"code": code, "reason": reason[:2000]}))
             return
         self._send(frame.STARTED, number, frame.encode({"walls": self._walls}))
         status, usage = self._wait(number, process)
         usage["wall_us"] = (time.monotonic_ns() - begun) // 1000
-        if python:
-            result = os.pread(descriptors[-1], start["result"] + 1, 0)
+        result = os.pread(descriptors[-1], start["result"] + 1, 0) if python else b""
         ended = _judge(start, status, usage, len(result), status != 0 and self._oom_kills() > kills)
-        if result and ended["kind"] == "exited":
-            self._send(frame.RESULT, number, result)
         for descriptor in descriptors:
             os.close(descriptor)
+        if ended["kind"] == "exited":
+            self._send(frame.RESULT, number, result)
         self._send(frame.ENDED, number, frame.encode(ended))
 
     def _build(self, jail: dict[str, Any], cpu_s: int) -> dict[str, bool]:
-        """Put up the walls, then prove them. Raises `Refused`."""
-        try:
-            if jail["open_files"] < _LEAST_FILES:
-                raise ValueError(f"{jail['open_files']} open files are fewer than {_LEAST_FILES}")
-            walls.confine(self._abi, jail)
-            walls.limit(jail["open_files"], jail["file_size"], cpu_s)
-            walls.load_filter(jail["seccomp"])
-            measured = walls.measure(self._abi, jail)
-            walls.prctl(walls.DUMPABLE, 0)
-        except (OSError, ValueError) as error:
-            raise Refused("unavailable", f"the walls of this call cannot be built: {error}") from None
-        if not all(measured.values()):
-            raise Refused("unavailable", f"a wall does not hold: {measured}")
+        """Put up the walls, then prove them. Raises OSError, ValueError."""
+        walls.confine(self._abi, jail)
+        # CPU time is the launcher's own limit too: inherited, so that no process ever changes another's limits.
+        # RLIMIT_NPROC is never used: it counts per uid, not per call.
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (jail["file_size"], jail["file_size"]))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (jail["open_files"], jail["open_files"]))
+        walls.load_filter(jail["seccomp"])
+        measured = walls.measure(self._abi, jail)
+        walls.prctl(walls.DUMPABLE, 0)
+        if jail["open_files"] < _LEAST_FILES or not all(measured.values()):
+            raise ValueError(f"fewer than {_LEAST_FILES} open files, or a wall does not hold: {measured}")
         return measured
 
     def _begin(self, start: dict[str, Any], descriptors: list[int]) -> int:
-        """Start the call's first process; a bare name is looked up in the image's PATH. Raises `Refused`."""
+        """Start the call's first process; a bare name is looked up in the image's PATH. Raises OSError, ValueError."""
         argv: list[str] = _PYTHON if start["kind"] == "python" else start.get("argv", [])
         environment: dict[str, str] = start.get("environment", {})
         moves = list(enumerate(descriptors if start.get("stdin") else [self._null, *descriptors]))
@@ -136,20 +130,12 @@ class Launcher:
             if start["isolation"] == "call" and self._abi >= 6:
                 return _fork_nested(argv, environment, moves, self._abi)
             files = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in moves]
-            return os.posix_spawnp(
-                argv[0], argv, environment, file_actions=files, setsid=True, setsigmask=(), setsigdef=_SIGNALS
-            )
-        except (OSError, ValueError, IndexError) as error:
-            code = getattr(error, "errno", EINVAL)
-            reason = os.strerror(code) if isinstance(error, OSError) else str(error)
-            whose = "unavailable" if code in _CEILINGS else "arguments"
-            raise Refused(whose, f"`{''.join(argv[:1])[:200]}` cannot be run: {reason}") from None
+            return os.posix_spawnp(argv[0], argv, environment, file_actions=files, setsid=True, setsigdef=_SIGNALS)
         finally:
             os.write(self._oom, _OWN_OOM_SCORE)
 
     def _wait(self, number: int, process: int) -> tuple[int, dict[str, int]]:
-        """Until the call's first process has ended or the supervisor says so; then until nothing of it is left. The
-        first process's status, and what all of them used."""
+        """Until nothing of the call is left: the status of its first process, and what all of them used."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         ended: list[tuple[int, int, resource.struct_rusage]] = []
         while not ended:
@@ -173,27 +159,24 @@ class Launcher:
 
 def _judge(start: dict[str, Any], status: int, usage: dict[str, int], result: int, oom: bool) -> dict[str, Any]:
     """How the call ended by itself."""
-    signalled = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    used, kind, reason = usage["cpu_user_us"] + usage["cpu_system_us"], "exited", ""
+    code, used = os.waitstatus_to_exitcode(status), usage["cpu_user_us"] + usage["cpu_system_us"]
+    kind, reason = "exited", ""
     if oom:
         kind, reason = "oom", "the kernel ended a process at the sandbox's memory ceiling"
-    elif signalled == signal.SIGXCPU or (signalled == signal.SIGKILL and used >= start["cpu_s"] * 1_000_000):
+    elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and used >= start["cpu_s"] * 1_000_000):
         kind, reason = "timed_out", f"cpu time: more than {start['cpu_s']} s"
     elif result > start["result"]:
         kind, reason = "output_capped", f"the result is longer than {start['result']} bytes"
-    how = {"signal": signalled} if signalled else {"exit_code": os.WEXITSTATUS(status)}
-    return {"kind": kind, "reason": reason, "usage": usage, **how}
+    return {"kind": kind, "reason": reason, "usage": usage, "exit_code" if code >= 0 else "signal": abs(code)}
 
 
-def _memories(start: dict[str, Any]) -> list[int]:
-    """The two further descriptors of a python tool: its arguments, sealed, and memory for its result."""
-    arguments, result = (os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) for name in ("in", "out"))
-    request = {name: start.get(name, {}) for name in ("arguments", "roots", "tool", "result")}
-    request["code"] = str(TOOLS / start["tool"] / start["code_digest"])
-    os.write(arguments, frame.encode(request))
-    os.lseek(arguments, 0, os.SEEK_SET)
-    fcntl.fcntl(arguments, fcntl.F_ADD_SEALS, _SEALS)
-    return [arguments, result]
+def _memories(request: bytes) -> list[int]:
+    """The two further descriptors of a python tool: its request, sealed, and memory for its result."""
+    given, result = (os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) for name in ("request", "result"))
+    os.write(given, request)
+    os.lseek(given, 0, os.SEEK_SET)
+    fcntl.fcntl(given, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
+    return [given, result]
 
 
 def _reap(options: int) -> Iterator[tuple[int, int, resource.struct_rusage]]:
@@ -228,5 +211,5 @@ def _fork_nested(argv: list[str], environment: dict[str, str], moves: list[tuple
     failure = os.read(answer, 16)
     os.close(answer)
     if failure:
-        raise OSError(int(failure), os.strerror(int(failure)))
+        raise OSError(int(failure), os.strerror(int(failure)), argv[0])
     return child

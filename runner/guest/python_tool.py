@@ -1,6 +1,6 @@
 """The process of a python tool's call: reads its arguments, runs `run(call)` of the tool's main.py, writes the result.
 
-Descriptors: 0, 1, 2 as of any program; 3 gives `{"arguments", "roots", "tool", "code", "result"}` as JSON; 4 takes
+Descriptors: 0, 1, 2 as of any program; 3 holds the call as gate sent it (START in `runner/wire/guest.py`), 4 takes
 the result as JSON. Exit status 0 with a result, or 1 with `{"error": {"code", "message"}}` or a traceback on stderr.
 """
 
@@ -18,7 +18,8 @@ if __name__ == "__main__":  # -I hides this file's folder; its package lies two 
 
 from runner.guest.beneath import Call, ToolError
 
-_ARGUMENTS, _RESULT = 3, 4
+TOOLS = "/run/tools"  # each tool's code by its digest, written by PID 1
+_REQUEST, _RESULT = 3, 4
 
 
 def load(folder: str) -> ModuleType:
@@ -51,11 +52,12 @@ def put(value: Any, most: int) -> int:
 def main() -> int:
     """Run one call; the exit status. SystemExit of the tool passes through."""
     os.set_inheritable(_RESULT, False)
-    with os.fdopen(_ARGUMENTS, "rb") as file:
+    with os.fdopen(_REQUEST, "rb") as file:
         request = json.load(file)
-    call = Call(request["tool"], request["arguments"], request["roots"], request["code"])
+    folder = f"{TOOLS}/{request['tool']}/{request['code_digest']}"
+    call = Call(request["tool"], request.get("arguments", {}), request.get("roots", {}), folder)
     try:
-        value = load(request["code"]).run(call)
+        value = load(folder).run(call)
     except ToolError as error:
         put({"error": {"code": error.code, "message": str(error)}}, request["result"])
         return 1

@@ -8,16 +8,19 @@ of being told to end its call. What it holds in memory is bounded by the credit 
 """
 
 import base64
+import fcntl
 import json
 import os
 import select
 import shutil
 import signal
 import socket
-import struct
 import sys
+import termios
 import time
+from array import array
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +28,123 @@ if __name__ == "__main__":  # -I hides this file's folder; its package lies two 
     sys.path.append(__file__.rsplit("/", 3)[0])
 
 from runner.guest import frame, walls
-from runner.guest.call import Call
-from runner.guest.launcher import TOOLS, Launcher
+from runner.guest.launcher import Launcher
 
+TOOLS = Path("/run/tools")  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
+STDIN_WINDOW = 256 << 10  # bytes of stdin that gate may have on their way to the tool
 _MAX_CALLS = 64  # gate's own ceiling is lower; this bounds descriptors and launchers whatever gate asks
 _MAX_IDLE = 8  # launchers kept for later calls: each costs about 4 MB
 _MAX_SERVED = 500  # calls a launcher serves: their cost adds up against its own CPU ceiling
 _GRACE_S = 1.0  # from telling a launcher to end its call to giving up the sandbox
 _TICK_S = 0.05  # how late a deadline may be noticed
 _CONTROL = select.EPOLLIN | select.EPOLLRDHUP
+
+
+class Call:
+    """A running or draining call: its pipes, its credit, its verdict. `watch` and `send` are the supervisor's.
+
+    Output moves only against credit: without it the pipe is not read, and the tool blocks. When every process of the
+    call is gone, what its pipes hold is counted once and drained: a descriptor smuggled into another call can neither
+    delay the end nor add to it."""
+
+    def __init__(
+        self, number: int, start: dict[str, Any], watch: Callable[..., None], send: Callable[..., None]
+    ) -> None:
+        self.number, self.code = number, Path(start["tool"], start.get("code_digest", ""))
+        self.deadline = time.monotonic() + start["wall_ms"] / 1000
+        self.verdict: dict[str, str] = {}  # outcome kind and reason, when it did not end by itself
+        self.report: dict[str, Any] = {}  # the launcher's, when every process is gone
+        self.result = b""
+        self._watch, self._send, self._credit = watch, send, int(start["credit"])
+        self._pipes: dict[int, int] = {}  # frame type -> our end
+        self._left: dict[int, int] = {}  # frame type -> bytes still to drain
+        self._input, self._eof = bytearray(), False
+        self.theirs: list[int] = []  # the tool's ends, in the order of its descriptors
+        for kind in (frame.STDIN, frame.STDOUT, frame.STDERR)[not start.get("stdin") :]:
+            reader, writer = os.pipe2(os.O_CLOEXEC)
+            ours, theirs = (writer, reader) if kind == frame.STDIN else (reader, writer)
+            os.set_blocking(ours, False)
+            self._pipes[kind] = ours
+            self.theirs.append(theirs)
+
+    def begin(self) -> None:
+        """The process exists: let bytes move."""
+        if frame.STDIN in self._pipes:
+            self._send(frame.STDIN_CREDIT, self.number, STDIN_WINDOW.to_bytes(4, "big"))
+        self.add_credit(0)
+
+    def add_credit(self, amount: int) -> None:
+        """Gate is ready for `amount` more bytes of output."""
+        self._credit += amount
+        for kind in self._pipes.keys() - {frame.STDIN}:
+            self._watch(self._pipes[kind], select.EPOLLIN if self._credit else 0, partial(self._pump, kind))
+
+    def _pump(self, kind: int) -> None:
+        """Move one piece out of a pipe, as far as credit and what is left allow."""
+        room = min(frame.MAX_DATA, self._credit, self._left.get(kind, frame.MAX_DATA))
+        try:
+            data = os.read(self._pipes[kind], room) if room else b""
+        except BlockingIOError:
+            return
+        if data:
+            self._send(kind, self.number, data)
+        if kind in self._left:
+            self._left[kind] -= len(data)
+        if (room and not data) or self._left.get(kind) == 0:
+            self._shut(kind)
+        self.add_credit(-len(data))
+
+    def add_stdin(self, data: bytes) -> None:
+        """Bytes for the tool, b"" the end; dropped when nobody can read them. Raises ValueError beyond the credit."""
+        self._input += data
+        self._eof = self._eof or not data
+        if len(self._input) > STDIN_WINDOW:
+            raise ValueError("more stdin than there was credit for")
+        self._feed()
+
+    def _feed(self) -> None:
+        try:
+            count = os.write(self._pipes[frame.STDIN], self._input) if self._input else 0
+        except BlockingIOError:
+            count = 0
+        except (KeyError, OSError):  # nobody reads any more
+            count, self._eof = len(self._input), True
+        del self._input[:count]
+        if count:
+            self._send(frame.STDIN_CREDIT, self.number, count.to_bytes(4, "big"))
+        if self._eof and not self._input:
+            self._shut(frame.STDIN)
+        else:
+            self._watch(self._pipes[frame.STDIN], select.EPOLLOUT if self._input else 0, self._feed)
+
+    def drain(self, report: dict[str, Any]) -> None:
+        """Every process is gone: what is in the pipes now is all there will be."""
+        self.report = report
+        self._shut(frame.STDIN)
+        for kind, pipe in list(self._pipes.items()):
+            waiting = array("i", [0])
+            fcntl.ioctl(pipe, termios.FIONREAD, waiting)
+            self._left[kind] = waiting[0]
+            self._pump(kind)
+
+    def finish(self) -> bool:
+        """Report the end, unless processes live or bytes wait for credit; whether it was reported."""
+        over = bool(self.report) and not self._pipes
+        if over and self.result and not self.verdict:
+            self._send(frame.RESULT, self.number, self.result)
+        if over:
+            self._send(frame.ENDED, self.number, frame.encode({**self.report, **self.verdict}))
+        return over
+
+    def _shut(self, kind: int) -> None:
+        if kind in self._pipes:
+            self._watch(self._pipes[kind], 0)
+            os.close(self._pipes.pop(kind))
+
+    def close(self) -> None:
+        """Let go of every pipe."""
+        for kind in list(self._pipes):
+            self._shut(kind)
 
 
 class Worker:
@@ -147,19 +258,18 @@ class Supervisor:
         if not number or number in self._calls:
             raise ValueError(f"call number {number} cannot be started")
         call = self._calls[number] = Call(number, start, self._watch, self._send)
-        theirs: list[int] = []
         try:
             if len(self._calls) > (_MAX_CALLS if self._scoped else 1):
                 raise OSError("the sandbox runs as many calls as it can")
             if start["kind"] == "python" and call.code not in self._code:
                 raise OSError(f"the sandbox does not hold this code of `{start['tool']}`")
             worker = self._launcher((start["jail"], start["cpu_s"]), start["isolation"] == "launcher" and self._scoped)
-            worker.call, self._workers[number], theirs = number, worker, call.open()
-            sent = socket.send_fds(worker.connection, [whole], theirs)
+            worker.call, self._workers[number] = number, worker
+            sent = socket.send_fds(worker.connection, [whole], call.theirs)
             worker.connection.sendall(whole[sent:])
         except OSError as error:
             self._fault(number, frame.encode({"code": "unavailable", "reason": str(error)}))
-        for descriptor in theirs:
+        for descriptor in call.theirs:
             os.close(descriptor)
 
     def _fault(self, number: int, payload: bytes) -> None:
@@ -182,7 +292,6 @@ class Supervisor:
             finally:
                 os._exit(1)
         theirs.close()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 1, 0))  # it reads at once, or never
         worker = Worker(ours, jail, _MAX_SERVED if keep else 1)
         self._watch(ours.fileno(), select.EPOLLIN, lambda: self._from_launcher(worker))
         return worker

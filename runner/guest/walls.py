@@ -7,7 +7,6 @@ call that asked for it. Numbers are from the kernel's uapi headers (landlock.h, 
 import base64
 import ctypes
 import os
-import resource
 import socket
 import stat
 import struct
@@ -55,9 +54,8 @@ def landlock_abi() -> int:
 
 
 def confine(abi: int, jail: dict[str, Any] | None = None) -> None:
-    """A Landlock domain of its own: `read` may be read, `write` read and changed, `execute` read and run; nothing
-    else, no TCP, and from ABI 6 no signal and no abstract socket leaves it. Without `jail`, the scope alone. Raises
-    OSError, also for a path that is not there: a rule that cannot be made is never left out."""
+    """A Landlock domain: `read` may be read, `write` read and changed, `execute` read and run; nothing else, no TCP,
+    and no signal or abstract socket leaves it. Without `jail`, the scope alone. A missing path is an OSError too."""
     rights = (1 << _KNOWN.get(abi, 16)) - 1 if jail else 0
     attributes = struct.pack("=QQQ", rights, _NO_TCP if jail and abi >= 4 else 0, _SCOPED if abi >= 6 else 0)
     ruleset = _syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
@@ -72,15 +70,6 @@ def confine(abi: int, jail: dict[str, Any] | None = None) -> None:
     os.close(ruleset)
 
 
-def limit(open_files: int, file_size: int, cpu_s: int) -> None:
-    """Per-process ceilings. CPU time is the launcher's own limit too, inherited: a tool cannot raise it, and no
-    process ever changes another's limits. RLIMIT_NPROC is never used: it counts per uid, not per call."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, open_files))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-
-
 def load_filter(program: str) -> None:
     """Narrow the container's seccomp filter by a BPF program in base64; "" adds nothing. Raises OSError, ValueError."""
     code = ctypes.create_string_buffer(base64.b64decode(program, validate=True))
@@ -90,8 +79,8 @@ def load_filter(program: str) -> None:
 
 
 def measure(abi: int, jail: dict[str, Any]) -> dict[str, bool]:
-    """Attempt one forbidden act per wall; the answer says of each whether it was refused. Each would succeed, or fail
-    in another way, if its wall were missing; that is why the launcher is still dumpable while it measures."""
+    """Attempt one forbidden act per wall: was it refused? Each would succeed, or fail in another way, were its wall
+    missing; that is why the launcher is still dumpable while it measures."""
     new = os.O_WRONLY | os.O_CREAT
     acts: dict[str, Callable[[], object]] = {
         "write_tool_code": lambda: os.open("/run/tools/.wall", new),
@@ -108,12 +97,10 @@ def measure(abi: int, jail: dict[str, Any]) -> dict[str, bool]:
     if abi >= 6:
         acts["signal_supervisor"] = lambda: os.kill(1, 0)
         acts["connect_abstract"] = lambda: socket.socket(socket.AF_UNIX).connect(ABSTRACT_PROBE)
-    return {name: _refused(act) for name, act in acts.items()}
-
-
-def _refused(act: Callable[[], object]) -> bool:
-    try:
-        act()
-    except OSError as error:
-        return error.errno in (EACCES, EPERM, EROFS, ENOSYS, EAFNOSUPPORT)
-    return False
+    measured = dict.fromkeys(acts, False)
+    for name, act in acts.items():
+        try:
+            act()
+        except OSError as error:
+            measured[name] = error.errno in (EACCES, EPERM, EROFS, ENOSYS, EAFNOSUPPORT)
+    return measured

@@ -112,7 +112,7 @@ class Claims:
     def engine_lost(self) -> None:
         """Engine is gone: close every control connection, so that PID 1 of each sandbox exits by itself."""
         self.engine = None
-        for opening in self._opening.values():
+        for opening in list(self._opening.values()):
             if opening.done() and not opening.cancelled() and opening.exception() is None:
                 opening.result().close("the engine ended")
 
@@ -129,7 +129,7 @@ class Claims:
             descriptor,
             lambda reason: self._lost(plan.task, plan.sandbox, reason),
             concurrent=concurrent,
-            timeout=self._start_s,
+            start_s=self._start_s,
         )
         await self._journal.write(
             entries.SandboxBegin(

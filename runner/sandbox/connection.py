@@ -115,14 +115,14 @@ class Sandbox(asyncio.Protocol):
 
     @classmethod
     async def open(
-        cls, sandbox: str, descriptor: int, on_lost: Callable[[str], None], *, concurrent: int, timeout: float
+        cls, sandbox: str, descriptor: int, on_lost: Callable[[str], None], *, concurrent: int, start_s: float
     ) -> Sandbox:
         """Take over the control connection and wait for PID 1's first frame. Raises `RunnerError` (unavailable)."""
         loop = asyncio.get_running_loop()
         self = cls(sandbox, on_lost)
         await loop.create_unix_connection(lambda: self, sock=socket.socket(fileno=descriptor))
         try:
-            self.ready = await asyncio.wait_for(self._ready, timeout)
+            self.ready = await asyncio.wait_for(self._ready, start_s)
         except TimeoutError:
             self.close("the sandbox did not answer")
             raise refuse("unavailable", "the sandbox did not answer") from None

@@ -7,11 +7,11 @@ each number here is the smaller of the two.
 from __future__ import annotations
 
 import hashlib
-import posixpath
 from typing import Any
 
 from runner.errors import refuse
 from runner.model import CallPlan, Grant, Jail, Manifest, TaskProfile, ToolProfile
+from runner.token.constraints import confined_to
 
 WORKSPACE = "/workspace"
 TOOLS = "/run/tools"
@@ -96,23 +96,8 @@ def jail_key(jail: Jail) -> str:
 
 def _roots(manifest: Manifest, constraints: dict[str, Any]) -> dict[str, str]:
     """The folder that the token confines each path argument to: enforced again where the file is opened."""
-    found = {}
-    for name in manifest.paths:
-        root = _root(constraints.get(name))
-        if root is not None:
-            found[name] = root
-    return found
-
-
-def _root(constraint: Any) -> str | None:
-    if not isinstance(constraint, dict):
-        return None
-    if constraint.get("constraint_type") == "path_containment":
-        return posixpath.normpath(posixpath.join(WORKSPACE, str(constraint.get("root", ""))))
-    if constraint.get("constraint_type") == "all":
-        roots = [root for clause in constraint.get("constraints", ()) if (root := _root(clause)) is not None]
-        return max(roots, key=len, default=None)
-    return None
+    found = {name: confined_to(constraints.get(name) or {}) for name in manifest.paths}
+    return {name: root for name, root in found.items() if root}
 
 
 def _argv(manifest: Manifest, arguments: dict[str, Any]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The engine process: `python -m runner.serve.engine PARENT_FD GATE_FD STATE_DIR RUN_DIR INSTANCE`. Root, with Docker."""
+"""The engine process: `python -m runner.serve.engine PARENT_FD GATE_FD STATE_DIR RUN_DIR INSTANCE`. Root, Docker."""
 
 from __future__ import annotations
 

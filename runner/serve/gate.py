@@ -1,6 +1,7 @@
-"""The gate process: `python -m runner.serve.gate PARENT ENGINE RECORDER AGENT ADMIN STATE INSTANCE USER` (descriptors first).
+"""The gate process: `python -m runner.serve.gate PARENT ENGINE RECORDER AGENT ADMIN STATE INSTANCE USER`.
 
-Everything is imported before privileges are dropped. Gate ends when parent or recorder ends: no call unrecorded.
+The first five are descriptors. Everything is imported before privileges are dropped. Gate ends when parent or
+recorder ends: no call unrecorded.
 """
 
 from __future__ import annotations
@@ -328,20 +329,20 @@ class GateProcess:
 
     async def _tick(self) -> None:
         assert self._server is not None
-        idle = 1800
         beat = time.monotonic()
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
             self._server.tick(now)
             await self._strangers.flush()
-            profiles = self._parts.serving.task_profiles
-            await self._parts.tasks.sweep(
-                time.time(), lambda name: profiles[name].idle_timeout_s if name in profiles else idle
-            )
+            await self._parts.tasks.sweep(time.time(), self._idle_timeout)
             if now - beat >= _BEACON_S:
                 beat = now
                 await self._beacon()
+
+    def _idle_timeout(self, profile: str) -> int:
+        found = self._parts.serving.task_profiles.get(profile)
+        return found.idle_timeout_s if found is not None else 0  # its profile was removed: nothing new begins in it
 
     async def _beacon(self) -> None:
         kept_since = datetime.now(UTC) - timedelta(seconds=self._parts.limits.detached_s)

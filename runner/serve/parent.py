@@ -276,6 +276,8 @@ class Daemon:
         its, gates = socket.socketpair()
         await self._spawn("engine", (its,), (str(self._state), str(self._run), self._instance))
         engine = self._children["engine"]
+        while not self._answers.empty():
+            self._answers.get_nowait()  # the last words of the engine that ended
         self._generation += 1
         engine.channel.post(wire.Offer(generation=self._generation, bundle=self._bundle))
         try:

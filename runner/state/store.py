@@ -49,7 +49,7 @@ class TaskRow(msgspec.Struct, frozen=True):
 
 
 class KeptCall(msgspec.Struct, frozen=True):
-    """A call that outlives its connection: it has an idempotency key, or was detached. `outcome` is None while it runs."""
+    """A call that outlives its connection: by an idempotency key, or detached. `outcome` is None while it runs."""
 
     call: str
     task: str
@@ -114,7 +114,8 @@ class Store:
 
     def _moved(self, position: int) -> None:
         self._db.execute(
-            "INSERT INTO meta VALUES ('position', ?) ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
+            "INSERT INTO meta VALUES ('position', ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
             (position,),
         )
 
@@ -133,7 +134,8 @@ class Store:
             case entries.TaskBegin():
                 who = entry.who
                 run(
-                    "INSERT OR IGNORE INTO tasks (task, token, agent, owner, session, profile, began) VALUES (?,?,?,?,?,?,?)",
+                    "INSERT OR IGNORE INTO tasks (task, token, agent, owner, session, profile, began)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?)",
                     (who.task, entry.token, who.agent, who.owner, who.session, entry.profile, entry.time),
                 )
             case entries.TaskEnd():
@@ -145,7 +147,8 @@ class Store:
                 run("UPDATE tasks SET calls = calls + 1 WHERE task = ?", (entry.who.task,))
                 if entry.plan is not None and (entry.idempotency_key or entry.detach):
                     run(
-                        "INSERT OR IGNORE INTO kept (call, task, tool, key, arguments, began) VALUES (?, ?, ?, ?, ?, ?)",
+                        "INSERT OR IGNORE INTO kept (call, task, tool, key, arguments, began)"
+                        " VALUES (?, ?, ?, ?, ?, ?)",
                         (entry.call, entry.who.task, entry.tool, entry.idempotency_key, arguments, entry.time),
                     )
             case entries.Outcome():

@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 MAX_DEPTH = 32  # the draft's recommended MAX_CONSTRAINT_DEPTH
-MAX_WORK = 50_000  # comparisons per derivation step: nested any-of-any pairs multiply, and cost gate's time
+MAX_WORK = 10_000  # comparisons per derivation step (25 ms): pairs of clauses multiply, and it is gate's time
 _HOSTILE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
@@ -51,10 +51,11 @@ class Work:
 class _Subject:
     """An argument's value, and what several constraints want to know of it, computed once."""
 
-    __slots__ = ("_elements", "_text", "value")
+    __slots__ = ("_elements", "_path", "_text", "value")
 
     def __init__(self, value: Any) -> None:
         self.value = value
+        self._path: str | None = ""
         self._text: bytes | None = None
         self._elements: set[bytes] | None = None
 
@@ -63,6 +64,12 @@ class _Subject:
         if self._text is None:
             self._text = canonical(self.value)
         return self._text
+
+    @property
+    def path(self) -> str | None:
+        if self._path == "":
+            self._path = normal_path(self.value)
+        return self._path
 
     @property
     def elements(self) -> set[bytes]:
@@ -154,7 +161,7 @@ def _subsumes(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, w
     if name == "wildcard":
         return True
     if child["constraint_type"] == "exact" and name in _TAKES_EXACT:
-        work.spend(len(parent.get("values", ())))
+        work.spend(len(parent.get("values", ())) + len(parent.get("root", "")) // 32)
         return _accepts(parent, _Subject(child["value"]), 1)
     return above is below and above.subsumes(parent, child, depth, work)
 
@@ -331,10 +338,11 @@ def _path_problem(constraint: Mapping[str, Any], depth: int) -> str:
 
 
 def _path_accepts(constraint: Mapping[str, Any], subject: _Subject, depth: int) -> bool:
-    return beneath(normal_path(constraint["root"]), normal_path(subject.value))
+    return beneath(normal_path(constraint["root"]), subject.path)
 
 
 def _path_subsumes(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, work: Work) -> bool:
+    work.spend((len(parent["root"]) + len(child["root"])) // 32)
     return beneath(normal_path(parent["root"]), normal_path(child["root"]))
 
 

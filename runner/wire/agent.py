@@ -24,7 +24,7 @@ class Message(
 
 
 class Challenge(Message, frozen=True, tag="challenge"):
-    """First frame on a connection. Proofs name `audience` in `aat_aud` and carry `nonce`; `time` is the daemon's clock."""
+    """First frame on a connection. Proofs name `audience` in `aat_aud` and carry `nonce`; `time` is the daemon's."""
 
     versions: tuple[int, ...]
     nonce: str
@@ -52,6 +52,9 @@ class Hello(Message, frozen=True, tag="hello"):
     proof: str
     session: SessionFacts = SessionFacts()
 
+    def __repr__(self) -> str:
+        return f"Hello(version={self.version}, {len(self.chain)} tokens, …)"  # never token text
+
 
 class Call(Message, frozen=True, tag="call"):
     """A tool call. Tool and arguments are in `proof` (typ `aat-pop+jwt`): `aat_tool` and `hta`."""
@@ -68,6 +71,9 @@ class Call(Message, frozen=True, tag="call"):
     idempotency_key: str = ""
     detach: bool = False
     sync: bool = False
+
+    def __repr__(self) -> str:
+        return f"Call(number={self.number}, …)"  # never the proof
 
 
 class Stdin(Message, frozen=True, tag="stdin"):

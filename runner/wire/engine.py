@@ -85,7 +85,8 @@ class EngineCaller:
         answer, descriptor = await self._channel.request(Create(number=self._channel.number(), plan=plan))
         if isinstance(answer, Failed):
             raise RunnerError(answer.refusal)
-        assert isinstance(answer, Created) and descriptor is not None
+        assert isinstance(answer, Created)
+        assert descriptor is not None
         return answer.measured, descriptor
 
     async def destroy(self, sandbox: str, reason: str) -> None:

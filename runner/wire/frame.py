@@ -80,99 +80,70 @@ class Decoder(Generic[T]):
         return message
 
 
-# Fixed payload sizes of the msgpack types that have one; the rest are handled by name below.
-_FIXED = {
-    0xC0: 0,
-    0xC2: 0,
-    0xC3: 0,
-    0xCA: 4,
-    0xCB: 8,
-    0xCC: 1,
-    0xCD: 2,
-    0xCE: 4,
-    0xCF: 8,
-    0xD0: 1,
-    0xD1: 2,
-    0xD2: 4,
-    0xD3: 8,
-}
-_SIZED = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}  # bin and str: width of the length
-_ARRAYS = {0xDC: 2, 0xDD: 4}
-_MAPS = {0xDE: 2, 0xDF: 4}
+# What a tag byte says: (kind, bytes of the length or count that follow it, that number when it is in the tag itself).
+_SCALAR, _STRING, _BINARY, _ARRAY, _MAP, _UNUSED = range(6)
+_Head = tuple[int, int, int]
+
+
+def _head(tag: int) -> _Head:
+    """The table's row of a tag (msgpack specification, "Formats"). Extension types are not used here."""
+    if tag <= 0x7F or tag >= 0xE0:
+        return _SCALAR, 0, 0
+    if tag <= 0x8F:
+        return _MAP, 0, tag & 0x0F
+    if tag <= 0x9F:
+        return _ARRAY, 0, tag & 0x0F
+    if tag <= 0xBF:
+        return _STRING, 0, tag & 0x1F
+    scalars = {0xC0: 0, 0xC2: 0, 0xC3: 0, 0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
+    scalars |= {0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
+    if tag in scalars:
+        return _SCALAR, 0, scalars[tag]
+    sized = {0xC4: (_BINARY, 1), 0xC5: (_BINARY, 2), 0xC6: (_BINARY, 4)}
+    sized |= {0xD9: (_STRING, 1), 0xDA: (_STRING, 2), 0xDB: (_STRING, 4)}
+    sized |= {0xDC: (_ARRAY, 2), 0xDD: (_ARRAY, 4), 0xDE: (_MAP, 2), 0xDF: (_MAP, 4)}
+    return (*sized[tag], 0) if tag in sized else (_UNUSED, 0, 0)
+
+
+_HEADS: tuple[_Head, ...] = tuple(_head(tag) for tag in range(256))
+
+
+class _Open:
+    """A container that is not complete: values still to come, and for a map the keys seen and whose turn it is."""
+
+    __slots__ = ("key_next", "keys", "left")
+
+    def __init__(self, kind: int, count: int) -> None:
+        self.left = 2 * count if kind == _MAP else count
+        self.keys: set[bytes] | None = set() if kind == _MAP else None
+        self.key_next = kind == _MAP
 
 
 def scan(body: bytes, elements: int, depth: int) -> None:
     """Refuse a body with more than `elements` values, nested deeper than `depth`, with a repeated or non-string
     key, an extension type, a cut value or bytes after the first value. Raises `RunnerError` (protocol)."""
-    size = len(body)
-    position = 0
-    left = elements
-    # One record per open container: [values still to come, keys seen (None for arrays), next is a key].
-    stack: list[list[Any]] = []
+    size, position, left = len(body), 0, elements
+    stack: list[_Open] = []
     while True:
-        if left <= 0:
-            raise refuse("protocol", f"more than {elements} values in a frame")
         left -= 1
-        if position >= size:
-            raise refuse("protocol", "the frame ends inside a value")
-        tag = body[position]
-        position += 1
-        is_key = bool(stack) and stack[-1][2]
-        opened: list[Any] | None = None
-        if 0xA0 <= tag <= 0xBF or tag in _SIZED:
-            if tag in _SIZED:
-                width = _SIZED[tag]
-                if position + width > size:
-                    raise refuse("protocol", "the frame ends inside a length")
-                length = int.from_bytes(body[position : position + width], "big")
-                position += width
-            else:
-                length = tag & 0x1F
-            if length > size - position:
-                raise refuse("protocol", "the frame ends inside a string")
-            if is_key:
-                if 0xC4 <= tag <= 0xC6:
-                    raise refuse("protocol", "a map key is not a string")
-                key = body[position : position + length]
-                if key in stack[-1][1]:
-                    raise refuse("protocol", "a map key is repeated")
-                stack[-1][1].add(key)
-            position += length
-        elif is_key:
-            raise refuse("protocol", "a map key is not a string")
-        elif tag <= 0x7F or tag >= 0xE0:
-            pass
-        elif tag in _FIXED:
-            position += _FIXED[tag]
-            if position > size:
-                raise refuse("protocol", "the frame ends inside a number")
-        elif 0x80 <= tag <= 0x8F:
-            opened = [2 * (tag & 0x0F), set(), True]
-        elif 0x90 <= tag <= 0x9F:
-            opened = [tag & 0x0F, None, False]
-        elif tag in _MAPS or tag in _ARRAYS:
-            is_map = tag in _MAPS
-            width = _MAPS[tag] if is_map else _ARRAYS[tag]
-            if position + width > size:
-                raise refuse("protocol", "the frame ends inside a length")
-            count = int.from_bytes(body[position : position + width], "big")
-            position += width
-            if count > left:
-                raise refuse("protocol", f"more than {elements} values in a frame")
-            opened = [2 * count, set(), True] if is_map else [count, None, False]
+        kind, width, number = _HEADS[body[position]] if position < size else (_UNUSED, 0, 0)
+        position += 1 + width
+        if width:
+            number = int.from_bytes(body[position - width : position], "big")
+        is_container = kind in (_ARRAY, _MAP)
+        if kind == _UNUSED or position > size or (not is_container and number > size - position):
+            raise refuse("protocol", "a value is cut, or of a type that is not used here")
+        if left < 0 or (is_container and number > left):
+            raise refuse("protocol", f"more than {elements} values in a frame")
+        if stack:
+            _place(stack[-1], kind, body[position : position + number] if kind == _STRING else b"")
+        if is_container:
+            if number and len(stack) >= depth:
+                raise refuse("protocol", f"nested deeper than {depth}")
+            stack.append(_Open(kind, number))
         else:
-            raise refuse("protocol", f"msgpack type 0x{tag:02x} is not used here")
-
-        if stack and opened is None:
-            _step(stack[-1])
-        if opened is not None:
-            if stack:
-                _step(stack[-1])
-            if opened[0]:
-                if len(stack) >= depth:
-                    raise refuse("protocol", f"nested deeper than {depth}")
-                stack.append(opened)
-        while stack and stack[-1][0] == 0:
+            position += number
+        while stack and not stack[-1].left:
             stack.pop()
         if not stack:
             break
@@ -180,7 +151,15 @@ def scan(body: bytes, elements: int, depth: int) -> None:
         raise refuse("protocol", "bytes after the message")
 
 
-def _step(container: list[Any]) -> None:
-    container[0] -= 1
-    if container[1] is not None:
-        container[2] = not container[2]
+def _place(container: _Open, kind: int, text: bytes) -> None:
+    """Count one value into its container; a key must be a string that was not seen in this map."""
+    container.left -= 1
+    if container.keys is None:
+        return
+    if container.key_next:
+        if kind != _STRING:
+            raise refuse("protocol", "a map key is not a string")
+        if text in container.keys:
+            raise refuse("protocol", "a map key is repeated")
+        container.keys.add(text)
+    container.key_next = not container.key_next

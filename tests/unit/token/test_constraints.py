@@ -313,6 +313,17 @@ def test_pairs_that_multiply_are_cut_off() -> None:
     assert work.left < 0
 
 
+def test_long_paths_cost_little() -> None:
+    clauses = c("any", constraints=[c("path_containment", root="/x")] * 900)
+    assert not check(clauses, "a/" * 100_000)
+    assert normal_path("a" * 4096) is not None
+    assert normal_path("a" * 4097) is None
+    roots = c("any", constraints=[c("path_containment", root="/" + "a/" * 500 + str(number)) for number in range(60)])
+    work = Work()
+    assert not subsumes(roots, c("any", constraints=[c("path_containment", root="/a" * 500 + "/59")] * 60), work)
+    assert work.left < 0
+
+
 def test_a_large_argument_is_serialised_once() -> None:
     clauses = c("any", constraints=[c("one_of", values=[[number]]) for number in range(2000)])
     assert not check(clauses, ["x" * 1000] * 200)  # 2000 clauses times 200 kB would be minutes
