@@ -65,9 +65,10 @@ def open_beneath(folder: int, relative: str, flags: int, mode: int = 0) -> int:
             raise OSError(code, os.strerror(code))
 
 
-def inside(path: str, root: str = WORKSPACE) -> str:
-    """The normal form of `path` relative to `root` ("." for root itself). Relative paths begin at the workspace.
-    Raises `ToolError` for a path that is not within it."""
+def inside(path: str, root: str = "") -> str:
+    """The normal form of `path` relative to `root` ("" is the workspace), "." for root itself. Relative paths begin at
+    the workspace. Raises `ToolError` for a path that is not within it."""
+    root = os.path.normpath(root or WORKSPACE)
     if not path or "\0" in path:
         raise ToolError("the path is empty or holds a NUL character", "path")
     whole = os.path.normpath(os.path.join(WORKSPACE, path)).replace("//", "/")  # noqa: PTH118 (lexical)
@@ -81,10 +82,10 @@ def inside(path: str, root: str = WORKSPACE) -> str:
 class Place:
     """One path argument: where it is, and how to open it. `shown` is what messages call it."""
 
-    def __init__(self, path: str, root: str = WORKSPACE) -> None:
+    def __init__(self, path: str, root: str = "") -> None:
         self.shown = path
-        self._root = inside(root)
-        self.relative = inside(path, os.path.normpath(root))
+        self._root = inside(root or WORKSPACE)
+        self.relative = inside(path, root)
         self.name = self.relative.rsplit("/", 1)[-1]
 
     @contextmanager
@@ -128,12 +129,25 @@ class Place:
         return self.open(_FOLDER)
 
     def make_folders(self, parts: list[str]) -> None:
-        """Make the folders `parts`, each in the one before, beginning at the root. Raises `ToolError`."""
+        """Make the folders `parts`, each in the one before, beginning at the root; the root too, for a granted folder
+        that nobody made yet, but nothing above it. Raises `ToolError`."""
+        above, _, name = self._root.rpartition("/")
+        workspace = -1
         try:
+            workspace = os.open(WORKSPACE, _FOLDER | os.O_CLOEXEC)
+            with suppress(FileExistsError):
+                held = open_beneath(workspace, above or ".", _FOLDER)
+                try:
+                    os.mkdir(name, 0o755, dir_fd=held)
+                finally:
+                    os.close(held)
             with self._base() as root:
                 make_folders(root, parts)
         except OSError as error:
             raise failure(self.shown, error) from None
+        finally:
+            if workspace >= 0:
+                os.close(workspace)
 
 
 def regular(descriptor: int, mode: str, shown: str) -> BinaryIO:
@@ -218,7 +232,7 @@ class Call:
 
     def place(self, argument: str, default: str = ".") -> Place:
         """The path in the argument of that name, confined to the folder that the caller's token grants for it."""
-        return Place(str(self.arguments.get(argument, default)), self._roots.get(argument, WORKSPACE))
+        return Place(str(self.arguments.get(argument, default)), self._roots.get(argument, ""))
 
     def open(self, argument: str, mode: str = "rb") -> BinaryIO:
         """The file in a path argument, as a binary file: mode "rb", "wb" or "ab". Raises `ToolError`."""

@@ -1,7 +1,7 @@
 """The guest's side of the control connection: 4-byte length, type byte, 4-byte call number, JSON or raw bytes.
 
-Shares no code with `runner/wire/guest.py`; `tests/vectors/guest.json` holds both to the same bytes. The
-supervisor speaks the same frames with its launchers.
+Shares no code with `runner/wire/guest.py`; `tests/vectors/guest.json` holds both to the same bytes. Supervisor and
+launchers speak it among themselves too.
 """
 
 import hashlib
@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _HEAD = struct.Struct(">IBI")  # payload length, type, call number (0 = the sandbox itself)
-MAX_DATA = 64 << 10  # one piece of output or stdin
-MAX_JSON = 4 << 20  # tool code travels as JSON with base64
+MAX_DATA, MAX_JSON = 64 << 10, 4 << 20  # one piece of output or stdin; tool code, as JSON with base64
 
 CODE, START, STDIN, CREDIT, CANCEL, PING = range(0x01, 0x07)
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)

@@ -3,9 +3,8 @@
 Tools inherit the walls. The launcher is the subreaper of everything a call starts; when the call ends, however it
 ends, `kill(-1, SIGKILL)` reaches exactly its signal scope, and only when nothing is left does it report.
 
-`isolation = "launcher"`: the tool is spawned into the launcher's own domain, and the launcher is kept for the next
-call. `isolation = "call"`: the tool is forked into a nested scope, from which it cannot signal its launcher either,
-and both are discarded after the call.
+`isolation = "launcher"`: the tool is spawned into the launcher's own domain, and the launcher is kept. `"call"`: the
+tool is forked into a nested scope, from which it cannot signal its launcher either, and both are discarded.
 """
 
 import contextlib
@@ -30,6 +29,7 @@ _LEAST_FILES = 32  # the launcher's own descriptors and a call's pipes must fit
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")  # cgroup v1, v2
 _OWN_OOM_SCORE, _TOOL_OOM_SCORE = b"750", b"1000"  # out of memory, the tool goes first
 _CEILINGS = (EAGAIN, EMFILE, ENFILE, ENOMEM)  # not the fault of who named the program
+_SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 _SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -42,23 +42,17 @@ class Launcher:
         self._walls: dict[str, bool] = {}
         os.dup2(connection.detach(), 3, inheritable=False)
         self._connection = socket.socket(fileno=3)
-        for entry in list(Path("/proc/self/fd").iterdir()):
-            with contextlib.suppress(OSError):  # the listing's own
-                os.close(int(entry.name) if int(entry.name) > 3 else -1)
+        os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, stack: None)  # every other signal stays ignored
-        self._poll = select.poll()
-        self._poll.register(self._connection, select.POLLIN)
-        self._poll.register(self._wake, select.POLLIN)
         os.setsid()
+        # Dumpable, or else /proc/self is root's; closed again when the walls are measured.
+        for option in walls.CHILD_SUBREAPER, walls.NO_NEW_PRIVS, walls.DUMPABLE:
+            walls.prctl(option, 1)
         walls.prctl(walls.PDEATHSIG, signal.SIGKILL)
-        walls.prctl(walls.CHILD_SUBREAPER, 1)
-        walls.prctl(walls.NO_NEW_PRIVS, 1)
-        walls.prctl(walls.DUMPABLE, 1)  # else /proc/self is root's; closed again when the walls are measured
         self._oom = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        os.write(self._oom, _OWN_OOM_SCORE)
         counter = next((path for path in _OOM_COUNTERS if Path(path).exists()), os.devnull)
         self._counter = os.open(counter, os.O_RDONLY | os.O_CLOEXEC)
 
@@ -85,30 +79,32 @@ class Launcher:
         python, code = start["kind"] == "python", "unavailable"
         try:
             self._walls = self._walls or self._build(start["jail"], start["cpu_s"])
-            descriptors += _memories(request) if python else []
+            if python:  # its request, sealed, and memory for its result
+                descriptors += [os.memfd_create(name, _SEALABLE) for name in ("request", "result")]
+                os.write(descriptors[-2], request)
+                os.lseek(descriptors[-2], 0, os.SEEK_SET)
+                fcntl.fcntl(descriptors[-2], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK)
             begun, kills, code = time.monotonic_ns(), self._oom_kills(), "arguments"
             process = self._begin(start, descriptors)
         except (OSError, ValueError, IndexError) as error:
             code = "unavailable" if getattr(error, "errno", 0) in _CEILINGS else code
-            reason = f"the call's process cannot be started: {error}"
-            self._send(frame.FAULT, number, frame.encode({"code": code, "reason": reason[:2000]}))
+            fault = {"code": code, "reason": f"cannot be started: {error}"[:2000]}
+            self._send(frame.FAULT, number, frame.encode(fault))
             return
         self._send(frame.STARTED, number, frame.encode({"walls": self._walls}))
-        status, usage = self._wait(number, process)
-        usage["wall_us"] = (time.monotonic_ns() - begun) // 1000
+        status, usage = self._wait(number, process, begun)
         result = os.pread(descriptors[-1], start["result"] + 1, 0) if python else b""
         ended = _judge(start, status, usage, len(result), status != 0 and self._oom_kills() > kills)
         for descriptor in descriptors:
             os.close(descriptor)
-        if ended["kind"] == "exited":
+        if result and ended["kind"] == "exited":
             self._send(frame.RESULT, number, result)
         self._send(frame.ENDED, number, frame.encode(ended))
 
     def _build(self, jail: dict[str, Any], cpu_s: int) -> dict[str, bool]:
         """Put up the walls, then prove them. Raises OSError, ValueError."""
         walls.confine(self._abi, jail)
-        # CPU time is the launcher's own limit too: inherited, so that no process ever changes another's limits.
-        # RLIMIT_NPROC is never used: it counts per uid, not per call.
+        # The CPU limit is inherited, so that nobody changes another's limits. NPROC would count per uid: never used.
         resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (jail["file_size"], jail["file_size"]))
@@ -134,22 +130,21 @@ class Launcher:
         finally:
             os.write(self._oom, _OWN_OOM_SCORE)
 
-    def _wait(self, number: int, process: int) -> tuple[int, dict[str, int]]:
+    def _wait(self, number: int, process: int, begun: int) -> tuple[int, dict[str, int]]:
         """Until nothing of the call is left: the status of its first process, and what all of them used."""
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        ended: list[tuple[int, int, resource.struct_rusage]] = []
-        while not ended:
-            for descriptor, _ in self._poll.poll():
-                if descriptor == self._wake:
+        while not (ended := [found for found in _reap(os.WNOHANG) if found[0] == process]):
+            for ready in select.select([self._connection.fileno(), self._wake], [], [])[0]:
+                if ready == self._wake:
                     os.read(self._wake, 4096)
                 elif any(kind == frame.CANCEL and call == number for kind, call, _ in self._receive()):
                     _kill_scope()
-            ended = [found for found in _reap(os.WNOHANG) if found[0] == process]
+        wall = (time.monotonic_ns() - begun) // 1000
         _kill_scope()
         left, after = sum(1 for _ in _reap(0)), resource.getrusage(resource.RUSAGE_CHILDREN)
-        user, system = after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime
-        usage = {"cpu_user_us": int(user * 1e6), "cpu_system_us": int(system * 1e6), "leftover": left}
-        return ended[0][1], {**usage, "max_rss_kib": ended[0][2].ru_maxrss}
+        cpu = (after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime)
+        usage = {"cpu_user_us": int(cpu[0] * 1e6), "cpu_system_us": int(cpu[1] * 1e6), "leftover": left}
+        return ended[0][1], {**usage, "max_rss_kib": ended[0][2].ru_maxrss, "wall_us": wall}
 
     def _oom_kills(self) -> int:
         """How often the kernel has killed in this container for memory; 0 where no counter can be seen."""
@@ -168,15 +163,6 @@ def _judge(start: dict[str, Any], status: int, usage: dict[str, int], result: in
     elif result > start["result"]:
         kind, reason = "output_capped", f"the result is longer than {start['result']} bytes"
     return {"kind": kind, "reason": reason, "usage": usage, "exit_code" if code >= 0 else "signal": abs(code)}
-
-
-def _memories(request: bytes) -> list[int]:
-    """The two further descriptors of a python tool: its request, sealed, and memory for its result."""
-    given, result = (os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING) for name in ("request", "result"))
-    os.write(given, request)
-    os.lseek(given, 0, os.SEEK_SET)
-    fcntl.fcntl(given, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE)
-    return [given, result]
 
 
 def _reap(options: int) -> Iterator[tuple[int, int, resource.struct_rusage]]:

@@ -2,9 +2,9 @@
 
     python3 -I -S -B /usr/lib/runner/guest/supervisor.py /run/runner/control.sock
 
-It decides nothing about what may run. It exits, and with it everything in the container, when the control
-connection ends or breaks, when a launcher dies during its call, and when a launcher does not report within a second
-of being told to end its call. What it holds in memory is bounded by the credit that gate gives.
+It decides nothing about what may run. It exits, and with it everything in the container, when the control connection
+ends or breaks, and when a launcher dies during its call or does not report within a second of being told to end it.
+What it holds in memory is bounded by the credit that gate gives.
 """
 
 import base64
@@ -18,7 +18,6 @@ import socket
 import sys
 import termios
 import time
-from array import array
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,19 +36,17 @@ _MAX_IDLE = 8  # launchers kept for later calls: each costs about 4 MB
 _MAX_SERVED = 500  # calls a launcher serves: their cost adds up against its own CPU ceiling
 _GRACE_S = 1.0  # from telling a launcher to end its call to giving up the sandbox
 _TICK_S = 0.05  # how late a deadline may be noticed
+Act = Callable[..., None]
 _CONTROL = select.EPOLLIN | select.EPOLLRDHUP
 
 
 class Call:
     """A running or draining call: its pipes, its credit, its verdict. `watch` and `send` are the supervisor's.
 
-    Output moves only against credit: without it the pipe is not read, and the tool blocks. When every process of the
-    call is gone, what its pipes hold is counted once and drained: a descriptor smuggled into another call can neither
-    delay the end nor add to it."""
+    Output moves only against credit: without it the pipe is not read, and the tool blocks. When every process is gone,
+    what the pipes hold is counted once: a descriptor smuggled into another call neither delays the end nor adds."""
 
-    def __init__(
-        self, number: int, start: dict[str, Any], watch: Callable[..., None], send: Callable[..., None]
-    ) -> None:
+    def __init__(self, number: int, start: dict[str, Any], watch: Act, send: Act) -> None:
         self.number, self.code = number, Path(start["tool"], start.get("code_digest", ""))
         self.deadline = time.monotonic() + start["wall_ms"] / 1000
         self.verdict: dict[str, str] = {}  # outcome kind and reason, when it did not end by itself
@@ -57,52 +54,44 @@ class Call:
         self.result = b""
         self._watch, self._send, self._credit = watch, send, int(start["credit"])
         self._pipes: dict[int, int] = {}  # frame type -> our end
-        self._left: dict[int, int] = {}  # frame type -> bytes still to drain
+        self._left: dict[int, int] = {}  # frame type -> bytes still to come: unknown until no process is left
         self._input, self._eof = bytearray(), False
         self.theirs: list[int] = []  # the tool's ends, in the order of its descriptors
         for kind in (frame.STDIN, frame.STDOUT, frame.STDERR)[not start.get("stdin") :]:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             ours, theirs = (writer, reader) if kind == frame.STDIN else (reader, writer)
             os.set_blocking(ours, False)
-            self._pipes[kind] = ours
+            self._pipes[kind], self._left[kind] = ours, sys.maxsize
             self.theirs.append(theirs)
-
-    def begin(self) -> None:
-        """The process exists: let bytes move."""
         if frame.STDIN in self._pipes:
-            self._send(frame.STDIN_CREDIT, self.number, STDIN_WINDOW.to_bytes(4, "big"))
-        self.add_credit(0)
+            send(frame.STDIN_CREDIT, number, STDIN_WINDOW.to_bytes(4, "big"))
 
     def add_credit(self, amount: int) -> None:
-        """Gate is ready for `amount` more bytes of output."""
+        """Gate is ready for `amount` more bytes of output. Nothing is read before the first call of this."""
         self._credit += amount
         for kind in self._pipes.keys() - {frame.STDIN}:
             self._watch(self._pipes[kind], select.EPOLLIN if self._credit else 0, partial(self._pump, kind))
 
     def _pump(self, kind: int) -> None:
         """Move one piece out of a pipe, as far as credit and what is left allow."""
-        room = min(frame.MAX_DATA, self._credit, self._left.get(kind, frame.MAX_DATA))
+        room = min(frame.MAX_DATA, self._credit, self._left[kind])
         try:
             data = os.read(self._pipes[kind], room) if room else b""
         except BlockingIOError:
             return
         if data:
             self._send(kind, self.number, data)
-        if kind in self._left:
-            self._left[kind] -= len(data)
-        if (room and not data) or self._left.get(kind) == 0:
-            self._shut(kind)
+        self._left[kind] -= len(data)
+        if (room and not data) or not self._left[kind]:
+            self.shut(kind)
         self.add_credit(-len(data))
 
-    def add_stdin(self, data: bytes) -> None:
+    def feed(self, data: bytes | None = None) -> None:
         """Bytes for the tool, b"" the end; dropped when nobody can read them. Raises ValueError beyond the credit."""
-        self._input += data
-        self._eof = self._eof or not data
+        self._input += data or b""
+        self._eof = self._eof or data == b""
         if len(self._input) > STDIN_WINDOW:
             raise ValueError("more stdin than there was credit for")
-        self._feed()
-
-    def _feed(self) -> None:
         try:
             count = os.write(self._pipes[frame.STDIN], self._input) if self._input else 0
         except BlockingIOError:
@@ -113,18 +102,16 @@ class Call:
         if count:
             self._send(frame.STDIN_CREDIT, self.number, count.to_bytes(4, "big"))
         if self._eof and not self._input:
-            self._shut(frame.STDIN)
+            self.shut(frame.STDIN)
         else:
-            self._watch(self._pipes[frame.STDIN], select.EPOLLOUT if self._input else 0, self._feed)
+            self._watch(self._pipes[frame.STDIN], select.EPOLLOUT if self._input else 0, self.feed)
 
     def drain(self, report: dict[str, Any]) -> None:
         """Every process is gone: what is in the pipes now is all there will be."""
         self.report = report
-        self._shut(frame.STDIN)
+        self.shut(frame.STDIN)
         for kind, pipe in list(self._pipes.items()):
-            waiting = array("i", [0])
-            fcntl.ioctl(pipe, termios.FIONREAD, waiting)
-            self._left[kind] = waiting[0]
+            self._left[kind] = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
             self._pump(kind)
 
     def finish(self) -> bool:
@@ -136,15 +123,11 @@ class Call:
             self._send(frame.ENDED, self.number, frame.encode({**self.report, **self.verdict}))
         return over
 
-    def _shut(self, kind: int) -> None:
-        if kind in self._pipes:
+    def shut(self, *kinds: int) -> None:
+        """Close the pipes of these types, or all of them."""
+        for kind in self._pipes.keys() & (kinds or self._pipes.keys()):
             self._watch(self._pipes[kind], 0)
             os.close(self._pipes.pop(kind))
-
-    def close(self) -> None:
-        """Let go of every pipe."""
-        for kind in list(self._pipes):
-            self._shut(kind)
 
 
 class Worker:
@@ -166,9 +149,8 @@ class Supervisor:
         self._idle: list[Worker] = []  # oldest first
         self._code: set[Path] = set()  # (tool, digest) of the code that is here, as a path below TOOLS
         self._abi, self._scoped = abi, abi >= 6
-        self._probe = socket.socket(socket.AF_UNIX)
+        self._probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._probe.bind(walls.ABSTRACT_PROBE)
-        self._probe.listen()
 
     def run(self) -> None:
         """Serve until the control connection ends."""
@@ -210,7 +192,7 @@ class Supervisor:
             call.verdict = {"kind": kind, "reason": reason}
             call.deadline = time.monotonic() + _GRACE_S
             if call.report:  # its processes are gone: what it wrote is not wanted any more
-                call.close()
+                call.shut()
             else:
                 self._workers[call.number].connection.sendall(frame.pack(frame.CANCEL, call.number))
 
@@ -231,7 +213,7 @@ class Supervisor:
             elif kind == frame.CODE:
                 self._take_code(**json.loads(payload))
             elif call and kind == frame.STDIN:
-                call.add_stdin(payload)
+                call.feed(payload)
             elif call and kind == frame.CREDIT:
                 call.add_credit(int.from_bytes(payload, "big"))
             elif call and kind == frame.CANCEL:
@@ -240,7 +222,7 @@ class Supervisor:
     def _take_code(self, tool: str, digest: str, files: dict[str, str]) -> None:
         """Check a tool's code and put it into a folder of its own: a running call keeps what it began with."""
         content = {path: base64.b64decode(text, validate=True) for path, text in files.items()}
-        parts = {tool, *(part for path in files for part in path.split("/"))}
+        parts = {tool, *"/".join(files).split("/")}
         if {"", ".", ".."} & parts or "/" in tool or frame.code_digest(content) != digest:
             raise ValueError(f"the code of `{tool}` has a bad name, or not the digest {digest}")
         code = Path(tool, digest)
@@ -274,7 +256,7 @@ class Supervisor:
 
     def _fault(self, number: int, payload: bytes) -> None:
         """The call's process never existed. Its launcher may not have built its walls: it goes too."""
-        self._calls.pop(number).close()
+        self._calls.pop(number).shut()
         if number in self._workers:
             self._discard(self._workers.pop(number))
         self._send(frame.FAULT, number, payload)
@@ -312,18 +294,15 @@ class Supervisor:
                 self._fault(number, payload)
             elif kind == frame.STARTED:
                 self._send(kind, number, payload)
-                self._calls[number].begin()
+                self._calls[number].add_credit(0)
             elif kind == frame.RESULT:
                 self._calls[number].result = payload
             else:
-                self._release(self._workers.pop(number))
+                worker.call, worker.calls = 0, worker.calls - 1
+                self._idle.append(self._workers.pop(number))
+                if not worker.calls or len(self._idle) > _MAX_IDLE:
+                    self._discard(self._idle[0] if worker.calls else worker)
                 self._calls[number].drain(json.loads(payload))
-
-    def _release(self, worker: Worker) -> None:
-        worker.call, worker.calls = 0, worker.calls - 1
-        self._idle.append(worker)
-        if not worker.calls or len(self._idle) > _MAX_IDLE:
-            self._discard(self._idle[0] if worker.calls else worker)
 
     def _discard(self, worker: Worker) -> None:
         """Close the connection: the launcher exits on that, and the kernel reaps it (SIGCHLD is ignored)."""
@@ -333,19 +312,14 @@ class Supervisor:
         worker.connection.close()
 
 
-def main(path: str) -> None:
-    """Be PID 1: every signal is ignored, no other process can look inside. Ends when the sandbox must end."""
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_IGN)
-    walls.prctl(walls.DUMPABLE, 0)
-    control = socket.socket(socket.AF_UNIX)
-    control.connect(path)
-    Supervisor(control, walls.landlock_abi()).run()
-
-
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        for ignored in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+            signal.signal(ignored, signal.SIG_IGN)
+        walls.prctl(walls.DUMPABLE, 0)  # no other process can look inside
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(sys.argv[1])
+        Supervisor(connection, walls.landlock_abi()).run()
     except Exception as error:
         sys.stderr.write(f"supervisor: {type(error).__name__}: {error}\n")
     finally:

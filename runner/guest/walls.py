@@ -47,10 +47,7 @@ def prctl(option: int, value: int) -> None:
 
 def landlock_abi() -> int:
     """The Landlock ABI that this kernel speaks and this process may use, 0 for none."""
-    try:
-        return _syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(1))
-    except OSError:
-        return 0
+    return max(0, int(_libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
 def confine(abi: int, jail: dict[str, Any] | None = None) -> None:
@@ -96,7 +93,7 @@ def measure(abi: int, jail: dict[str, Any]) -> dict[str, bool]:
         acts["bind_tcp"] = lambda: socket.socket().bind(("127.0.0.1", 0))
     if abi >= 6:
         acts["signal_supervisor"] = lambda: os.kill(1, 0)
-        acts["connect_abstract"] = lambda: socket.socket(socket.AF_UNIX).connect(ABSTRACT_PROBE)
+        acts["connect_abstract"] = lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).connect(ABSTRACT_PROBE)
     measured = dict.fromkeys(acts, False)
     for name, act in acts.items():
         try:

@@ -154,7 +154,7 @@ class Box:
         return self.start(tool="made", kind="python", arguments=arguments or {}, code_digest=digest, **changes)
 
     def finish(self, number: int, *, credit: bool = True, stdin: bytes | None = None) -> Done:
-        """Everything up to the call's end, giving credit for what arrives; `stdin` goes in as the guest gives credit."""
+        """Everything up to the call's end, giving credit for what arrives; `stdin` goes in against credit."""
         done, given, left = Done(), 0, stdin or b""
         while done.ended is None and done.fault is None:
             kind, payload = self.frame(number)
@@ -403,7 +403,7 @@ attempt("read_other", lambda: os.open(f"/proc/{sys.argv[1]}/environ", os.O_RDONL
 attempt("raise_files", lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (1 << 16, 1 << 16)))
 attempt("connect", lambda: socket.socket().connect(("127.0.0.1", 1)))
 attempt("listen", lambda: socket.socket().bind(("127.0.0.1", 0)))
-attempt("abstract", lambda: socket.socket(socket.AF_UNIX).connect("\\0runner-wall"))
+attempt("abstract", lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).connect("\\0runner-wall"))
 attempt("signal_launcher", lambda: os.kill(os.getppid(), 0))
 print(json.dumps(found))
 """
