@@ -297,3 +297,16 @@ def test_a_sandbox_ends_with_its_task_and_leaves_nothing(daemon: Daemon) -> None
     gone = before - set(daemon.sandbox_pids())
     assert gone
     assert not any(alive(pid) for pid in gone)
+
+
+def test_a_call_may_lower_its_own_limits_and_no_other_process_s(daemon: Daemon) -> None:
+    code = """
+import os, resource
+print(resource.prlimit(0, resource.RLIMIT_NOFILE)[0] > 0)
+try:
+    resource.prlimit(os.getppid(), resource.RLIMIT_NOFILE)
+except PermissionError:
+    print("refused")
+"""
+    with daemon.connect() as runner:
+        assert runner.call("python_run", {"code": code}).stdout == b"True\nrefused\n"
