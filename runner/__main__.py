@@ -10,7 +10,7 @@ from runner.errors import EXIT_UNAVAILABLE, RunnerError, exit_status
 def main() -> None:
     """Run a command; print a refusal as one line on stderr and exit with its documented status."""
     try:
-        from runner.cli.commands import app
+        from runner.cli.commands import command
     except ImportError as error:
         # The small client distribution has no daemon in it: say so instead of a traceback.
         print(  # noqa: T201 - this is the command line
@@ -19,7 +19,7 @@ def main() -> None:
         )
         sys.exit(EXIT_UNAVAILABLE)
     try:
-        app()
+        command()(prog_name="runner")
     except RunnerError as error:
         print(f"runner: {error.refused.line()}", file=sys.stderr)  # noqa: T201 - this is the command line
         sys.exit(exit_status(error.refused))

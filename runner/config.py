@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -17,6 +17,9 @@ TOOL_ID = re.compile(r"^[a-z][a-z0-9_]{0,63}\Z")  # model vendors refuse dots in
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}\Z")  # agents, owners, tasks, sessions: printable, no spaces
 PROTOCOL_VERSION = 1
 
+Positive = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of every section: immutable, unknown keys refused."""
@@ -25,41 +28,41 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Limits(_Section, frozen=True):
     """Bounds on hostile bytes and on every queue. Each has a reason; raising one costs memory per peer."""
 
-    max_frame: int = 1 << 20  # a proof carries the arguments; larger inputs go through stdin or files
-    max_elements: int = 4096  # msgpack elements a frame may hold: 4 MB of `[[]]` once became 293 MiB
-    max_depth: int = 16  # our own messages nest 4 deep
-    hello_timeout_s: float = 10.0  # a peer that sends a byte a second is gone by then (case S03)
-    heartbeat_s: float = 30.0  # silence after which the daemon asks, and after twice of which it hangs up
-    connections_per_uid: int = 64  # case S04: a thousand idle connections leave room for the honest
-    connections: int = 512
-    calls_per_connection: int = 32
-    calls_per_task: int = 64  # running or queued
-    output_window: int = 64 << 10  # output bytes between guest and client per call: 2 MiB a connection (case S05)
-    stdin_window: int = 256 << 10  # what the guest holds of a stdin that the tool does not read
-    send_queue: int = 256 << 10  # bytes waiting for one client before its calls are paused
-    argument_bytes: int = 256 << 10
-    intent_bytes: int = 4096
-    proof_window_s: int = 60  # how old a proof may be; the draft's clock tolerance (§9.10)
-    iat_skew_s: int = 30  # the draft's MAX_IAT_SKEW
-    token_bytes: int = 65_536  # the draft's MAX_TOKEN_SIZE
-    chain_bytes: int = 262_144  # the draft's MAX_CHAIN_SIZE
-    token_lifetime_s: int = 90 * 86_400  # the draft's MAX_TOKEN_LIFETIME
-    delegation_depth: int = 8  # the draft's lowest allowed MAX_DELEGATION_DEPTH
-    constraint_depth: int = 32  # the draft's MAX_CONSTRAINT_DEPTH
-    argument_depth: int = 32  # containers inside containers in a call's arguments
-    replay_proofs: int = (
+    max_frame: Positive = 1 << 20  # a proof carries the arguments; larger inputs go through stdin or files
+    max_elements: Positive = 4096  # msgpack elements a frame may hold: 4 MB of `[[]]` once became 293 MiB
+    max_depth: Positive = 16  # our own messages nest 4 deep
+    hello_timeout_s: Seconds = 10.0  # a peer that sends a byte a second is gone by then (case S03)
+    heartbeat_s: Seconds = 30.0  # silence after which the daemon asks, and after twice of which it hangs up
+    connections_per_uid: Positive = 64  # case S04: a thousand idle connections leave room for the honest
+    connections: Positive = 512
+    calls_per_connection: Positive = 32
+    calls_per_task: Positive = 64  # running or queued
+    output_window: Positive = 64 << 10  # output bytes between guest and client per call: 2 MiB a connection (case S05)
+    stdin_window: Positive = 256 << 10  # what the guest holds of a stdin that the tool does not read
+    send_queue: Positive = 256 << 10  # bytes waiting for one client before its calls are paused
+    argument_bytes: Positive = 256 << 10
+    intent_bytes: Positive = 4096
+    proof_window_s: Positive = 60  # how old a proof may be; the draft's clock tolerance (§9.10)
+    iat_skew_s: Positive = 30  # the draft's MAX_IAT_SKEW
+    token_bytes: Positive = 65_536  # the draft's MAX_TOKEN_SIZE
+    chain_bytes: Positive = 262_144  # the draft's MAX_CHAIN_SIZE
+    token_lifetime_s: Positive = 90 * 86_400  # the draft's MAX_TOKEN_LIFETIME
+    delegation_depth: Positive = 8  # the draft's lowest allowed MAX_DELEGATION_DEPTH
+    constraint_depth: Positive = 32  # the draft's MAX_CONSTRAINT_DEPTH
+    argument_depth: Positive = 32  # containers inside containers in a call's arguments
+    replay_proofs: Positive = (
         262_144  # accepted proofs remembered until they leave the window: 90 s of 2,900 calls a second, 35 MB
     )
-    cached_chain_bytes: int = (
+    cached_chain_bytes: Positive = (
         4 << 20
     )  # token text whose verification is remembered; parsed it takes about ten times that
-    detached_results: int = 256  # results kept per task for attach and result
-    detached_bytes: int = 64 << 20  # output kept in memory for detached calls, all tasks together
-    detached_s: int = 3600
-    drain_s: float = 20.0  # how long SIGTERM waits for running calls
-    sandbox_start_s: float = 60.0
-    kill_grace_s: float = 5.0  # how long gate waits past a deadline before it has the sandbox destroyed
-    tasks: int = 256
+    detached_results: Positive = 256  # results kept per task for attach and result
+    detached_bytes: Positive = 64 << 20  # output kept in memory for detached calls, all tasks together
+    detached_s: Positive = 3600
+    drain_s: Seconds = 20.0  # how long SIGTERM waits for running calls
+    sandbox_start_s: Seconds = 60.0
+    kill_grace_s: Seconds = 5.0  # how long gate waits past a deadline before it has the sandbox destroyed
+    tasks: Positive = 256
 
 
 class Peers(_Section, frozen=True):
@@ -89,16 +92,16 @@ class Sandboxes(_Section, frozen=True):
 
     docker_host: str = ""  # "" = DOCKER_HOST or the local socket
     image: str = ""  # "" = the tool image this package builds, found by the digest of its inputs
-    uid_first: int = 210_000
-    uid_count: int = 4096
-    maximum: int = 64
-    pool: int = 0  # containers kept ready per task profile
+    uid_first: Positive = 210_000
+    uid_count: Positive = 4096
+    maximum: Positive = 64
+    pool: Annotated[int, msgspec.Meta(ge=0)] = 0  # containers kept ready per task profile
 
 
 class Telemetry(_Section, frozen=True):
     """Where spans go: `none`, or `file` (OTLP JSON lines in the state directory)."""
 
-    export: str = "none"
+    export: Literal["none", "file"] = "none"
 
 
 class Config(_Section, frozen=True):

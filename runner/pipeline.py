@@ -6,7 +6,9 @@ happens in a sandbox before the call, its decision and its plan are in the ledge
 
 from __future__ import annotations
 
-from runner.errors import Refusal, RunnerError, refusal, refuse
+from msgspec.structs import replace
+
+from runner.errors import Refusal, RunnerError, refusal
 from runner.gate import idempotency, record
 from runner.gate.approve import approve, beyond
 from runner.gate.authorize import authorize
@@ -16,7 +18,7 @@ from runner.gate.serving import Serving
 from runner.gate.session import Session
 from runner.model import Authenticated, CallPlan, Grant, Outcome, ToolCall
 from runner.sandbox.connection import Piece
-from runner.sandbox.execute import Executor
+from runner.sandbox.execute import Ended, Execution, Executor, broken, never
 from runner.sandbox.plan import plan
 from runner.stream.pump import Pump
 from runner.stream.result import structured
@@ -41,7 +43,7 @@ class Pipeline:
             span.authenticated(authenticated)
             earlier = idempotency.earlier(authenticated, self._parts.calls, self._parts.state)
             if earlier is not None:
-                await idempotency.replay(earlier, reply)
+                await idempotency.replay(earlier, reply, session.task.context.delivered)
                 return
             running = self._parts.reserve(authenticated, reply)
             span.named(running.call)
@@ -57,6 +59,8 @@ class Pipeline:
                 running.finish(finished)
             span.sealed(finished.outcome.kind, finished.receipt.position)
             # 8. reply: the result follows the sealed receipt.
+            if finished.value is not None:
+                session.task.context.delivered(running.call)
             await reply.result(running.call, finished)
 
     async def _decided(
@@ -75,21 +79,22 @@ class Pipeline:
         if isinstance(answer, Refusal) or planned is None:
             raise RunnerError(answer if isinstance(answer, Refusal) else ABANDONED)
         # --- a crash from here on is recoverable: at its next start the recorder seals the call as interrupted.
-        await reply.accepted(running.call, replayed=False)
         # 5. execute and 6. filter. Whatever happens now is an outcome, and every outcome is sealed.
         pump = Pump(self._parts.journal.recorder, limit=planned.output, **self._parts.streams())
-        try:
-            outcome, raw, walls = await self._execute(planned, running, session, serving, pump)
-        except RunnerError as error:
-            outcome, raw, walls = Outcome(kind="unavailable", reason=error.refused.reason), None, ()
+        ended = await self._execute(planned, running, session, serving, reply, pump)
         # 7. record: sealed before it is told.
-        value, problem = structured(raw, planned.result)
-        streams = await pump.close()
+        value, problem = structured(ended.value, planned.result)
         finished = await record.outcome(
-            self._parts.journal, outcome, running, streams, None if problem else raw, value, walls
+            self._parts.journal,
+            ended.outcome if not problem else replace(ended.outcome, reason=problem),
+            running,
+            await pump.close(),
+            None if problem else ended.value,
+            value,
+            ended.walls,
         )
-        if outcome.kind == "unavailable":
-            raise refuse("unavailable", outcome.reason)
+        if ended.refused is not None:
+            raise RunnerError(ended.refused)
         return finished
 
     def _planned(
@@ -110,24 +115,32 @@ class Pipeline:
         )
 
     async def _execute(
-        self, planned: CallPlan, running: Running, session: Session, serving: Serving, pump: Pump
-    ) -> tuple[Outcome, bytes | None, tuple[str, ...]]:
-        profile = serving.task_profiles[session.task.profile]
+        self, planned: CallPlan, running: Running, session: Session, serving: Serving, reply: Reply, pump: Pump
+    ) -> Ended:
+        """Total: every failure here is the end of a call, and says whether its process ever existed."""
+        execution: Execution | None = None
         value: bytes | None = None
-        execution = await self._executor.start(planned, session.task.id, profile, serving.tools[planned.tool], running)
-        async with execution:
-            while not isinstance(event := await execution.next(), Outcome):
-                if isinstance(event, Piece):
-                    await self._deliver(event, running, session, pump)
-                else:
-                    value = event.data
-        return execution.judge(event, running.cancelled), value, execution.guest.walls
+        try:
+            await reply.accepted(running.call, replayed=False)
+            profile, manifest = serving.task_profiles[session.task.profile], serving.tools[planned.tool]
+            execution = await self._executor.start(planned, session.task.id, profile, manifest, running)
+            async with execution:
+                while not isinstance(event := await execution.next(), Outcome):
+                    if isinstance(event, Piece):
+                        await self._deliver(event, running, session, pump)
+                    else:
+                        value = event.data
+            return execution.ended(event, running.cancelled, value)
+        except RunnerError as error:
+            return never(error.refused, running.cancelled) if execution is None else broken(error, execution)
+        except Exception as error:
+            return broken(error, execution)
 
     async def _deliver(self, piece: Piece, running: Running, session: Session, pump: Pump) -> None:
         running.received(len(piece.data))
         chunk = await pump.take(piece.stream, piece.data)
-        if chunk is not None and await running.deliver(chunk):
-            pump.delivered(chunk)
+        if chunk is not None and (sent := await running.deliver(chunk)):
+            pump.delivered(chunk.stream, sent)
             session.task.context.delivered(running.call)
         if pump.capped:
             running.cancel("output_capped", f"more than {running.output} bytes of output")

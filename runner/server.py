@@ -27,6 +27,7 @@ from runner.gate.session import Session
 from runner.gate.strangers import Strangers
 from runner.model import Peer
 from runner.pipeline import Pipeline
+from runner.token.claims import VerifiedChain
 from runner.wire import agent
 from runner.wire import session as wire
 from runner.wire.frame import Decoder, FrameReader, encode
@@ -66,6 +67,7 @@ class Server:
         self.connections: set[Connection] = set()
         self.per_uid: Counter[int] = Counter()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.durable_to = 0  # every entry below this is on disk
         self._listener: asyncio.Server | None = None
 
     async def start(self, sock: socket.socket) -> None:
@@ -106,6 +108,7 @@ class Server:
 
     def durable(self, size: int) -> None:
         """Everything below `size` is on disk: tell whoever got an earlier result."""
+        self.durable_to = max(self.durable_to, size)
         for connection in list(self.connections):
             connection.durable(size)
 
@@ -113,6 +116,17 @@ class Server:
         """The catalogue was swapped."""
         for connection in list(self.connections):
             connection.tools_changed()
+
+    def revoked(self, why: Callable[[VerifiedChain], str]) -> None:
+        """Authority was taken back: close the connections that stood on it. `why` is "" for those that do not."""
+        for connection in list(self.connections):
+            connection.revoked(why)
+
+    def admit_only(self, uids: frozenset[int]) -> None:
+        """`[peers]` was changed: whoever is not in it any more is hung up."""
+        self.uids = uids
+        for connection in list(self.connections):
+            connection.admitted(uids)
 
     async def task_ended(self, task: str, reason: str) -> None:
         """Close the connections of a task that is over."""
@@ -155,11 +169,11 @@ class Connection(asyncio.Protocol):
         self._nonce = ""
         self._proven: Session | None = None
         self._replies: dict[int, RequestReply] = {}
-        self.writable = asyncio.Event()
-        self.writable.set()
+        self.writable = True
         self.closed = False
         self._ending = 0  # the number of the request that ends the task
-        self.owed = -1  # the highest position a `Durable` is owed for
+        self._owed = -1  # the highest position a `Durable` is owed for
+        self._aborting: asyncio.TimerHandle | None = None
 
     # --- asyncio.Protocol ---------------------------------------------------------------------------------
 
@@ -210,33 +224,42 @@ class Connection(asyncio.Protocol):
         """A half close ends the connection: frames after it would never come, answers could not be acknowledged."""
         if not self.closed:
             self.session.receive_eof()
+            self.hang_up()
+            self._abandon()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The peer is gone."""
         self.closed = True
-        self.writable.set()
+        if self._aborting is not None:
+            self._aborting.cancel()
         if self in self._server.connections:
             self._server.connections.discard(self)
             self._server.per_uid[self._peer.uid] -= 1
             if not self._server.per_uid[self._peer.uid]:
                 del self._server.per_uid[self._peer.uid]
-        for reply in list(self._replies.values()):
-            reply.abandon()
+        self._abandon()
         if self._proven is not None:
             self._server.parts.tasks.leave(self._proven.task)
 
     def pause_writing(self) -> None:
         """The peer does not read: whoever wants to send output waits, its tool with it, and nothing more is read."""
-        self.writable.clear()
+        self.writable = False
         if self._transport is not None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """It reads again."""
-        self.writable.set()
+        self.writable = True
+        for reply in self._replies.values():
+            reply.wake()
         if self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
+
+    def _abandon(self) -> None:
+        """Nobody reads the answers any more. Idempotent."""
+        for reply in list(self._replies.values()):
+            reply.abandon()
 
     # --- out ------------------------------------------------------------------------------------------------
 
@@ -269,7 +292,8 @@ class Connection(asyncio.Protocol):
             transport = self._transport
             self.closed = True
             transport.close()
-            asyncio.get_running_loop().call_later(self._server.limits.kill_grace_s, transport.abort)
+            loop = asyncio.get_running_loop()
+            self._aborting = loop.call_later(self._server.limits.kill_grace_s, transport.abort)
 
     def bye(self, reason: str) -> None:
         """The daemon will leave once running calls are answered."""
@@ -292,9 +316,24 @@ class Connection(asyncio.Protocol):
 
     def durable(self, size: int) -> None:
         """Tell the client once the results it has are on disk."""
-        if 0 <= self.owed < size:
+        if 0 <= self._owed < size:
             self.send(agent.Durable(position=size - 1))
-            self.owed = -1
+            self._owed = -1
+
+    def owes(self, position: int) -> None:
+        """A result was given whose entry is not known to be on disk."""
+        self._owed = max(self._owed, position)
+        self.durable(self._server.durable_to)
+
+    def revoked(self, why: Callable[[VerifiedChain], str]) -> None:
+        """Close if the connection stood on what was revoked."""
+        if self._proven is not None and (reason := why(self._proven.verified)):
+            self.fail(refuse("revoked", reason))
+
+    def admitted(self, uids: frozenset[int]) -> None:
+        """Close if the peer may not connect any more."""
+        if self._peer.uid not in uids:
+            self.fail(refuse("unauthenticated", f"uid {self._peer.uid} may not connect any more"))
 
     def tools_changed(self) -> None:
         """Tell the client to ask again."""
@@ -343,7 +382,7 @@ class Connection(asyncio.Protocol):
                 call_window=limits.output_window,
                 calls=limits.calls_per_connection,
                 heartbeat_ms=int(limits.heartbeat_s * 1000),
-                workspace_lost=task.resumed,
+                workspace_lost=parts.tasks.workspace_lost(task),
             )
         )
 
@@ -389,21 +428,21 @@ class Connection(asyncio.Protocol):
         running = self._server.parts.calls.find(proven.task.id, request.call)
         if running is None:
             raise refuse("unknown_call", f"no output of call `{request.call[:64]}` is kept here", field="call")
+        reply.follows(running)
         await reply.accepted(running.call, replayed=True)
-        await idempotency.follow(running, reply, stdout=request.stdout, stderr=request.stderr)
+        delivered = proven.task.context.delivered
+        await idempotency.follow(running, reply, delivered, stdout=request.stdout, stderr=request.stderr)
 
     async def _result(self, request: agent.GetResult, proven: Session, reply: RequestReply) -> None:
         running = self._server.parts.calls.find(proven.task.id, request.call)
         if running is not None:
-            answer = await asyncio.shield(running.finished)
-            if isinstance(answer, Refusal):
-                raise RunnerError(answer)
-            await reply.result(running.call, answer)
+            reply.follows(running, cancels=False)  # to ask for a result is not to hold the call
+            await idempotency.answer(running, reply, proven.task.context.delivered)
             return
         kept = self._server.parts.state.kept(proven.task.id, request.call)
         if kept is None:
             raise refuse("unknown_call", f"no result of call `{request.call[:64]}` is kept here", field="call")
-        await reply.result(kept.call, idempotency.finished(kept))
+        await idempotency.stored(kept, reply, proven.task.context.delivered)
 
     async def _end_task(self, number: int, proven: Session) -> None:
         if len(proven.verified.jtis) != 1:

@@ -44,8 +44,11 @@ START_S = 60.0
 class Daemon:
     """`runner serve` as an operator starts it: a process tree, sockets, a ledger."""
 
-    def __init__(self, place: Path, image: str, *, config: str = "", catalogue: Path | None = None) -> None:
+    def __init__(
+        self, place: Path, image: str, *, config: str = "", catalogue: Path | None = None, python: str = sys.executable
+    ) -> None:
         self.place = place
+        self.python = python
         self.issuer = SigningKey(generate())
         self.log = place / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -75,7 +78,7 @@ class Daemon:
         seen = self.said()
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "runner", "serve", "--config", str(self.place / "runner.toml")],
+                [self.python, "-m", "runner", "serve", "--config", str(self.place / "runner.toml")],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Protocol
 
@@ -11,6 +12,9 @@ from runner.gate.parts import Parts
 from runner.ledger import entry as entries
 from runner.state.store import Store, TaskRow
 from runner.wire import admin
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LATEST = (1 << 53) - 1  # what an entry holds exactly
 
 
 class Authority(Protocol):
@@ -29,11 +33,13 @@ class Operations:
         state: Store,
         authority: Authority,
         status: Callable[[], admin.StatusView],
+        on_revoked: Callable[[], None],
     ) -> None:
         self._parts = parts
         self._state = state
         self._authority = authority
         self._status = status
+        self._on_revoked = on_revoked  # connections that stood on it are closed
 
     async def carry_out(self, message: admin.FromOperator, uid: int) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -58,6 +64,13 @@ class Operations:
         for name in ("agent", "owner", "task", "session", "profile", "jti"):
             if not config.NAME.match(getattr(token, name)):
                 raise refuse("token", "not a name: letters, digits and ._:@/-, at most 128", field=name)
+        if not _DIGEST.fullmatch(token.digest) or not all(config.TOOL_ID.match(name) for name in token.tools):
+            raise refuse("token", "a digest is hex SHA-256, a tool is named as its manifest is", field="digest, tools")
+        if not 0 <= token.issued < token.expires <= _LATEST:
+            raise refuse("token", "times are seconds since the epoch, the issue before the end", field="expires")
+        known = self._state.announced(token.jti)
+        if known is not None and known != token.digest:
+            raise refuse("token", "another token of this id was announced before", field="jti")
         if token.profile not in self._parts.serving.task_profiles:
             raise refuse("profile", f"there is no task profile `{token.profile}`", field="profile")
         if token.expires <= self._parts.clock.now():
@@ -103,8 +116,13 @@ class Operations:
         # After the entry, before the answer: no call begins from here on, and running ones are killed.
         self._authority.revoke(message.kind, message.value)
         affected = 0
+        if message.kind == "token":  # a derived token's calls, also detached ones; a root's end with its task below
+            for running in [each for each in self._parts.calls.running.values() if message.value in each.chain]:
+                running.cancel("killed", f"token {message.value} was revoked")
+                affected += running.chain[0] != message.value
         for task in [task for task in self._parts.tasks.live.values() if self._touches(message, task.id)]:
             affected += await self._parts.tasks.end(task.id, f"{message.kind} {message.value} was revoked", by=uid)
+        self._on_revoked()
         return admin.Done(position=written.position, affected=affected)
 
     def _touches(self, message: admin.Revoke, task: str) -> bool:

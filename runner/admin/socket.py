@@ -30,6 +30,10 @@ class AdminServer:
         """Accept on the socket that parent bound."""
         self._server = await asyncio.start_unix_server(self._serve, sock=sock)
 
+    def admit_only(self, uids: frozenset[int]) -> None:
+        """`[peers]` was changed: these may connect from now on."""
+        self._uids = uids
+
     def close(self) -> None:
         """Accept no more."""
         if self._server is not None:

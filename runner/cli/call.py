@@ -106,7 +106,7 @@ def tools(
             (tool.name, tool.consequence, ", ".join(tool.parameters.get("properties", {})), tool.description)
             for tool in found
         ]
-        print_table(("TOOL", "CONSEQUENCE", "ARGUMENTS", "DESCRIPTION"), rows)
+        print_table(("tool", "consequence", "arguments", "description"), rows)
 
 
 # --- in ----------------------------------------------------------------------------------------------------

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.main import get_command
 
 from runner import VERSION
 from runner.cli.call import call, result, tools
+from runner.errors import refuse
 
-_STATUSES = (
+_EPILOG = (
+    "Example: runner demo\n\n"
     "Exit status of every command: 0 done, 1 the tool failed, 2 wrong usage, 3 refused, 4 unavailable (a retry may "
-    "help), 5 a file, key or token is wrong, 6 evidence does not verify."
+    "help), 5 a file, key or token is wrong, 6 evidence does not verify.\n\n"
+    'Completion: eval "$(_RUNNER_COMPLETE=source_bash runner)", or source_zsh, source_fish; --install-completion '
+    "writes it into the settings of the shell you are in."
 )
 
 app = typer.Typer(
     name="runner",
     help="A sandboxed tool-runner daemon for AI agents.",
-    epilog=_STATUSES,
+    epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -67,5 +73,45 @@ def _daemon_commands() -> None:
     app.add_typer(trace.app, name="trace", rich_help_panel=_FORENSICS)
 
 
+# What the client distribution does not have. A test holds this list to the commands above.
+DAEMON_COMMANDS = (
+    *("demo", "exec", "serve", "status", "doctor", "init", "task", "token", "keys", "image"),
+    *("tool", "profile", "policy", "trace"),
+)
+
+
+def _absent_commands() -> None:
+    """Each command of the daemon says what to install: better than "no such command"."""
+    anything = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    for name in DAEMON_COMMANDS:
+        app.command(name, hidden=True, context_settings=anything)(_absent)
+
+
+def _absent(context: typer.Context) -> None:
+    raise refuse(
+        "unavailable",
+        f"`runner {context.info_name}` is a part of the daemon, and only the client is installed here",
+        next_step="install toolrunner[daemon]",
+    )
+
+
 if find_spec("cedarpy") is not None:  # the daemon's parts are installed
     _daemon_commands()
+else:
+    _absent_commands()
+
+
+def command() -> Any:
+    """The whole command line, ready to be called. The help of a flag shows no type: it takes no value."""
+    root_command = get_command(app)
+    for each in _walk(root_command):
+        for parameter in each.params:
+            if getattr(parameter, "is_flag", False):
+                parameter.metavar = ""
+    return root_command
+
+
+def _walk(found: Any) -> Iterator[Any]:
+    yield found
+    for each in getattr(found, "commands", {}).values():
+        yield from _walk(each)

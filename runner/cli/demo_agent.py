@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import textwrap
 from pathlib import Path
 from typing import Any
 
-from runner.client import connect
+from runner.client import ToolFailed, connect
+from runner.errors import RunnerError
 from runner.wire.agent import SessionFacts
 
 REQUEST = "Tell me how this source tree is built and who changed it; leave a report in reports/."
@@ -44,10 +46,13 @@ def scene(title: str) -> None:
 
 
 def say(text: str, mark: str = "   ") -> None:
-    """Some lines, indented; long ones cut."""
+    """Some lines, indented; one that is too long for the terminal goes on below, for a while."""
+    room = (shutil.get_terminal_size((154, 24)).columns if sys.stdout.isatty() else 154) - len(mark) - 1
     for line in text.rstrip().splitlines()[:14]:
-        print(f"{mark} {line[:150]}", flush=True)
-        mark = " " * len(mark)
+        wrapped = textwrap.wrap(line, room, max_lines=3, placeholder=" …", drop_whitespace=False) or [""]
+        for part in wrapped:
+            print(f"{mark} {part.rstrip()}", flush=True)
+            mark = " " * len(mark)
 
 
 class Agent:
@@ -61,7 +66,7 @@ class Agent:
     def use(self, tool: str, expect: str = "", show: bool = True, **arguments: Any) -> str:
         """Dispatch one call as a model would ask for it. `expect` is a word that the answer must hold."""
         shown = json.dumps(arguments)
-        say(f"{tool} {shown if len(shown) < 110 else shown[:107] + '…'}", " →")
+        say(f"{tool} {shown if len(shown) < 110 else shown[:80] + '…'}", " →")
         call = {"type": "tool_use", "id": "toolu_demo", "name": tool, "input": arguments}
         answer = self.tools.dispatch(call)
         text = str(answer["content"])
@@ -140,16 +145,24 @@ def main() -> int:
     scene("1. What this agent may do")
     say(f"agent {agent.runner.agent}, task {agent.runner.task}, uid {os.getuid()}; the token came on a descriptor")
     granted = ", ".join(tool.name for tool in agent.tools)
-    say(textwrap.fill(f"its token grants: {granted}", 100))
-    say(
-        f"fs_write only for: {agent.tools['fs_write'].parameters['properties']['path']['description'].splitlines()[-1]}"
-    )
-    work(agent, Path(os.environ["RUNNER_DEMO_SOURCE"]))
-    stream(agent)
-    refusals(agent)
-    runaways(agent)
-    agent.runner.end_task()
+    say(f"its token grants: {granted}")
+    say(f"fs_write only where its path {_narrowed(agent)}")
+    try:
+        work(agent, Path(os.environ["RUNNER_DEMO_SOURCE"]))
+        stream(agent)
+        refusals(agent)
+        runaways(agent)
+        agent.runner.end_task()
+    except (RunnerError, ToolFailed) as error:
+        agent.failures += 1
+        say(f"UNEXPECTED, and the agent cannot go on: {error}", " ✗")
     return agent.failures
+
+
+def _narrowed(agent: Agent) -> str:
+    """What the token's constraint adds to the description of the argument, as a model reads it."""
+    described = str(agent.tools["fs_write"].parameters["properties"]["path"]["description"])
+    return described.rpartition("(")[2].rstrip(")")
 
 
 if __name__ == "__main__":

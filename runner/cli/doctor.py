@@ -29,8 +29,10 @@ def doctor(
     else:
         rows = [(each.status, each.name, each.found, each.remedy) for each in findings]
         print_table(("", "check", "found", "remedy"), rows)
-        worst = [each for each in findings if each.status == "fail"]
-        print(f"\n{len(findings)} checks, {len(worst)} failed" if worst else f"\n{len(findings)} checks, none failed")
+        failed, warned = (sum(each.status == word for each in findings) for word in ("fail", "warn"))
+        print(
+            f"\n{len(findings)} checks, {failed or 'none'} failed" + (f", {warned} to know of (warn)" if warned else "")
+        )
     raise typer.Exit(status(findings))
 
 

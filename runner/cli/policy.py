@@ -158,8 +158,10 @@ def _print(served: Serving, results: Sequence[Result]) -> None:
     rows = []
     for _, case, got, wrong in results:
         rules = ", ".join(got.rules) or "-"
-        rows.append(("FAILED" if wrong else "ok", case.tool, case.name, got.effect, rules, wrong or got.reason))
-    print_table(("", "tool", "case", "decision", "rule", "reason"), rows)
+        rows.append(("FAILED" if wrong else "ok", case.tool, case.name, got.effect, rules, wrong))
+    failing = any(row[-1] for row in rows)  # the reasons themselves are in --json
+    columns = ("", "tool", "case", "decision", "rule", "difference")
+    print_table(columns if failing else columns[:-1], rows if failing else [row[:-1] for row in rows])
     count, hold = len(served.policies.all_rules), sum(1 for result in results if not result[3])
     print(f"\n{count} rules for {len(served.tools)} tools, policy {served.policies.digest[:16]}")
     print(f"{hold} of {len(results)} cases hold")

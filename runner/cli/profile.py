@@ -10,7 +10,7 @@ import typer
 
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
 from runner.catalog.profile import amount_text
-from runner.cli.tables import print_json, print_table
+from runner.cli.tables import print_json, print_table, print_text
 from runner.errors import refuse
 from runner.model import TaskProfile, ToolProfile
 
@@ -78,7 +78,7 @@ def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) ->
     for name, promises in said.items():
         print(name)
         for promise in promises:
-            print(f"  - {promise}")
+            print_text(promise, "  - ", "    ")
     print(f"\n{len(said)} profiles are whole and fit the {len(catalog.tools)} tools")
 
 

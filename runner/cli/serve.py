@@ -40,7 +40,7 @@ def status(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:
     if json:
         print_json(facts)
     else:
-        print_table(("FACT", "VALUE"), [(name, str(value)) for name, value in facts.items()])
+        print_table(("fact", "value"), [(name, str(value)) for name, value in facts.items()])
 
 
 @app.command("list", epilog="Example: runner task list --all")
@@ -55,7 +55,7 @@ def list_tasks(
         print_json([msgspec.to_builtins(task) for task in tasks])
         return
     print_table(
-        ("TASK", "AGENT", "OWNER", "PROFILE", "STATE", "CALLS", "RUNNING", "BEGAN"),
+        ("task", "agent", "owner", "profile", "state", "calls", "running", "began"),
         [
             (t.task, t.agent, t.owner, t.profile, t.state, str(t.calls), str(len(t.running)), t.began[:19] + "Z")
             for t in tasks
@@ -76,7 +76,7 @@ def show(
     rows = [
         (name, ", ".join(value) if isinstance(value, list | tuple) else str(value)) for name, value in facts.items()
     ]
-    print_table(("FACT", "VALUE"), rows)
+    print_table(("fact", "value"), rows)
 
 
 @app.command(epilog='Example: runner task end t-42 --why "the branch was abandoned"')

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +35,16 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, title:
     widths = [max(len(cell) for cell in cells) for cells in zip(columns, *clean, strict=True)]
     for line in (columns, *clean):
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def print_text(text: str, first: str = "", rest: str = "") -> None:
+    """A paragraph behind `first`, further lines behind `rest`, broken between words at the terminal's width."""
+    line = printable(text)
+    if not sys.stdout.isatty():
+        print(first + line)
+        return
+    width = shutil.get_terminal_size().columns
+    print(textwrap.fill(line, width, initial_indent=first, subsequent_indent=rest, break_on_hyphens=False))
 
 
 def printable(text: str) -> str:

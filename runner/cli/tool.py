@@ -12,7 +12,7 @@ from runner.catalog import compile_tool, shared
 from runner.catalog.files import Contents, read_folder
 from runner.catalog.manifest import compile_tools
 from runner.catalog.profile import compile_profiles
-from runner.cli.tables import print_json, print_table, printable
+from runner.cli.tables import print_json, print_table, print_text
 from runner.cli.tool_source import derive, template
 from runner.config import TOOL_ID
 from runner.errors import refuse
@@ -57,8 +57,7 @@ def show(tool: Id, tools: Tools = None, profiles: Profiles = None, json: Json = 
         print_json({**shown, "files": sorted(manifest.files), "policy": seen, "hidden_from_policy": unseen})
         return
     print(f"{manifest.id}:")
-    for line in manifest.description.strip().splitlines():
-        print(f"  {printable(line)}")
+    print_text(" ".join(manifest.description.split()), "  ", "  ")
     print()
     rows = [
         ("consequence", manifest.consequence),
@@ -70,7 +69,7 @@ def show(tool: Id, tools: Tools = None, profiles: Profiles = None, json: Json = 
         ("code digest", manifest.code_digest or "none"),
         ("hidden from policy", ", ".join(unseen) or "nothing"),
     ]
-    print_table(("", ""), rows)
+    print_table(("about it", ""), rows)
     print()
     required = manifest.parameters.get("required", ())
     arguments = [

@@ -7,12 +7,14 @@ own pace into a bounded buffer, and any number of followers of the same task rea
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, Protocol
 
 from runner.errors import Refusal
 from runner.model import Chunk, Outcome, OutcomeKind, Receipt
+
+_SEGMENT = 64 << 10  # kept output is joined up to this: a tool that writes single bytes must not cost an object each
 
 
 class Reply(Protocol):
@@ -22,14 +24,21 @@ class Reply(Protocol):
     def gone(self) -> bool:
         """Whether nobody reads the answers any more."""
 
+    def steers(self, running: Running) -> None:
+        """This request began that call: its credit, stdin and cancel steer it, and its loss cancels it."""
+
     def follows(self, running: Running) -> None:
-        """This request's credit, stdin and cancel steer that call."""
+        """This request follows a call that another one began: its cancel ends the call, its loss does not."""
 
     async def accepted(self, call: str, *, replayed: bool) -> None:
         """The call is decided and recorded."""
 
-    async def output(self, chunk: Chunk) -> None:
-        """One filtered chunk; waits while the peer's socket is full."""
+    async def output(self, chunk: Chunk) -> int:
+        """One filtered chunk; waits for the client's credit and socket. Returns how many bytes were sent: fewer when
+        the client is gone, or when it is not waited for any more."""
+
+    def hasten(self) -> None:
+        """Wait for the client no more: what it has no room for now is dropped."""
 
     async def result(self, call: str, finished: Finished) -> None:
         """The acknowledgement of a sealed call."""
@@ -62,17 +71,58 @@ class GuestCall(Protocol):
         """Kill it."""
 
 
+class Kept:
+    """Output of a detached call, joined into segments; any number of followers read it at their own pace."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._segments: list[tuple[Literal["stdout", "stderr"], int, bytearray]] = []  # stream, offset, bytes
+
+    def add(self, chunk: Chunk) -> None:
+        """One more chunk; offsets of a stream are without gaps."""
+        self.size += len(chunk.data)
+        if self._segments:
+            stream, _, data = self._segments[-1]
+            if stream == chunk.stream and len(data) < _SEGMENT:
+                data += chunk.data
+                return
+        self._segments.append((chunk.stream, chunk.offset, bytearray(chunk.data)))
+
+    def read(self, place: tuple[int, int]) -> tuple[Chunk | None, tuple[int, int]]:
+        """What follows `place` (begin with (0, 0)), None when there is nothing yet, and the place after it."""
+        number, within = place
+        while number < len(self._segments):
+            stream, offset, data = self._segments[number]
+            if within < len(data):
+                return Chunk(stream=stream, offset=offset + within, data=bytes(data[within:])), (number, len(data))
+            if number + 1 == len(self._segments):
+                break
+            number, within = number + 1, 0
+        return None, (number, within)
+
+
 class Running:
     """One call from its acceptance to its seal."""
 
     def __init__(
-        self, call: str, task: str, tool: str, *, reply: Reply, window: int, client: int, detach: bool, sync: bool
+        self,
+        call: str,
+        task: str,
+        tool: str,
+        *,
+        reply: Reply,
+        window: int,
+        client: int,
+        detach: bool,
+        sync: bool,
+        chain: tuple[str, ...] = (),
     ) -> None:
         self.call = call
         self.task = task
         self.tool = tool
         self.detach = detach
         self.sync = sync
+        self.chain = chain  # token ids: revoking any of them ends the call
         self.output = 0  # the cap on its output, once planned
         self.recorded = False  # its call entry is in the ledger
         self.key = ""
@@ -83,7 +133,10 @@ class Running:
         self._client = client  # output bytes the client has room for
         self._in_guest = 0  # credit the guest holds
         self._guest: GuestCall | None = None
-        self.chunks: list[Chunk] = []  # detached calls only
+        self._eof = False  # the client closed stdin before the call existed
+        self._hastened = False  # nobody's credit paces the output any more
+        self._starting: asyncio.Task[Any] | None = None
+        self.kept = Kept()  # detached calls only
         self.finished: asyncio.Future[Finished | Refusal] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
 
@@ -91,21 +144,41 @@ class Running:
 
     def first_credit(self) -> int:
         """The credit the guest starts with."""
-        self._in_guest = self._window if self.detach else min(self._client, self._window)
+        self._in_guest = self._window if self.detach or self._hastened else min(self._client, self._window)
         return self._in_guest
 
+    def starts(self, work: asyncio.Task[Any]) -> None:
+        """Its sandbox is being made ready by `work`: a cancel ends the wait."""
+        self._starting = work
+        if self.cancelled is not None:
+            work.cancel()
+
     def attach(self, guest: GuestCall) -> None:
-        """The call exists in the sandbox. A cancel that came before is carried out now."""
+        """The call exists in the sandbox. What came before is carried out now."""
         self._guest = guest
+        self._starting = None
+        if self._eof:
+            guest.stdin(b"", eof=True)
         if self.cancelled:
             guest.cancel(self.cancelled[0])
+        self._refill()
 
     def cancel(self, kind: OutcomeKind, reason: str) -> None:
         """Have it killed; the first cancel names the outcome. Does nothing once it is over."""
-        if self.cancelled is None:
+        if self.cancelled is None and not self.finished.done():
             self.cancelled = (kind, reason)
+            if self._starting is not None:
+                self._starting.cancel()
             if self._guest is not None:
                 self._guest.cancel(kind)
+            self.hasten()
+
+    def hasten(self) -> None:
+        """Let it end whether or not its client reads: the guest reports the end after the last byte of output."""
+        self._hastened = True
+        if not self.detach:
+            self.reply.hasten()
+        self._refill()
 
     def credit(self, count: int) -> None:
         """The client has room for more."""
@@ -120,6 +193,8 @@ class Running:
         """Bytes from the client, within the credit it was given (the session of the wire holds it to that)."""
         if self._guest is not None:
             self._guest.stdin(data, eof=eof)
+        elif eof:
+            self._eof = True  # data needs credit, which only the guest gives; the end needs none
 
     # --- output -------------------------------------------------------------------------------------------
 
@@ -127,17 +202,17 @@ class Running:
         """The guest used this much of its credit."""
         self._in_guest -= count
 
-    async def deliver(self, chunk: Chunk) -> bool:
-        """Hand a chunk on. Returns whether it reached a client's socket just now."""
+    async def deliver(self, chunk: Chunk) -> int:
+        """Hand a chunk on. Returns how much of it reached a client's socket just now."""
         if self.detach:
-            self.chunks.append(chunk)
+            self.kept.add(chunk)
             self._news.set()
             self._refill()
-            return False
+            return 0
         self._client -= len(chunk.data)
-        await self.reply.output(chunk)
+        sent = await self.reply.output(chunk)
         self._refill()
-        return not self.reply.gone
+        return sent
 
     def finish(self, finished: Finished | Refusal) -> None:
         """The call is sealed, or was refused: wake every follower."""
@@ -145,14 +220,18 @@ class Running:
             self.finished.set_result(finished)
         self._news.set()
 
+    def wake(self) -> None:
+        """Have every follower look again: one of them is gone."""
+        self._news.set()
+
     async def next_news(self) -> None:
-        """Wait for another chunk or the end."""
+        """Wait for another chunk, the end, or a `wake`."""
         self._news.clear()
         await self._news.wait()
 
     def _refill(self) -> None:
         room = self._window - self._in_guest
-        if not self.detach:
+        if not (self.detach or self._hastened):
             room = min(room, self._client - self._in_guest)
         # Small grants cost a frame each: wait until a quarter of the window is free.
         if self._guest is not None and (room >= self._window // 4 or (room > 0 and self._in_guest == 0)):
@@ -169,11 +248,15 @@ class Calls:
         self._keep_s = keep_s
         self._clock = clock
         self.running: dict[str, Running] = {}
-        self._kept: OrderedDict[str, tuple[float, Running]] = OrderedDict()
+        self.begun = 0  # since this process started
+        self._kept: OrderedDict[str, tuple[float, Running]] = OrderedDict()  # by their end, oldest first
+        self._count: Counter[str] = Counter()  # kept calls by task
+        self._size: Counter[str] = Counter()  # and the bytes of their output
 
     def add(self, running: Running) -> None:
         """A call was accepted."""
         self.running[running.call] = running
+        self.begun += 1
 
     def room(self, output: int) -> bool:
         """Whether another detached call with this output cap still fits the bound on kept output."""
@@ -185,7 +268,9 @@ class Calls:
         self.running.pop(running.call, None)
         if keep and running.detach:
             self._kept[running.call] = (self._clock(), running)
-            self._prune()
+            self._count[running.task] += 1
+            self._size[running.task] += running.kept.size
+            self.prune()
 
     def of_task(self, task: str) -> list[Running]:
         """The running calls of a task."""
@@ -207,15 +292,26 @@ class Calls:
 
     def forget_task(self, task: str) -> None:
         """A task ended: nothing of it is kept in memory."""
-        for call in [call for call, (_, running) in self._kept.items() if running.task == task]:
-            del self._kept[call]
+        for call in list(self._of(task)):
+            self._drop(call)
 
-    def _prune(self) -> None:
+    def prune(self) -> None:
+        """Forget what was kept for long enough, and what is too much. One task cannot push out another's few."""
         oldest_allowed = self._clock() - self._keep_s
-        size = sum(len(chunk.data) for _, running in self._kept.values() for chunk in running.chunks)
-        while self._kept:
-            ended, running = next(iter(self._kept.values()))
-            if ended >= oldest_allowed and len(self._kept) <= self._keep_calls and size <= self._keep_bytes:
-                return
-            size -= sum(len(chunk.data) for chunk in running.chunks)
-            self._kept.popitem(last=False)
+        while self._kept and next(iter(self._kept.values()))[0] < oldest_allowed:
+            self._drop(next(iter(self._kept)))
+        for task in [task for task, count in self._count.items() if count > self._keep_calls]:
+            self._drop(next(self._of(task)))
+        while self._size.total() > self._keep_bytes:
+            ((greediest, _),) = self._size.most_common(1)
+            self._drop(next(self._of(greediest)))
+
+    def _of(self, task: str) -> Iterator[str]:
+        return (call for call, (_, running) in self._kept.items() if running.task == task)
+
+    def _drop(self, call: str) -> None:
+        _, running = self._kept.pop(call)
+        self._count[running.task] -= 1
+        self._size[running.task] -= running.kept.size
+        if not self._count[running.task]:
+            del self._count[running.task], self._size[running.task]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
 from runner.model import Authenticated, CallPlan, Decision, Measured, Outcome, Principal, Receipt
 from runner.wire.agent import SessionFacts
@@ -44,23 +44,25 @@ class Journal:
     async def write(
         self, entry: entries.AnyEntry, *, sync: bool = False, arguments: str = "", value: bytes | None = None
     ) -> Appended:
-        """Append one entry. Raises `RunnerError` after it has stopped the daemon."""
+        """Append one entry. Raises `RunnerError`: (arguments) for an entry too large to be one, with nothing written;
+        any other after it has stopped the daemon."""
+        data = _encoded(entry)
         try:
-            written = await self.recorder.append(entries.encode(entry), sync=sync)
+            written = await self.recorder.append(data, sync=sync)
+            self._state.apply(written.position, entry, arguments=arguments, value=value)
         except RunnerError as error:
             self._on_fatal(error)
             raise
-        self._state.apply(written.position, entry, arguments=arguments, value=value)
         return written
 
     async def seal(self, outcome: entries.Outcome, *, sync: bool, value: bytes | None = None) -> Receipt:
-        """Append a call's outcome; its receipt."""
+        """Append a call's outcome; its receipt. Raises `RunnerError` after it has stopped the daemon."""
         try:
             receipt = await self.recorder.seal(outcome.call, entries.encode(outcome), sync=sync)
+            self._state.apply(receipt.position, outcome, value=value)
         except RunnerError as error:
             self._on_fatal(error)
             raise
-        self._state.apply(receipt.position, outcome, value=value)
         return receipt
 
     async def keep(self, data: bytes, salt: bytes = b"") -> entries.Content:
@@ -68,6 +70,19 @@ class Journal:
         kept = salt + data
         await self.recorder.store(kept)
         return entries.Content(digest=hashlib.sha256(kept).hexdigest(), size=len(data))
+
+
+def _encoded(entry: entries.AnyEntry) -> bytes:
+    """What somebody else's words made too large is that one's fault: refused, and no reason to stop."""
+    try:
+        return entries.encode(entry)
+    except RunnerError as error:
+        raise refuse(
+            "arguments",
+            "what the call says of itself does not fit into an entry of the ledger",
+            next_step="shorten intent, because, and the session's original request",
+            detail=error.refused.reason,
+        ) from None
 
 
 def canonical(value: Any) -> bytes:

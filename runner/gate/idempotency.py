@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import msgspec
@@ -73,10 +74,13 @@ def earlier(authenticated: Authenticated, calls: Calls, state: Remembered) -> Ea
 
 
 def finished(kept: KeptCall) -> Finished:
-    """What is known of a remembered call. Raises `RunnerError` (interrupted) when a crash ended it."""
+    """What is known of a remembered call. Raises `RunnerError`: interrupted when a crash ended it, unavailable when
+    its process never existed."""
     outcome = kept.outcome
     if outcome is None or outcome.outcome == "interrupted":
         raise refuse("interrupted", f"call {kept.call} had begun when a part of the daemon died")
+    if outcome.outcome == "unavailable":
+        raise refuse("unavailable", outcome.reason or f"the process of call {kept.call} never existed")
     return Finished(
         outcome=Outcome(
             kind=outcome.outcome,  # type: ignore[arg-type] # an entry's kinds are the model's; the ledger keeps them as text
@@ -92,30 +96,56 @@ def finished(kept: KeptCall) -> Finished:
     )
 
 
-async def replay(found: Earlier, reply: Reply) -> None:
+Delivered = Callable[[str], None]  # told the id of a call whose output reached the agent
+
+
+async def replay(found: Earlier, reply: Reply, delivered: Delivered) -> None:
     """Answer with the call that this one repeats: its stored result, or its result when it comes."""
+    if isinstance(found, Running):
+        reply.follows(found)
     await reply.accepted(found.call, replayed=True)
-    if not isinstance(found, Running):
-        await reply.result(found.call, finished(found))
-        return
-    await follow(found, reply, stdout=0, stderr=0)
+    if isinstance(found, Running):
+        await follow(found, reply, delivered, stdout=0, stderr=0)
+    else:
+        await stored(found, reply, delivered)
 
 
-async def follow(running: Running, reply: Reply, *, stdout: int, stderr: int) -> None:
+async def stored(kept: KeptCall, reply: Reply, delivered: Delivered) -> None:
+    """Answer with what state remembers. Raises as `finished` does."""
+    await _result(kept.call, finished(kept), reply, delivered)
+
+
+async def follow(running: Running, reply: Reply, delivered: Delivered, *, stdout: int, stderr: int) -> None:
     """Send a detached call's kept output from these offsets on, then its result. Direct calls have no kept output."""
-    sent, starts = 0, {"stdout": stdout, "stderr": stderr}
+    place, starts = (0, 0), {"stdout": stdout, "stderr": stderr}
     while not reply.gone:
-        for chunk in running.chunks[sent:]:
-            sent += 1
+        chunk, place = running.kept.read(place)
+        if chunk is not None:
             skip = max(0, starts[chunk.stream] - chunk.offset)
             if skip < len(chunk.data):
-                await reply.output(msgspec.structs.replace(chunk, offset=chunk.offset + skip, data=chunk.data[skip:]))
-        if sent < len(running.chunks):
-            continue
-        if running.finished.done():
-            answer = running.finished.result()
-            if isinstance(answer, Refusal):
-                raise RunnerError(answer)
-            await reply.result(running.call, answer)
+                rest = msgspec.structs.replace(chunk, offset=chunk.offset + skip, data=chunk.data[skip:])
+                if await reply.output(rest):
+                    delivered(running.call)
+        elif running.finished.done():
+            await answer(running, reply, delivered)
+            return
+        else:
+            await running.next_news()
+
+
+async def answer(running: Running, reply: Reply, delivered: Delivered) -> None:
+    """Wait for the end of a call, or of the client, and answer with it. Raises the refusal that the call ended in."""
+    while not running.finished.done():
+        if reply.gone:
             return
         await running.next_news()
+    known = running.finished.result()
+    if isinstance(known, Refusal):
+        raise RunnerError(known)
+    await _result(running.call, known, reply, delivered)
+
+
+async def _result(call: str, known: Finished, reply: Reply, delivered: Delivered) -> None:
+    if known.value is not None:
+        delivered(call)
+    await reply.result(call, known)

@@ -87,12 +87,13 @@ class Parts:
             client=asked.window,
             detach=asked.detach,
             sync=asked.sync,
+            chain=authenticated.chain,
         )
         if asked.idempotency_key:
             running.key = asked.idempotency_key
             running.arguments = call_digest(authenticated.tool, authenticated.arguments)
         self.calls.add(running)
-        reply.follows(running)
+        reply.steers(running)
         return running
 
     def view(self, authenticated: Authenticated, session: Session) -> SessionView:

@@ -24,11 +24,12 @@ async def call(
     serving: Serving,
 ) -> None:
     """Write the call with its decision, and its plan when it was allowed; the task's beginning first."""
+    if planned is not None:
+        await session.tasks.begin(session.task)
     since = session.task.context.decided(authenticated.tool, allowed=planned is not None)
     manifest = serving.tools.get(authenticated.tool)
     kept = None
     if planned is not None and manifest is not None:
-        await session.tasks.begin(session.task)
         kept = entries.planned(planned, manifest.profile, await journal.keep(canonical(planned)))
     entry = entries.call_entry(
         authenticated,

@@ -13,9 +13,16 @@ from runner.wire import agent
 class Connection(Protocol):
     """What a reply needs of its connection."""
 
-    writable: asyncio.Event
-    closed: bool
-    owed: int
+    @property
+    def writable(self) -> bool:
+        """Whether its socket takes more; every reply is woken when that changes."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether the peer is gone."""
+
+    def owes(self, position: int) -> None:
+        """The client was given a result whose entry is not on disk yet: tell it when it is."""
 
     def room(self, number: int) -> int:
         """Output bytes that the client can take for this number now."""
@@ -31,28 +38,51 @@ class RequestReply:
         self._connection = connection
         self._number = number
         self._room = asyncio.Event()
-        self.running: Running | None = None
+        self._hastened = False
+        self._deaf = False  # output was dropped: sending more would leave a gap
+        self._early_credit, self._early_eof, self._early_cancel = 0, False, False  # came before there was a call
+        self.running: Running | None = None  # the call this request began
+        self._followed: Running | None = None
+        self._cancels = True
 
     @property
     def gone(self) -> bool:
         """Whether nobody reads the answers any more."""
         return self._connection.closed
 
-    def follows(self, running: Running) -> None:
-        """This request's credit, stdin and cancel steer that call."""
+    def steers(self, running: Running) -> None:
+        """This request began that call: its credit, stdin and cancel steer it, and its loss cancels it."""
         self.running = running
+        self._catch_up()
+
+    def follows(self, running: Running, *, cancels: bool = True) -> None:
+        """This request follows a call that another one began: its cancel ends the call, its loss does not."""
+        self._followed, self._cancels = running, cancels
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        if self._early_credit and self.running is not None:
+            self.running.credit(self._early_credit)
+        if self._early_eof and self.running is not None:
+            self.running.stdin(b"", eof=True)
+        if self._early_cancel:
+            self.forward(agent.Cancel(number=self._number))
+        if self.gone:
+            self.abandon()
 
     async def accepted(self, call: str, *, replayed: bool) -> None:
         """The call is decided and recorded."""
         self._connection.send(agent.Accepted(number=self._number, call=call, replayed=replayed))
 
-    async def output(self, chunk: Chunk) -> None:
+    async def output(self, chunk: Chunk) -> int:
         """One chunk, in as many pieces as the client's credit asks for; waits for credit and for the socket."""
         sent = 0
-        while sent < len(chunk.data) and not self.gone:
-            await self._connection.writable.wait()
-            room = self._connection.room(self._number)
+        while sent < len(chunk.data) and not self.gone and not self._deaf:
+            room = self._connection.room(self._number) if self._connection.writable else 0
             if not room:
+                if self._hastened:
+                    self._deaf = True
+                    break
                 self._room.clear()
                 await self._room.wait()
                 continue
@@ -61,6 +91,16 @@ class RequestReply:
                 agent.Output(number=self._number, stream=chunk.stream, offset=chunk.offset + sent, data=piece)
             )
             sent += len(piece)
+        return sent
+
+    def wake(self) -> None:
+        """The socket takes more, or nothing any more."""
+        self._room.set()
+
+    def hasten(self) -> None:
+        """Wait for the client no more: what it has no room for now is dropped."""
+        self._hastened = True
+        self._room.set()
 
     async def result(self, call: str, finished: Finished) -> None:
         """The acknowledgement."""
@@ -79,7 +119,7 @@ class RequestReply:
             )
         )
         if not receipt.durable:
-            self._connection.owed = max(self._connection.owed, receipt.position)
+            self._connection.owes(receipt.position)
 
     def stdin_credit(self, count: int) -> None:
         """The tool has room."""
@@ -88,18 +128,33 @@ class RequestReply:
     def forward(self, message: agent.Stdin | agent.Credit | agent.Cancel) -> None:
         """Steering from the client."""
         self._room.set()
-        running = self.running
+        running = self.running or self._followed
         if running is None:
-            return
-        if isinstance(message, agent.Credit):
+            self._early(message)
+        elif isinstance(message, agent.Cancel):
+            if self._cancels:
+                running.cancel("cancelled", "the client cancelled it")
+        elif running is not self.running:
+            return  # another request paces and feeds it
+        elif isinstance(message, agent.Credit):
             running.credit(message.bytes)
-        elif isinstance(message, agent.Stdin):
-            running.stdin(message.data, eof=message.eof)
         else:
-            running.cancel("cancelled", "the client cancelled it")
+            running.stdin(message.data, eof=message.eof)
+
+    def _early(self, message: agent.Stdin | agent.Credit | agent.Cancel) -> None:
+        if isinstance(message, agent.Credit):
+            self._early_credit += message.bytes
+        elif isinstance(message, agent.Stdin):
+            self._early_eof = self._early_eof or message.eof  # data cannot come: there is no credit for it yet
+        else:
+            self._early_cancel = True
 
     def abandon(self) -> None:
         """The client is gone: its call is cancelled and sealed, unless it is detached."""
         self._room.set()
-        if self.running is not None and not self.running.detach:
+        if self._followed is not None:
+            self._followed.wake()
+        if self.running is not None and self.running.detach:
+            self.running.stdin(b"", eof=True)  # nobody is left who could feed it
+        elif self.running is not None:
             self.running.cancel("cancelled", "the client went away")

@@ -25,7 +25,7 @@ class Strangers:
         if known is None and len(self._seen) >= _MOST:
             key = next(reversed(self._seen))
             known = self._seen[key]
-        self._seen[key] = (known[0] + 1, known[1]) if known else (1, detail[:300])
+        self._seen[key] = (known[0] + 1, known[1]) if known else (1, _plain(detail[:300]))
 
     async def flush(self) -> None:
         """Write what was counted."""
@@ -34,3 +34,8 @@ class Strangers:
             await self._journal.write(
                 entries.Refusals(time=self._journal.stamp(), uid=uid, code=code, detail=detail, count=count)
             )
+
+
+def _plain(text: str) -> str:
+    """What can stand in an entry whatever a stranger sent: printable, no half of a surrogate pair."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text)

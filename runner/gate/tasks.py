@@ -50,6 +50,9 @@ class Remembered(Protocol):
 class Sandboxes(Protocol):
     """What holds the sandboxes of tasks."""
 
+    def sandbox_of(self, task: str) -> str:
+        """The id of the task's sandbox, "" when it has none."""
+
     async def release(self, task: str, reason: str) -> None:
         """Remove the task's sandbox; done when no process of it is left."""
 
@@ -66,7 +69,6 @@ class Task:
         self.profile = profile
         self.expires = expires
         self.begun = begun
-        self.resumed = begun  # it lived before this daemon: its earlier sandbox is gone
         self.context = Context()
         self.used = now  # monotonic time of the last sign of life
         self.connections = 0
@@ -93,6 +95,7 @@ class Tasks:
         self._maximum = maximum
         self._clock = clock
         self._beginning = asyncio.Lock()
+        self._sweeping: set[asyncio.Task[None]] = set()
         self.live: dict[str, Task] = {}
         self.on_end: list[Callable[[str, str], Awaitable[None]]] = []  # told (task, reason): connections close
 
@@ -137,9 +140,17 @@ class Tasks:
         if not task.begun and not task.connections and self.live.get(task.id) is task:
             del self.live[task.id]
 
+    def workspace_lost(self, task: Task) -> bool:
+        """Whether what the task had in its workspace is gone, with the sandbox it was in."""
+        return task.begun and not self._sandboxes.sandbox_of(task.id)
+
     async def begin(self, task: Task) -> None:
-        """The first accepted call: write the task's beginning, once."""
+        """The first accepted call: write the task's beginning, once. Raises `RunnerError` (task_ended)."""
+        if task.begun:
+            return
         async with self._beginning:
+            if task.ending:
+                raise task_ended(task.ending)
             if not task.begun:
                 await self._journal.write(
                     entries.TaskBegin(
@@ -166,7 +177,9 @@ class Tasks:
         running = self._calls.of_task(task_id)
         for call in running:
             call.cancel("killed", f"the task ended: {reason}")
-        if task.begun:
+        async with self._beginning:  # a beginning that is being written is written first, and none comes after this
+            begun = task.begun
+        if begun:
             # Recorded before the sandbox goes: after a crash here, state says ended and engine removes the orphan.
             await self._journal.write(
                 entries.TaskEnd(time=self._journal.stamp(), task=task_id, reason=reason, by=by), sync=True
@@ -181,7 +194,9 @@ class Tasks:
         return len(running)
 
     async def sweep(self, now: float, idle_s: Callable[[str], int]) -> None:
-        """End what expired (`now` is epoch seconds) or has been idle for longer than its profile allows."""
+        """Begin to end what expired (`now` is epoch seconds) or has been idle for longer than its profile allows.
+
+        Does not wait for the ends: one that takes long must not hold up whoever keeps the time."""
         for task in list(self.live.values()):
             reason = ""
             if task.expires <= now:
@@ -189,10 +204,16 @@ class Tasks:
             elif task.begun and not self._calls.of_task(task.id) and self._clock() - task.used > idle_s(task.profile):
                 reason = "idle for longer than the profile allows"
             if reason and not task.ending:
-                try:
-                    await self.end(task.id, reason)
-                except RunnerError as error:
-                    _log.error("could not end task %s: %s", task.id, error.refused.line())
+                ending = asyncio.create_task(self._swept(task.id, reason))
+                self._sweeping.add(ending)
+                ending.add_done_callback(self._sweeping.discard)
+        await asyncio.sleep(0)  # each of them has begun: nobody joins the task any more
+
+    async def _swept(self, task: str, reason: str) -> None:
+        try:
+            await self.end(task, reason)
+        except RunnerError as error:
+            _log.error("could not end task %s: %s", task, error.refused.line())
 
 
 def task_ended(reason: str) -> RunnerError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Protocol
@@ -54,7 +55,7 @@ class Claims:
         self._describe = describe
         self._start_s = start_s
         self._opening: dict[str, asyncio.Task[Sandbox]] = {}
-        self._ending: set[asyncio.Task[None]] = set()
+        self._ending: dict[str, tuple[str, asyncio.Task[None]]] = {}  # sandbox -> its task, and what takes it apart
 
     @property
     def count(self) -> int:
@@ -72,65 +73,87 @@ class Claims:
             self._names[task] = self._new_sandbox()
         return self._names[task]
 
+    def opened(self, plan: SandboxPlan) -> Sandbox | None:
+        """The sandbox that was planned with, when it is open."""
+        opening = self._opening.get(plan.task)
+        if opening is None or not opening.done() or opening.get_name() != plan.sandbox:
+            return None
+        return None if opening.exception() is not None or opening.result().lost else opening.result()
+
     async def claim(self, plan: SandboxPlan, concurrent: int) -> Sandbox:
         """The sandbox of `plan.task`; made from `plan` if there is none, to serve `concurrent` calls at a time.
 
-        Raises `RunnerError` (unavailable, host)."""
+        Raises `RunnerError` (unavailable, host). A recorded plan names its sandbox: it never runs in another one."""
+        if self._names.get(plan.task) != plan.sandbox:
+            raise refuse("unavailable", "the sandbox was replaced after this call was planned", retry_after_ms=100)
         opening = self._opening.get(plan.task)
-        if opening is not None and opening.done() and (opening.exception() or opening.result().lost):
-            opening = None  # it was lost while it opened; a plan may still carry its name, engine decides
         if opening is None:
             opening = asyncio.create_task(self._open(plan, concurrent), name=plan.sandbox)
+            opening.add_done_callback(lambda done: self._opened(plan.task, done))
             self._opening[plan.task] = opening
-        try:
-            return await asyncio.shield(opening)
-        except RunnerError:
-            if self._opening.get(plan.task) is opening:
-                del self._opening[plan.task]
-                self._names.pop(plan.task, None)
-            raise
+        return await asyncio.shield(opening)
 
     async def release(self, task: str, reason: str) -> None:
         """Remove the task's sandbox; done when no process of it is left. Idempotent."""
         opening = self._opening.pop(task, None)
         self._names.pop(task, None)
-        if opening is None:
-            return
-        try:
-            sandbox = await opening
-        except RunnerError:
-            return
-        await self._end(sandbox, task, reason)
+        if opening is not None:
+            with contextlib.suppress(RunnerError):  # it never opened
+                self._begin_end(await opening, task, reason)
+        for ending in [ending for its, ending in self._ending.values() if its == task]:
+            await asyncio.shield(ending)
 
-    async def drop(self, sandbox: Sandbox, task: str, reason: str) -> None:
+    def drop(self, sandbox: Sandbox, task: str, reason: str) -> None:
         """Destroy a sandbox that does not obey; the task may go on in a new one."""
-        if self.sandbox_of(task) == sandbox.id:
-            self._opening.pop(task, None)
-            self._names.pop(task, None)
-            await self._end(sandbox, task, reason)
+        self._forget(sandbox.id, task)
+        self._begin_end(sandbox, task, reason)
+
+    async def close(self, reason: str, seconds: float) -> None:
+        """The daemon ends: close every sandbox, and wait this long for engine to say that they are gone."""
+        for opening in list(self._opening.values()):
+            if opening.done() and opening.exception() is None:
+                opening.result().close(reason)
+        if self._ending:
+            await asyncio.wait([ending for _, ending in self._ending.values()], timeout=seconds)
 
     def engine_lost(self) -> None:
         """Engine is gone: close every control connection, so that PID 1 of each sandbox exits by itself."""
         self.engine = None
         for opening in list(self._opening.values()):
-            if opening.done() and not opening.cancelled() and opening.exception() is None:
+            if opening.done() and opening.exception() is None:
                 opening.result().close("the engine ended")
 
+    def _opened(self, task: str, opening: asyncio.Task[Sandbox]) -> None:
+        if opening.exception() is not None:
+            self._forget(opening.get_name(), task)
+
+    def _forget(self, sandbox: str, task: str) -> None:
+        """The task's next call is planned with another sandbox."""
+        if self.sandbox_of(task) == sandbox:
+            del self._opening[task]
+        if self._names.get(task) == sandbox:
+            del self._names[task]
+
     async def _open(self, plan: SandboxPlan, concurrent: int) -> Sandbox:
-        if self.engine is None:
+        engine = self.engine
+        if engine is None:
             raise refuse("unavailable", "the engine is being restarted", retry_after_ms=2000)
         try:
             async with asyncio.timeout(self._start_s):
-                measured, descriptor = await self.engine.create(plan)
+                measured, descriptor = await engine.create(plan)
         except TimeoutError:
             raise refuse("unavailable", f"no sandbox within {self._start_s:.0f} s") from None
-        sandbox = await Sandbox.open(
-            plan.sandbox,
-            descriptor,
-            lambda reason: self._lost(plan.task, plan.sandbox, reason),
-            concurrent=concurrent,
-            start_s=self._start_s,
-        )
+        try:
+            sandbox = await Sandbox.open(
+                plan.sandbox,
+                descriptor,
+                lambda reason: self._lost(plan.task, plan.sandbox, reason),
+                concurrent=concurrent,
+                start_s=self._start_s,
+            )
+        except RunnerError:
+            await self._destroy(plan.sandbox, "it did not open")
+            raise
         await self._journal.write(
             entries.SandboxBegin(
                 time=self._journal.stamp(),
@@ -141,25 +164,31 @@ class Claims:
                 isolation=self._describe(measured),
             )
         )
+        if self.engine is not engine:
+            sandbox.close("the engine ended")
+        if sandbox.lost:
+            self._begin_end(sandbox, plan.task, sandbox.lost)
+            raise refuse("unavailable", f"the sandbox is gone: {sandbox.lost}")
         return sandbox
 
     def _lost(self, task: str, sandbox: str, reason: str) -> None:
         opening = self._opening.get(task)
         if opening is None or opening.get_name() != sandbox or not opening.done():
+            return  # whoever forgot it, or opens it, ends it
+        self._forget(sandbox, task)
+        self._begin_end(opening.result(), task, reason)
+
+    def _begin_end(self, sandbox: Sandbox, task: str, reason: str) -> None:
+        """In the background, to its end, whatever becomes of whoever asked for it. Idempotent."""
+        if sandbox.ending:
             return
-        del self._opening[task]
-        self._names.pop(task, None)
-        if opening.exception() is None:
-            ending = asyncio.create_task(self._end(opening.result(), task, reason))
-            self._ending.add(ending)
-            ending.add_done_callback(self._ending.discard)
+        sandbox.ending = True
+        ending = asyncio.create_task(self._end(sandbox, task, reason))
+        self._ending[sandbox.id] = (task, ending)
+        ending.add_done_callback(lambda _: self._ending.pop(sandbox.id, None))
 
     async def _end(self, sandbox: Sandbox, task: str, reason: str) -> None:
-        if self.engine is not None:
-            try:
-                await self.engine.destroy(sandbox.id, reason)
-            except RunnerError as error:
-                _log.error("sandbox %s was not removed: %s", sandbox.id, error.refused.line())
+        await self._destroy(sandbox.id, reason)
         sandbox.close(reason)
         try:
             await self._journal.write(
@@ -167,3 +196,11 @@ class Claims:
             )
         except RunnerError:
             return  # the journal has stopped the daemon already
+
+    async def _destroy(self, sandbox: str, reason: str) -> None:
+        if self.engine is None:
+            return  # its successor removes what it left
+        try:
+            await self.engine.destroy(sandbox, reason)
+        except RunnerError as error:
+            _log.error("sandbox %s was not removed: %s", sandbox, error.refused.line())

@@ -16,11 +16,16 @@ from typing import Literal, cast
 import msgspec
 
 from runner.errors import RunnerError, refuse
-from runner.model import CallPlan, Manifest, Outcome, OutcomeKind
+from runner.model import CallPlan, Manifest, Outcome, OutcomeKind, Usage
 from runner.sandbox.plan import jail_key
 from runner.wire import guest
 
-_READ = 256 << 10
+_STDIN_WINDOW = 256 << 10  # what the guest may take of a stdin that the tool does not read (`guest/supervisor.py`)
+_JOIN = 4 << 10  # waiting pieces are joined up to this: a tool that writes single bytes must not cost an object each
+_MOST = (1 << 53) - 1  # what an entry holds exactly
+_SIGNALS = 64
+_WALLS, _WALL = 64, 80  # forbidden acts a launcher may name, and the length of a name
+_ENDS = ("exited", "timed_out", "oom", "killed", "cancelled", "output_capped")  # ends of a process that existed
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -46,6 +51,7 @@ class GuestCall:
         self._sandbox = sandbox
         self._number = number
         self._credit = credit
+        self._stdin_room = 0  # bytes the guest has asked for and was not sent
         self._events: deque[Event] = deque()
         self._arrived = asyncio.Event()
         self._over = False
@@ -71,6 +77,7 @@ class GuestCall:
         """Bytes for the tool; the caller keeps within the credit the guest gave."""
         if self._over:
             return
+        self._stdin_room -= len(data)
         for start in range(0, len(data), guest.MAX_DATA):
             self._sandbox.write(guest.pack(guest.STDIN, self._number, data[start : start + guest.MAX_DATA]))
         if eof:
@@ -89,12 +96,24 @@ class GuestCall:
             self._credit -= len(event.data)
             if self._credit < 0:
                 raise refuse("flow", "the guest sent more output than its credit")
+            last = self._events[-1] if self._events else None
+            if isinstance(last, Piece) and last.stream == event.stream and len(last.data) < _JOIN:
+                self._events[-1] = Piece(event.stream, last.data + event.data)
+                return
         self._over = isinstance(event, Outcome)
         self._events.append(event)
         self._arrived.set()
 
+    @property
+    def over(self) -> bool:
+        """Whether its end has arrived."""
+        return self._over
+
     def stdin_credit(self, count: int) -> None:
-        """The guest can take this many more stdin bytes."""
+        """The guest can take this many more stdin bytes. Raises `RunnerError` (flow) beyond its window."""
+        self._stdin_room += count
+        if not 0 < count <= self._stdin_room <= _STDIN_WINDOW:
+            raise refuse("flow", "the guest asked for more stdin than its window")
         self._on_stdin_credit(count)
 
 
@@ -111,6 +130,7 @@ class Sandbox(asyncio.Protocol):
         self._code: dict[str, asyncio.Future[None]] = {}
         self._ready: asyncio.Future[guest.Ready] = asyncio.get_running_loop().create_future()
         self.slots = asyncio.Semaphore(1)  # calls at a time: the profile's number once the guest is known
+        self.ending = False  # somebody takes it apart
         self.lost = ""  # why the connection ended; "" while it lives
 
     @classmethod
@@ -139,6 +159,8 @@ class Sandbox(asyncio.Protocol):
         """Give the guest a tool's code, once. Raises `RunnerError` (unavailable) when it does not take it."""
         if not manifest.code_digest:
             return
+        if self.lost:
+            raise refuse("unavailable", f"the sandbox is gone: {self.lost}")
         known = self._code.get(manifest.code_digest)
         if known is None:
             known = self._code[manifest.code_digest] = asyncio.get_running_loop().create_future()
@@ -146,6 +168,11 @@ class Sandbox(asyncio.Protocol):
             message = guest.Code(tool=manifest.id, digest=manifest.code_digest, files=files)
             self.write(guest.pack_json(guest.CODE, 0, message))
         await asyncio.shield(known)
+
+    def holds(self, manifest: Manifest) -> bool:
+        """Whether the guest has the tool's code already."""
+        known = self._code.get(manifest.code_digest)
+        return not manifest.code_digest or (known is not None and known.done() and known.exception() is None)
 
     def start(self, plan: CallPlan, bpf: bytes, credit: int, on_stdin_credit: Callable[[int], None]) -> GuestCall:
         """Ask the guest to run a call. Raises `RunnerError` (unavailable) when the sandbox is already gone."""
@@ -247,6 +274,8 @@ class Sandbox(asyncio.Protocol):
             call.arrived(Piece("stdout" if kind == guest.STDOUT else "stderr", payload))
         elif kind == guest.STARTED:
             walls = guest.read_json(payload, guest.Started).walls
+            if call.started or len(walls) > _WALLS or not all(len(name) <= _WALL for name in walls):
+                raise refuse("protocol", "a call was started twice, or with walls that nobody knows")
             if not all(walls.values()):
                 raise refuse(
                     "unavailable", f"walls do not hold: {sorted(name for name, held in walls.items() if not held)}"
@@ -258,18 +287,42 @@ class Sandbox(asyncio.Protocol):
         elif kind == guest.RESULT:
             call.arrived(Value(payload))
         elif kind == guest.ENDED:
-            ended = guest.read_json(payload, guest.Ended)
+            outcome = _outcome(guest.read_json(payload, guest.Ended), call.started)
             del self._calls[number]
-            call.arrived(
-                Outcome(
-                    kind=ended.kind,
-                    exit_code=ended.exit_code,
-                    signal=ended.signal,
-                    reason=ended.reason[:500],
-                    usage=ended.usage,
-                )
-            )
+            call.arrived(outcome)
         elif kind == guest.FAULT:
-            call.fault = guest.read_json(payload, guest.Fault)
+            fault = guest.read_json(payload, guest.Fault)
+            if call.started:
+                raise refuse("protocol", "a call that was started cannot be said never to have existed")
+            call.fault = guest.Fault(code=fault.code, reason=brief(fault.reason))
             del self._calls[number]
-            call.arrived(Outcome(kind="unavailable", reason=call.fault.reason[:500]))
+            call.arrived(Outcome(kind="unavailable", reason=call.fault.reason))
+
+
+def _outcome(ended: guest.Ended, started: bool) -> Outcome:
+    """The guest's report within the bounds of an entry. Raises `RunnerError` (protocol) on one that cannot be true."""
+    if not started or ended.kind not in _ENDS:
+        raise refuse("protocol", f"a call ended as `{ended.kind}` without having been started, or not by itself")
+    code, number, used = ended.exit_code, ended.signal, ended.usage
+    return Outcome(
+        kind=ended.kind,
+        exit_code=code if code is not None and 0 <= code <= 255 else None,
+        signal=number if number is not None and 0 < number <= _SIGNALS else None,
+        reason=brief(ended.reason),
+        usage=Usage(
+            wall_us=_bounded(used.wall_us),
+            cpu_user_us=_bounded(used.cpu_user_us),
+            cpu_system_us=_bounded(used.cpu_system_us),
+            max_rss_kib=_bounded(used.max_rss_kib),
+            leftover=_bounded(used.leftover),
+        ),
+    )
+
+
+def _bounded(count: int) -> int:
+    return min(max(count, 0), _MOST)
+
+
+def brief(text: str) -> str:
+    """A guest's words as they may be kept and told: short, printable."""
+    return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in text[:500])

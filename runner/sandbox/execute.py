@@ -7,22 +7,59 @@ whole sandbox goes.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
-from runner.errors import refuse
+from runner.errors import Refusal, refusal, refuse
 from runner.model import CallPlan, Manifest, Outcome, OutcomeKind, SandboxPlan, TaskProfile
 from runner.sandbox.claim import Claims
 from runner.sandbox.connection import Event, GuestCall, Sandbox
 from runner.sandbox.narrow import compile_deny
+
+_log = logging.getLogger(__name__)
+_PASSED = ("unavailable", "busy", "host")  # refusals of engine and sandbox that an agent can act upon
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True):
+    """A call's end: its outcome, a python tool's raw result, the walls its launcher proved, and the refusal the agent
+    gets instead of a result when its process never existed."""
+
+    outcome: Outcome
+    value: bytes | None = None
+    walls: tuple[str, ...] = ()
+    refused: Refusal | None = None
+
+
+def never(refused: Refusal, cancelled: tuple[OutcomeKind, str] | None) -> Ended:
+    """The end of a call whose process certainly never existed."""
+    if cancelled is not None:
+        return Ended(outcome=Outcome(kind=cancelled[0], reason=f"{cancelled[1]}, before its process existed"))
+    if refused.code not in _PASSED:
+        refused = refusal("unavailable", refused.reason)
+    return Ended(outcome=Outcome(kind="unavailable", reason=refused.reason[:500]), refused=refused)
+
+
+def broken(error: Exception, execution: Execution | None) -> Ended:
+    """The end of a call that gate lost hold of by a defect: its process may have existed."""
+    _log.error("a call was lost hold of", exc_info=error)
+    walls = execution.guest.walls if execution is not None else ()
+    return Ended(outcome=Outcome(kind="interrupted", reason="the daemon has a defect; its log has more"), walls=walls)
 
 
 class Running(Protocol):
     """The call as gate steers it."""
 
     cancelled: tuple[OutcomeKind, str] | None
+
+    def starts(self, work: asyncio.Task[Any]) -> None:
+        """`work` makes its sandbox ready: a cancel of the call ends it."""
+
+    def hasten(self) -> None:
+        """Let the call end whether or not its client reads."""
 
     def first_credit(self) -> int:
         """Output credit the guest starts with."""
@@ -38,26 +75,39 @@ class Execution:
     """One call while it runs. `async with` it: leaving stops gate's own deadline and frees the slot."""
 
     def __init__(
-        self, guest: GuestCall, sandbox: Sandbox, plan: CallPlan, claims: Claims, task: str, grace_s: float
+        self,
+        guest: GuestCall,
+        sandbox: Sandbox,
+        plan: CallPlan,
+        manifest: Manifest,
+        claims: Claims,
+        task: str,
+        running: Running,
+        grace_s: float,
     ) -> None:
         self.guest = guest
         self._sandbox = sandbox
         self._plan = plan
+        self._manifest = manifest
         self._claims = claims
         self._task = task
+        self._running = running
         self._grace_s = grace_s
         self._overdue = False
-        self._watch: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Execution:
-        self._watch = asyncio.create_task(self._destroy_when_overdue())
+        if self._timer is None:  # a cancel that came first has set its own
+            self._wait(self._plan.wall_ms / 1000 + self._grace_s, self._hasten)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._watch is not None
-        self._watch.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self.guest.over:  # nobody follows the call any more, so nothing of it may run on
+            self._claims.drop(self._sandbox, self._task, "a call was lost hold of")
         self._sandbox.slots.release()
 
     async def next(self) -> Event:
@@ -75,11 +125,20 @@ class Execution:
     def cancel(self, kind: OutcomeKind) -> None:
         """Kill the call, and the sandbox if the guest does not."""
         self.guest.cancel(kind)
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = asyncio.create_task(self._destroy_after(self._grace_s))
+        self._wait(self._grace_s, self._destroy)
 
-    def judge(self, outcome: Outcome, cancelled: tuple[OutcomeKind, str] | None) -> Outcome:
+    def ended(self, outcome: Outcome, cancelled: tuple[OutcomeKind, str] | None, value: bytes | None) -> Ended:
+        """The end of the call by its outcome."""
+        fault = self.guest.fault
+        if fault is None:
+            return Ended(outcome=self._judge(outcome, cancelled), value=value, walls=self.guest.walls)
+        if fault.code != "arguments":
+            return never(refusal("unavailable", fault.reason), cancelled)
+        field = "argv" if self._manifest.kind == "argv" else ""
+        refused = refusal("arguments", fault.reason, field=field, next_step="name a program that the sandbox has")
+        return Ended(outcome=outcome, refused=refused)
+
+    def _judge(self, outcome: Outcome, cancelled: tuple[OutcomeKind, str] | None) -> Outcome:
         """The outcome as gate knows it: a sandbox that gate destroyed did not end by itself."""
         if cancelled is not None and outcome.kind in (cancelled[0], "interrupted"):
             return msgspec.structs.replace(outcome, kind=cancelled[0], reason=cancelled[1])
@@ -91,13 +150,21 @@ class Execution:
             return msgspec.structs.replace(outcome, reason=f"ran for longer than {self._plan.wall_ms} ms")
         return outcome
 
-    async def _destroy_when_overdue(self) -> None:
-        await self._destroy_after(self._plan.wall_ms / 1000 + self._grace_s)
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(seconds, then)
 
-    async def _destroy_after(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
+    def _hasten(self) -> None:
+        """The process is gone by the guest's word or ours; what may be missing is a client that takes its output."""
+        self._running.hasten()
+        self._wait(self._grace_s, self._destroy)
+
+    def _destroy(self) -> None:
+        if self.guest.over:
+            return  # its end has arrived: gate itself is late
         self._overdue = True
-        await self._claims.drop(self._sandbox, self._task, "the guest did not end a call at its deadline")
+        self._claims.drop(self._sandbox, self._task, "the guest did not end a call at its deadline")
 
 
 class Executor:
@@ -117,21 +184,43 @@ class Executor:
     ) -> Execution:
         """Bring the call's process into existence. Raises `RunnerError` while it certainly does not exist."""
         wanted = SandboxPlan(sandbox=plan.sandbox, task=task, profile=profile.name, profile_digest=profile.digest)
+        sandbox = await self._ready(wanted, profile, manifest, running)
+        try:
+            if running.cancelled is not None:
+                raise refuse("unavailable", running.cancelled[1])
+            bpf = self._narrowing(plan.jail.seccomp)
+            guest = sandbox.start(plan, bpf, running.first_credit(), running.stdin_credit)
+        except BaseException:
+            sandbox.slots.release()
+            raise
+        execution = Execution(guest, sandbox, plan, manifest, self._claims, task, running, self._grace_s)
+        running.attach(execution)
+        return execution
+
+    async def _ready(self, wanted: SandboxPlan, profile: TaskProfile, manifest: Manifest, running: Running) -> Sandbox:
+        """The task's sandbox with the tool's code in it and a slot taken; a cancel ends the wait for it."""
+        sandbox = self._claims.opened(wanted)
+        if sandbox is not None and not sandbox.slots.locked() and sandbox.holds(manifest):
+            await sandbox.slots.acquire()  # at once: it is not locked
+            return sandbox
+        work = asyncio.ensure_future(self._made_ready(wanted, profile, manifest))
+        running.starts(work)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if running.cancelled is None:
+                raise
+            raise refuse("unavailable", running.cancelled[1]) from None
+
+    async def _made_ready(self, wanted: SandboxPlan, profile: TaskProfile, manifest: Manifest) -> Sandbox:
         sandbox = await self._claims.claim(wanted, profile.ceilings.concurrent_calls)
         await sandbox.slots.acquire()
         try:
             await sandbox.provide(manifest)
-            if running.cancelled is not None:
-                raise refuse("unavailable", running.cancelled[1])
-            guest = sandbox.start(
-                plan, self._narrowing(plan.jail.seccomp), running.first_credit(), running.stdin_credit
-            )
         except BaseException:
             sandbox.slots.release()
             raise
-        execution = Execution(guest, sandbox, plan, self._claims, task, self._grace_s)
-        running.attach(execution)
-        return execution
+        return sandbox
 
     def _narrowing(self, calls: str) -> bytes:
         if not calls:

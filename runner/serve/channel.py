@@ -6,17 +6,21 @@ Both ends are ours, so frames are bounded but not scanned. A closed channel mean
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from runner.errors import RunnerError, refuse
 from runner.wire.frame import Decoder, FrameReader, encode
 
+_log = logging.getLogger(__name__)
 MAX_INTERNAL_FRAME = 64 << 20  # a whole catalogue travels as one message
 _HIGH_WATER = 1 << 20  # bytes waiting before `send` makes its caller wait
+_BATCH = 64  # messages in one system call
 
 Handler = Callable[[Any, int | None], None]
 
@@ -36,6 +40,8 @@ class Channel:
         self._loop = asyncio.get_running_loop()
         self._out: deque[tuple[memoryview, int | None]] = deque()
         self._queued = 0
+        self._blocked = False  # the socket is full: a writer waits for room
+        self._flushing = False  # a flush is due when the loop turns
         self._writable = asyncio.Event()
         self._writable.set()
         self._descriptors: deque[int] = deque()
@@ -55,19 +61,33 @@ class Channel:
             if descriptor is not None:
                 os.close(descriptor)
             return
+        self._queue(message, descriptor)
+        if not self._blocked:
+            self._flush()
+
+    def _queue(self, message: Any, descriptor: int | None) -> None:
         data = memoryview(encode(message))
         self._queued += len(data)
         self._out.append((data, descriptor))
         if self._queued > _HIGH_WATER:
             self._writable.clear()
-        if len(self._out) == 1:
-            self._flush()
 
     async def send(self, message: Any) -> None:
-        """Queue a message; wait while too much is queued."""
+        """Queue a message that nobody waits for; wait while too much is queued. It leaves with the next one that is
+        posted, at the latest when the loop turns: one system call for what belongs together."""
         if not self._writable.is_set():
             await self._writable.wait()
-        self.post(message)
+        if self.closed.is_set():
+            return
+        self._queue(message, None)
+        if not self._blocked and not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush_soon)
+
+    def _flush_soon(self) -> None:
+        self._flushing = False
+        if not self._blocked and not self.closed.is_set():
+            self._flush()
 
     async def request(self, message: Any) -> tuple[Any, int | None]:
         """Send a numbered message and wait for its answer. Raises `RunnerError` (unavailable) when the peer ends."""
@@ -107,27 +127,44 @@ class Channel:
     def _flush(self) -> None:
         while self._out:
             data, descriptor = self._out[0]
+            batch = [data]
+            if descriptor is None:
+                for following, carried in islice(self._out, 1, _BATCH):
+                    if carried is not None:
+                        break
+                    batch.append(following)
             try:
                 if descriptor is None:
-                    sent = self._sock.send(data)
+                    sent = self._sock.sendmsg(batch)
                 else:
-                    sent = socket.send_fds(self._sock, [data], [descriptor])
+                    sent = socket.send_fds(self._sock, batch, [descriptor])
             except BlockingIOError:
-                self._loop.add_writer(self._sock, self._flush)
+                if not self._blocked:
+                    self._blocked = True
+                    self._loop.add_writer(self._sock, self._flush)
                 return
             except OSError:
                 self.close()
                 return
             if descriptor is not None:
                 os.close(descriptor)
-            self._queued -= sent
-            if sent == len(data):
-                self._out.popleft()
-            else:
-                self._out[0] = (data[sent:], None)
-        self._loop.remove_writer(self._sock)
+            self._sent(sent)
+        if self._blocked:
+            self._blocked = False
+            self._loop.remove_writer(self._sock)
         if self._queued < _HIGH_WATER // 2:
             self._writable.set()
+
+    def _sent(self, count: int) -> None:
+        """Take what the kernel took off the queue; a descriptor went with the first byte."""
+        self._queued -= count
+        while count:
+            data, _ = self._out[0]
+            if count < len(data):
+                self._out[0] = (data[count:], None)
+                return
+            count -= len(data)
+            self._out.popleft()
 
     def _readable(self) -> None:
         try:
@@ -143,10 +180,14 @@ class Channel:
             return
         try:
             for body in self._reader.feed(data):
-                self._dispatch(self._decoder.decode(body))
-        except RunnerError:
-            self.close()  # the other process speaks another language: it is gone for us
-            raise
+                message = self._decoder.decode(body)
+                try:
+                    self._dispatch(message)
+                except Exception:  # a defect of ours must not leave the messages behind it unread
+                    _log.exception("a %s could not be taken", type(message).__name__)
+        except RunnerError as error:
+            _log.error("the other process speaks another language: %s", error.refused.line())
+            self.close()
 
     def _dispatch(self, message: Any) -> None:
         descriptor = self._descriptors.popleft() if isinstance(message, self._carriers) and self._descriptors else None

@@ -91,8 +91,7 @@ class GateProcess:
         self._instance = instance
         self._boot = boot
         self._sockets = sockets
-        self._offered: dict[int, tuple[Serving, Anchors]] = {}
-        self._peers = (frozenset[int](), frozenset[int]())
+        self._offered: dict[int, tuple[Serving, Anchors, tuple[frozenset[int], frozenset[int]]]] = {}
         self._committed = asyncio.Event()
         self._opened: asyncio.Future[recorder_wire.Opened] = asyncio.get_running_loop().create_future()
         self._ending = asyncio.Event()
@@ -100,6 +99,7 @@ class GateProcess:
         self._stop: parent.Stop | None = None
         self._server: Server | None = None
         self._started = stamp()
+        self._swapping = asyncio.Lock()
 
     async def serve(self, parent_fd: int, engine_fd: int, recorder_fd: int) -> int:
         """Serve until parent says stop, or parent or recorder ends. Returns the exit status."""
@@ -135,11 +135,14 @@ class GateProcess:
     # --- parts --------------------------------------------------------------------------------------------
 
     async def _build(self) -> None:
-        serving, anchors = self._offered.pop(self._generation)
+        serving, anchors, (agents, operators) = self._offered.pop(self._generation)
         config = serving.catalog.config
         limits = config.limits
         self._store = Store(self._state_dir / "state.db")
         caller = recorder_wire.RecorderCaller(self._recorder)
+        if self._store.position > self._opened_as.size:
+            _log.warning("state knows more than the ledger: it is rebuilt from the ledger")
+            self._store.reset()
         found, size = await caller.since(self._store.position)
         self._store.follow(found, size)
         self._journal = Journal(caller, self._store, stamp, lambda: secrets.token_bytes(_SALT), self._fatal)
@@ -176,7 +179,6 @@ class GateProcess:
         pipeline = Pipeline(self._parts, Executor(self._claims, grace_s=limits.kill_grace_s), self._telemetry)
         self._strangers = Strangers(self._journal)
         await self._write_start(serving)
-        agents, operators = self._peers
         self._server = Server(
             self._parts,
             pipeline,
@@ -186,7 +188,10 @@ class GateProcess:
             nonce=lambda: secrets.token_urlsafe(24),
         )
         tasks.on_end.append(self._server.task_ended)
-        operations = Operations(self._parts, self._store, authority, self._view)
+        server = self._server
+        operations = Operations(
+            self._parts, self._store, authority, self._view, lambda: server.revoked(authority.revoked)
+        )
         self._admin = AdminServer(operations, operators)
         await self._server.start(self._sockets[0])
         await self._admin.start(self._sockets[1])
@@ -245,7 +250,8 @@ class GateProcess:
         if self._server is None:
             return
         _log.error("engine ended: every sandbox is closed, calls end as interrupted until it is back")
-        self._claims.engine_lost()
+        if channel is self._engine:
+            self._claims.engine_lost()
         await self._journal.write(
             entries.Degraded(time=stamp(), part="engine", state="lost", reason="the engine process ended")
         )
@@ -276,6 +282,9 @@ class GateProcess:
                 self._committed.set()  # a daemon that never began to serve has nothing to drain
 
     def _engine_back(self, sock: socket.socket) -> None:
+        if self._server is not None:
+            self._claims.engine_lost()  # unless its end has been seen already
+        self._engine.close()
         self._attach_engine(sock)
         if self._server is not None:
             self._claims.engine = engine_wire.EngineCaller(self._engine)
@@ -295,10 +304,8 @@ class GateProcess:
         except RunnerError as error:
             self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
             return
-        self._offered[offer.generation] = (serving, anchors)
+        self._offered[offer.generation] = (serving, anchors, offered_peers)
         self._config_bytes = offer.bundle.config
-        if self._server is None:
-            self._peers = offered_peers
         self._upward.post(parent.Compiled(generation=offer.generation))
 
     def _commit(self, generation: int) -> None:
@@ -306,12 +313,18 @@ class GateProcess:
             self._generation = generation
             self._committed.set()
             return
-        serving, anchors = self._offered.pop(generation)
+        serving, anchors, peers = self._offered.pop(generation)
         self._offered.clear()
-        asyncio.ensure_future(self._swap(serving, anchors))  # noqa: RUF006 - logs its own failure through the journal
+        asyncio.ensure_future(self._swap(serving, anchors, peers))  # noqa: RUF006 - logs its own failure through the journal
 
-    async def _swap(self, serving: Serving, anchors: Anchors) -> None:
+    async def _swap(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], frozenset[int]]) -> None:
         """Put the new catalogue into force between two calls. A call that has begun keeps the one it has."""
+        async with self._swapping:  # one after the other: each entry names what was in force before it
+            await self._put_into_force(serving, anchors, peers)
+
+    async def _put_into_force(
+        self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], frozenset[int]]
+    ) -> None:
         assert self._server is not None
         for content in serving.catalog.contents.values():
             await self._journal.recorder.store(content)
@@ -322,6 +335,8 @@ class GateProcess:
         )
         self._parts.serving = serving
         self._parts.authenticator.replace_anchors(anchors)
+        self._server.admit_only(peers[0])
+        self._admin.admit_only(peers[1])
         self._server.tools_changed()
         _log.info("catalogue %s is in force", serving.catalog.digest[:16])
 
@@ -333,12 +348,16 @@ class GateProcess:
         while True:
             await asyncio.sleep(1)
             now = time.monotonic()
-            self._server.tick(now)
-            await self._strangers.flush()
-            await self._parts.tasks.sweep(time.time(), self._idle_timeout)
-            if now - beat >= _BEACON_S:
-                beat = now
-                await self._beacon()
+            try:
+                self._server.tick(now)
+                self._parts.calls.prune()
+                await self._strangers.flush()
+                await self._parts.tasks.sweep(time.time(), self._idle_timeout)
+                if now - beat >= _BEACON_S:
+                    beat = now
+                    await self._beacon()
+            except Exception:
+                _log.exception("a tick failed")  # the next one must come: it holds deadlines and expiry
 
     def _idle_timeout(self, profile: str) -> int:
         found = self._parts.serving.task_profiles.get(profile)
@@ -346,12 +365,13 @@ class GateProcess:
 
     async def _beacon(self) -> None:
         kept_since = datetime.now(UTC) - timedelta(seconds=self._parts.limits.detached_s)
+        self._store.flush()
         self._store.forget(kept_since.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
         await self._journal.write(
             entries.Beacon(
                 time=stamp(),
                 instance=self._instance,
-                calls=self._store.position,
+                calls=self._parts.calls.begun,
                 running=len(self._parts.calls.running),
                 tasks=len(self._parts.tasks.live),
             )
@@ -363,6 +383,7 @@ class GateProcess:
         assert self._stop is not None
         clean = await self._server.drain(self._stop.drain_ms / 1000)
         self._admin.close()
+        await self._claims.close("the daemon ends", self._parts.limits.kill_grace_s)
         await self._strangers.flush()
         await self._journal.write(
             entries.Stop(time=stamp(), instance=self._instance, reason=self._stop.reason, clean=clean), sync=True

@@ -10,11 +10,14 @@ import contextlib
 import fcntl
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
 import stat
 import sys
+import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,11 @@ _log = logging.getLogger(__name__)
 _MAX_KEY = 4096  # a public JWK is a few hundred bytes
 _START_S = 120.0  # engine resolves images and removes orphans before it answers
 _BACKOFF_S = (0.2, 1.0, 5.0, 15.0)  # between restarts of engine; the last one repeats
+_STABLE_S = 60.0  # an engine that lived this long has no failures behind it
+_LAST_WORDS_S = 2.0  # for what a child wrote before it ended to be read
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ")  # a child gets no more: its first environment stays readable in /proc
+_DOCKER = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
+_INSTANCE = re.compile(r"[a-z][a-z0-9]{3,31}")
 
 
 class Child:
@@ -75,10 +83,11 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload.set)
         held = self._prepare()
         try:
-            await self._start()
-            _notify("READY=1")
-            _log.info("serving: instance %s, agents on %s", self._instance, self._run / "agent.sock")
-            status = await self._supervise()
+            status = 0
+            if await self._unless_stopped(self._start()):
+                _notify("READY=1")
+                _log.info("serving: instance %s, agents on %s", self._instance, self._run / "agent.sock")
+                status = await self._supervise()
         except RunnerError as error:
             _log.critical("%s", error.refused.line())
             status = 1
@@ -86,6 +95,18 @@ class Daemon:
             await self._end()
             os.close(held)
         return status
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Carry this out, but not beyond the word to stop. Returns whether it was carried out."""
+        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        await asyncio.wait((task, stop), return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if task.done():
+            task.result()
+            return True
+        task.cancel()
+        await asyncio.wait((task,))
+        return False
 
     def _stop(self, reason: str) -> None:
         self._reason = self._reason or reason
@@ -112,10 +133,7 @@ class Daemon:
         _folder(self._state / "ledger", 0o700, recorder)
         _folder(self._state / "content", 0o700, recorder)
         _folder(self._state / "engine", 0o700, (0, 0))
-        identity = self._state / "instance"
-        if not identity.exists():
-            identity.write_text(f"r{secrets.token_hex(4)}\n", encoding="ascii")
-        self._instance = identity.read_text(encoding="ascii").strip()
+        self._instance = _identity(self._state / "instance")
         return held
 
     def _bind(self, name: str, mode: int, group: int) -> socket.socket:
@@ -153,18 +171,21 @@ class Daemon:
     async def _start(self) -> None:
         self._bundle = self._read(self._config, self._config_bytes)
         users = self._config.users
-        gate_recorder = socket.socketpair()
-        gate_engine = socket.socketpair()
         agents = self._bind("agent.sock", 0o660, privilege.group_id(users.agents_group))
         admin = self._bind("admin.sock", 0o600, 0)
+        gate_recorder, gate_engine = socket.socketpair(), socket.socketpair()
         origin = f"toolrunner/{self._instance}"
-        await self._spawn("recorder", (gate_recorder[1],), (str(self._state), origin, users.recorder))
-        await self._spawn("engine", (gate_engine[1],), (str(self._state), str(self._run), self._instance))
-        await self._spawn(
-            "gate",
-            (gate_engine[0], gate_recorder[0], agents, admin),
-            (str(self._state / "gate"), self._instance, users.gate),
-        )
+        try:
+            await self._spawn("recorder", (gate_recorder[1],), (str(self._state), origin, users.recorder))
+            await self._spawn("engine", (gate_engine[1],), (str(self._state), str(self._run), self._instance))
+            await self._spawn(
+                "gate",
+                (gate_engine[0], gate_recorder[0], agents, admin),
+                (str(self._state / "gate"), self._instance, users.gate),
+            )
+        finally:  # whoever was started must see the end of whoever was not
+            for sock in (*gate_recorder, *gate_engine, agents, admin):
+                sock.close()
         refused = await self._offer(self._bundle)
         if refused is not None:
             raise RunnerError(refused)
@@ -174,6 +195,7 @@ class Daemon:
         """Exec one child: a fresh interpreter that inherits its sockets and nothing else."""
         mine, its = socket.socketpair()
         passed = (its, *sockets)
+        kept = (*_ENVIRONMENT, *(_DOCKER if name == "engine" else ()))
         for sock in passed:
             sock.set_inheritable(True)
         process = await asyncio.create_subprocess_exec(
@@ -186,6 +208,7 @@ class Daemon:
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=[sock.fileno() for sock in passed],
             cwd="/",
+            env={key: os.environ[key] for key in kept if key in os.environ},
         )
         for sock in passed:
             sock.close()
@@ -197,6 +220,8 @@ class Daemon:
 
     async def _watch(self, child: Child) -> None:
         await child.process.wait()
+        with contextlib.suppress(TimeoutError):  # its last message may still be unread; its end of the channel follows
+            await asyncio.wait_for(child.channel.closed.wait(), _LAST_WORDS_S)
         child.channel.close()
         self._dead.put_nowait(child)
         self._answers.put_nowait((child.name, None))
@@ -245,7 +270,7 @@ class Daemon:
     # --- serving --------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> int:
-        failures = 0
+        failures, restarted = 0, time.monotonic()
         while True:
             waits = {
                 asyncio.ensure_future(self._stopping.wait()): "stop",
@@ -262,17 +287,20 @@ class Daemon:
                     _log.critical("%s ended with %s: the daemon ends", child.name, child.process.returncode)
                     return 1
                 _log.error("engine ended with %s: it is started again", child.process.returncode)
-                await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
+                failures = 0 if time.monotonic() - restarted > _STABLE_S else failures
+                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
                 failures += 1
-                await self._restart_engine()
-            if "stop" in happened:
+                await self._unless_stopped(self._restart_engine(pause))
+                restarted = time.monotonic()
+            if self._stopping.is_set():
                 return 0
             if "reload" in happened:
                 self._reload.clear()
                 await self._swap()
 
-    async def _restart_engine(self) -> None:
+    async def _restart_engine(self, pause: float) -> None:
         assert self._bundle is not None
+        await asyncio.sleep(pause)
         its, gates = socket.socketpair()
         await self._spawn("engine", (its,), (str(self._state), str(self._run), self._instance))
         engine = self._children["engine"]
@@ -297,7 +325,7 @@ class Daemon:
         _notify("RELOADING=1")
         try:
             config, config_bytes = load_config(self._config_path)
-            for fixed in ("state", "run", "users", "sandboxes"):
+            for fixed in ("state", "run", "users", "sandboxes", "limits", "telemetry"):
                 if getattr(config, fixed) != getattr(self._config, fixed):
                     raise refuse(
                         "config", f"`{fixed}` cannot change while the daemon runs", field=str(self._config_path)
@@ -340,14 +368,40 @@ class Daemon:
 
 
 def _folder(path: Path, mode: int, owner: tuple[int, int]) -> None:
-    """A folder of this mode and owner; never through a link."""
+    """A folder of this mode and owner; never through a link, never one that somebody else has made."""
     with contextlib.suppress(FileExistsError):
         path.mkdir(parents=True, mode=mode)
-    found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode):
-        raise refuse("host", "not a folder", field=str(path), next_step="remove it, or choose another place")
-    os.chown(path, *owner, follow_symlinks=False)
-    path.chmod(mode)
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        raise refuse("host", "not a folder", field=str(path), next_step="remove it, or choose another place") from None
+    try:
+        if os.fstat(held).st_uid not in (0, owner[0]):
+            raise refuse(
+                "host", "the folder belongs to another user", field=str(path), next_step="choose another place"
+            )
+        os.fchown(held, *owner)
+        os.fchmod(held, mode)
+    finally:
+        os.close(held)
+
+
+def _identity(path: Path) -> str:
+    """The instance id that this state directory has for ever; made at the first start, whole or not at all."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="ascii") as file:  # noqa: PTH123 - a descriptor
+            found = file.read(64).strip()
+    except FileNotFoundError:
+        found = f"r{secrets.token_hex(4)}"
+        fresh = path.with_name("instance.new")
+        fresh.unlink(missing_ok=True)
+        fresh.write_text(f"{found}\n", encoding="ascii")
+        fresh.replace(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise refuse("host", f"the instance id cannot be read: {error}", field=str(path)) from None
+    if not _INSTANCE.fullmatch(found):
+        raise refuse("host", "not an instance id", field=str(path), next_step="restore it, or use a new state folder")
+    return found
 
 
 def _notify(state: str) -> None:

@@ -93,7 +93,7 @@ def interpreter_readable(user: str) -> None:
                 allowed = status.st_mode & 0o050
             else:
                 allowed = status.st_mode & 0o005
-            if not allowed & 0o111 and place.is_dir():
+            if not allowed & (0o111 if place.is_dir() else 0o444):
                 raise refuse(
                     "host",
                     f"user `{user}` cannot read the interpreter: {place} is closed to it",

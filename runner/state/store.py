@@ -8,6 +8,9 @@ salted); after a crash that lost it, the key answers `interrupted`, which is wha
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,12 @@ class Store:
                 field=str(path),
                 next_step="move it away: it is rebuilt from the ledger at the next start",
             ) from error
+        row = self._db.execute("SELECT value FROM meta WHERE name = 'position'").fetchone()
+        self._position = int(row[0]) if row else 0
+        # Most calls are no rows: they are only counted, and written with the next entry that changes more.
+        self._counts: Counter[str] = Counter()
+        self._open = {str(row[0]) for row in self._db.execute("SELECT call FROM kept WHERE outcome IS NULL")}
+        self._ahead: set[int] = set()  # applied before an earlier entry was: answers of fsyncs come late
 
     def close(self) -> None:
         """Close the file."""
@@ -90,34 +99,78 @@ class Store:
     @property
     def position(self) -> int:
         """The ledger position up to which (exclusive) this file is current."""
-        row = self._db.execute("SELECT value FROM meta WHERE name = 'position'").fetchone()
-        return int(row[0]) if row else 0
+        return self._position
+
+    def reset(self) -> None:
+        """Forget everything: after a power loss this file may know entries that the ledger does not have."""
+        with self._transaction():
+            for table in ("meta", "tokens", "revoked", "tasks", "kept"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - fixed names
+        self._position = 0
+        self._counts.clear()
+        self._open.clear()
+
+    def flush(self) -> None:
+        """Write what was only counted."""
+        with self._transaction():
+            self._moved(self._position)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing. Raises `RunnerError` (host) when the file does not take it."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            yield
+            self._db.execute("COMMIT")
+        except BaseException as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if isinstance(error, sqlite3.Error):
+                raise refuse("host", f"the state file cannot be written: {error}") from error
+            raise
 
     def follow(self, found: list[tuple[int, bytes]], size: int) -> None:
         """Apply entries that the ledger has and this file has not, in one transaction."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
+        with self._transaction():
             for position, data in found:
-                self._apply(position, entries.decode(data))
+                entry = entries.decode(data)
+                self._changes(entry)  # counts
+                self._apply(position, entry)
             self._moved(size)
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
     def apply(self, position: int, entry: entries.AnyEntry, *, arguments: str = "", value: bytes | None = None) -> None:
-        """Apply one entry just written at `position`. `arguments` and `value` are what the ledger does not hold."""
-        self._db.execute("BEGIN IMMEDIATE")
-        self._apply(position, entry, arguments=arguments, value=value)
-        self._moved(position + 1)
-        self._db.execute("COMMIT")
+        """Apply one entry just written at `position`. `arguments` and `value` are what the ledger does not hold.
+
+        Entries may come a little out of order. The file's own position never passes one that is missing: after a
+        crash it is asked for again, and so are those behind it, for which applying twice is applying once."""
+        self._ahead.add(position)
+        reached = self._position
+        while reached in self._ahead:
+            self._ahead.discard(reached)
+            reached += 1
+        if not self._changes(entry):
+            self._position = reached  # written with the next entry that changes something
+            return
+        with self._transaction():
+            self._apply(position, entry, arguments=arguments, value=value)
+            self._moved(reached)
+
+    def _changes(self, entry: entries.AnyEntry) -> bool:
+        """Whether an entry changes a row at once."""
+        match entry:
+            case entries.Call():
+                self._counts[entry.who.task] += 1
+                return bool(entry.plan is not None and (entry.idempotency_key or entry.detach))
+            case entries.Outcome():
+                return entry.call in self._open
+        return isinstance(entry, entries.Token | entries.Revoke | entries.TaskBegin | entries.TaskEnd)
 
     def _moved(self, position: int) -> None:
-        self._db.execute(
-            "INSERT INTO meta VALUES ('position', ?)"
-            " ON CONFLICT (name) DO UPDATE SET value = max(value, excluded.value)",
-            (position,),
-        )
+        for task, count in self._counts.items():
+            self._db.execute("UPDATE tasks SET calls = calls + ? WHERE task = ?", (count, task))
+        self._counts.clear()
+        self._db.execute("INSERT OR REPLACE INTO meta VALUES ('position', ?)", (position,))
+        self._position = position
 
     def _apply(
         self, position: int, entry: entries.AnyEntry, *, arguments: str = "", value: bytes | None = None
@@ -144,18 +197,21 @@ class Store:
                     (entry.time, entry.reason, entry.task),
                 )
             case entries.Call():
-                run("UPDATE tasks SET calls = calls + 1 WHERE task = ?", (entry.who.task,))
                 if entry.plan is not None and (entry.idempotency_key or entry.detach):
                     run(
                         "INSERT OR IGNORE INTO kept (call, task, tool, key, arguments, began)"
                         " VALUES (?, ?, ?, ?, ?, ?)",
                         (entry.call, entry.who.task, entry.tool, entry.idempotency_key, arguments, entry.time),
                     )
+                    self._open.add(entry.call)
             case entries.Outcome():
+                self._open.discard(entry.call)
                 run(
-                    "UPDATE kept SET outcome = ?, position = ?, digest = ?, value = ? WHERE call = ?",
+                    "UPDATE kept SET outcome = ?, position = ?, digest = ?, value = coalesce(?, value) WHERE call = ?",
                     (entries.encode(entry), position, entries.digest(entries.encode(entry)), value, entry.call),
                 )
+                if entry.outcome == "unavailable":  # its process never existed: the key is free for a retry
+                    run("UPDATE kept SET key = '' WHERE call = ?", (entry.call,))
             case _:
                 pass
 
@@ -177,13 +233,19 @@ class Store:
 
     def task(self, task: str) -> TaskRow | None:
         """One task, or None."""
+        self._written()
         row = self._db.execute("SELECT * FROM tasks WHERE task = ?", (task,)).fetchone()
         return None if row is None else TaskRow(*row)
 
     def tasks(self, *, ended: bool) -> list[TaskRow]:
         """Tasks by begin; live ones only, unless `ended`."""
+        self._written()
         where = "" if ended else "WHERE ended = ''"
         return [TaskRow(*row) for row in self._db.execute(f"SELECT * FROM tasks {where} ORDER BY began")]  # noqa: S608 - two fixed texts
+
+    def _written(self) -> None:
+        if self._counts:
+            self.flush()
 
     def kept_by_key(self, task: str, tool: str, key: str) -> KeptCall | None:
         """The call that first used an idempotency key of this task and tool."""

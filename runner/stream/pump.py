@@ -75,9 +75,9 @@ class Pump:
         await kept.write(clean, self._recorder)
         return Chunk(stream=stream, offset=offset, data=clean)
 
-    def delivered(self, chunk: Chunk) -> None:
-        """The agent was given this chunk."""
-        self._streams[chunk.stream].delivered += len(chunk.data)
+    def delivered(self, stream: Name, count: int) -> None:
+        """The agent was given this many more bytes of a stream."""
+        self._streams[stream].delivered += count
 
     def size(self, stream: Name) -> int:
         """Bytes kept of a stream so far."""

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +12,6 @@ from typing import Any
 
 import pytest
 
-COMMAND = (sys.executable, "-m", "runner")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -42,7 +39,13 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.fixture
-def make_environment() -> Callable[..., Path]:
+def dependencies() -> list[str]:
+    """The folders that this environment's packages lie in."""
+    return [path for path in dict.fromkeys(sys.path) if Path(path).name in ("site-packages", "dist-packages")]
+
+
+@pytest.fixture
+def make_environment(dependencies: list[str]) -> Callable[..., Path]:
     """`make_environment(folder, checkout)`: a fresh virtual environment with this one's dependencies, no network
     needed, and the package of `checkout` if one is given. Its interpreter."""
 
@@ -51,14 +54,9 @@ def make_environment() -> Callable[..., Path]:
         subprocess.run([base, "-m", "venv", *(() if pip else ("--without-pip",)), str(folder)], check=True, umask=0o022)
         # A path that a .pth file adds is not searched for .pth files itself: this checkout does not come along.
         (site,) = folder.glob("lib/python*/site-packages")
-        paths = [*([str(checkout)] if checkout else []), *_dependencies()]
+        paths = [*([str(checkout)] if checkout else []), *dependencies]
         (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in paths))
         (site / "borrowed.pth").chmod(0o644)
         return folder / "bin" / "python"
 
     return make
-
-
-def _dependencies() -> list[str]:
-    found = sysconfig.get_paths()
-    return [path for path in dict.fromkeys((found["purelib"], found["platlib"])) if os.path.isdir(path)]

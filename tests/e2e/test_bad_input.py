@@ -1,4 +1,4 @@
-"""Broken input to `runner serve`: one clear error that says where and what to do, the documented status, nothing left."""
+"""Broken input to `runner serve`: one clear error with place and remedy, the documented status, nothing left."""
 
 from __future__ import annotations
 
@@ -61,6 +61,16 @@ CASES: dict[str, tuple[Callable[[Path], None], int, tuple[str, ...]]] = {
         add("runner.toml", '\n[telemetry]\nexport = "post"\n'),
         EXIT_INVALID,
         ("telemetry.export", "post"),
+    ),
+    "config: a limit of nothing": (
+        add("runner.toml", "\n[limits]\ncalls_per_task = 0\n"),
+        EXIT_INVALID,
+        ("runner.toml:", "limits.calls_per_task", ">= 1"),
+    ),
+    "config: less than nothing": (
+        change("runner.toml", "[sandboxes]\n", "[sandboxes]\nmaximum = -1\n"),
+        EXIT_INVALID,
+        ("runner.toml:", "sandboxes.maximum", ">= 1"),
     ),
     "peers: unknown user": (
         change("runner.toml", '"runner-demo"', '"nosuchuser"'),

@@ -1,0 +1,119 @@
+"""`runner demo`: what it says happens, and nothing is left of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import docker as sdk
+import psutil
+import pytest
+
+from runner.engine.docker import INSTANCE_LABEL
+
+pytestmark = pytest.mark.docker
+
+TOLD = (
+    # in this order
+    "── 0. A private daemon: parent, gate, engine, recorder",
+    "── 1. What this agent may do",
+    "agent demo-agent, task demo, uid",
+    "its token grants: fs_list",
+    "── 2. Work",
+    "part                         lines of Python",
+    " → fs_write ",
+    "# Report",
+    "── 3. A long run",
+    "step 1 of 5",
+    "step 5 of 5",
+    "── 4. Refusals",
+    "The call was refused (not_granted)",
+    "The call was refused (constraint)",
+    "Rule: no-downloads",
+    "── 5. Runaways",
+    "timed_out: ",
+    "oom: ",
+    "2 processes it left were killed with it",
+    "── 6. The evidence",
+    "✓ 9 content: every digest fits its bytes",
+    "verified: ",
+    "── 7. The same ledger with one byte flipped",
+    "NOT VERIFIED",
+    "✓ the demo is over: ",
+)
+
+
+@pytest.fixture
+def repository(open_folder: Path) -> Path:
+    """A small source tree with history, of a user who is not root, as a person's checkout is."""
+    folder = open_folder / "repo"
+    (folder / "package").mkdir(parents=True)
+    (folder / "package" / "shapes.py").write_text("class Square:\n    side = 1\n\n\nclass Circle:\n    radius = 1\n")
+    (folder / "README").write_text("Shapes.\n")
+    (folder / "link").symlink_to("/etc/passwd")
+    git = ("git", "-c", "user.name=Ann", "-c", "user.email=ann@example.com", "-C", str(folder))
+    for arguments in (("init", "-q"), ("add", "."), ("commit", "-q", "-m", "Draw shapes")):
+        subprocess.run([*git, *arguments], check=True)
+    subprocess.run(["chown", "-R", "nobody", str(folder)], check=True)
+    return folder
+
+
+def in_order(text: str, lines: tuple[str, ...]) -> None:
+    at = 0
+    for line in lines:
+        found = text.find(line, at)
+        assert found >= 0, f"no {line!r} after {text[max(0, at - 200) : at]!r} in\n{text}"
+        at = found
+
+
+def test_demo_on_a_repository(repository: Path, open_folder: Path, tool_image: str, runner: Any) -> None:
+    assert tool_image
+    place = open_folder / "tmp"
+    place.mkdir()
+    place.chmod(0o711)
+    said = runner("demo", "--repo", repository, env={**environment(), "TMPDIR": str(place)}).stdout
+    in_order(said, (f"input: 2 files of {repository}, 1 commits", "2 classes in 1 files", "class Square:"))
+    in_order(said, TOLD)
+    assert "root:x:0:0" not in said
+    nothing_is_left(place, said)
+
+
+def test_demo_on_what_it_brings(open_folder: Path, tool_image: str, runner: Any) -> None:
+    assert tool_image
+    place = open_folder / "tmp"
+    place.mkdir()
+    place.chmod(0o711)
+    said = runner("demo", env={**environment(), "TMPDIR": str(place)}).stdout
+    in_order(said, TOLD)
+    nothing_is_left(place, said)
+
+
+def test_demo_says_what_is_wrong_with_a_folder(open_folder: Path, runner: Any) -> None:
+    done = runner("demo", "--repo", "/nonexistent", status=3, env={**environment(), "TMPDIR": str(open_folder)})
+    assert done.stderr.splitlines()[-1].startswith("runner: arguments: /nonexistent: not a folder · next: ")
+    assert list(open_folder.iterdir()) == []
+
+
+def environment() -> dict[str, str]:
+    return {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+
+
+def nothing_is_left(place: Path, said: str) -> None:
+    assert list(place.iterdir()) == []
+    assert [p.pid for p in psutil.process_iter() if belongs(p, place)] == []
+    (instance,) = set(re.findall(r"erified: toolrunner/(r[0-9a-f]+)", said))
+    api = sdk.APIClient(version="auto")
+    try:
+        left = api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={instance}"})
+    finally:
+        api.close()
+    assert left == []
+
+
+def belongs(process: psutil.Process, place: Path) -> bool:
+    try:
+        return str(place) in " ".join((*process.cmdline(), *process.environ().values()))
+    except psutil.Error:
+        return False

@@ -1,0 +1,220 @@
+"""A guest that lies: every byte from a sandbox is hostile, because the tool may have taken the supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+import pytest
+
+from runner.errors import RunnerError
+from runner.ledger import entry as entries
+from runner.model import CallPlan, Jail, Manifest, Outcome, Usage
+from runner.sandbox.connection import GuestCall, Piece, Sandbox, Value
+from runner.wire import guest
+
+PLAN = CallPlan(
+    call="c", sandbox="s", tool="shell_run", kind="argv", isolation="launcher", argv=("true",), wall_ms=1000, cpu_s=1,
+    output=1000, result=100, jail=Jail(read=(), write=(), execute=(), seccomp="", open_files=64, file_size=1),
+)  # fmt: skip
+READY = guest.pack_json(guest.READY, 0, guest.Ready(landlock=7, scoped=True, uid=1))
+STARTED = guest.pack_json(guest.STARTED, 1, guest.Started(walls={"a": True}))
+
+
+class Lying:
+    """The other end of a control connection, and what gate made of it."""
+
+    def __init__(self) -> None:
+        self.lost: list[str] = []
+        self.stdin: list[int] = []
+
+    async def open(self, first: bytes = READY) -> Sandbox:
+        ours, self.peer = socket.socketpair()
+        self.peer.setblocking(False)
+        self.peer.send(first)
+        self.sandbox = await Sandbox.open("s", ours.detach(), self.lost.append, concurrent=4, start_s=2)
+        return self.sandbox
+
+    def start(self, credit: int = 100) -> GuestCall:
+        return self.sandbox.start(PLAN, b"", credit, self.stdin.append)
+
+    async def says(self, *frames: bytes) -> None:
+        self.peer.send(b"".join(frames))
+        for _ in range(5):
+            await asyncio.sleep(0.005)
+
+
+def lying(work: Callable[[Lying], Awaitable[None]]) -> None:
+    async def run() -> None:
+        liar = Lying()
+        try:
+            await work(liar)
+        finally:
+            liar.sandbox.close("the test is over")
+            liar.peer.close()
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def ended(**fields: Any) -> bytes:
+    return guest.pack(guest.ENDED, 1, msgspec.json.encode({"kind": "exited", "exit_code": 0, **fields}))
+
+
+def test_an_honest_call_is_started_and_ends() -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start()
+        await liar.says(
+            STARTED, guest.pack(guest.STDOUT, 1, b"ab"), guest.pack(guest.STDOUT, 1, b"c"),
+            guest.pack(guest.STDERR, 1, b"d"), guest.pack(guest.RESULT, 1, b"1"), ended(),
+        )  # fmt: skip
+        assert [await call.next() for _ in range(4)] == [
+            Piece("stdout", b"abc"), Piece("stderr", b"d"), Value(b"1"), Outcome(kind="exited", exit_code=0)
+        ]  # fmt: skip
+        assert call.walls == ("a",)
+        assert not liar.lost
+
+    lying(work)
+
+
+LIES = {
+    "more output than credit": (STARTED, guest.pack(guest.STDOUT, 1, b"x" * 101)),
+    "an end without a start": (ended(),),
+    "an end that says it never was": (STARTED, ended(kind="unavailable")),
+    "an end only gate can know of": (STARTED, ended(kind="interrupted")),
+    "a fault after the start": (STARTED, guest.pack_json(guest.FAULT, 1, guest.Fault(code="arguments", reason="r"))),
+    "a second start": (STARTED, STARTED),
+    "a wall that does not hold": (guest.pack_json(guest.STARTED, 1, guest.Started(walls={"a": False})),),
+    "walls without end": (guest.pack_json(guest.STARTED, 1, guest.Started(walls={f"w{i}": True for i in range(999)})),),
+    "a wall of many letters": (guest.pack_json(guest.STARTED, 1, guest.Started(walls={"w" * 60_000: True})),),
+    "stdin credit for nothing": (STARTED, guest.pack(guest.STDIN_CREDIT, 1, b"\0\0\0\0")),
+    "stdin credit without end": (STARTED, guest.pack(guest.STDIN_CREDIT, 1, b"\xff\xff\xff\xff")),
+    "malformed JSON": (guest.pack(guest.STARTED, 1, b"{"),),
+    "a type of no frame": (guest.pack(0x77, 1),),
+}
+
+
+@pytest.mark.parametrize("name", sorted(LIES))
+def test_a_lie_ends_the_sandbox_and_its_calls_as_interrupted(name: str) -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start()
+        await liar.says(*LIES[name])
+        assert liar.lost
+        while not isinstance(event := await call.next(), Outcome):
+            pass
+        assert event.kind == "interrupted"
+        with pytest.raises(RunnerError):
+            liar.start()
+
+    lying(work)
+
+
+def test_whatever_numbers_and_words_it_reports_they_fit_into_an_entry() -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start()
+        usage = {"wall_us": 2**62, "cpu_user_us": -5, "source": "cgroup" * 2000}
+        await liar.says(STARTED, ended(exit_code=2**60, signal=-1, reason="\x1b[2J" * 2000, usage=usage))
+        outcome = await call.next()
+        assert isinstance(outcome, Outcome)
+        assert (outcome.exit_code, outcome.signal) == (None, None)
+        assert outcome.usage == Usage(wall_us=2**53 - 1)
+        assert "\x1b" not in outcome.reason
+        assert (
+            len(entries.encode(entries.Outcome(time="t", call="c", task="t", outcome="exited", reason=outcome.reason)))
+            < 5000
+        )
+        assert not liar.lost
+
+    lying(work)
+
+
+def test_a_fault_is_a_call_that_never_existed() -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start()
+        await liar.says(guest.pack_json(guest.FAULT, 1, guest.Fault(code="arguments", reason="no such program: x")))
+        assert await call.next() == Outcome(kind="unavailable", reason="no such program: x")
+        assert call.fault is not None
+        assert call.fault.code == "arguments"
+
+    lying(work)
+
+
+def test_single_bytes_are_joined_while_nobody_takes_them() -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start(credit=1000)
+        await liar.says(STARTED, *(guest.pack(guest.STDOUT, 1, b"x") for _ in range(1000)))
+        assert len(call._events) == 1
+        assert await call.next() == Piece("stdout", b"x" * 1000)
+
+    lying(work)
+
+
+def test_stdin_goes_round_within_its_window() -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start()
+        window = (256 << 10).to_bytes(4, "big")
+        await liar.says(STARTED, guest.pack(guest.STDIN_CREDIT, 1, window))
+        call.stdin(b"x" * 1000, eof=False)
+        await liar.says(guest.pack(guest.STDIN_CREDIT, 1, (1000).to_bytes(4, "big")))
+        assert liar.stdin == [256 << 10, 1000]
+        assert not liar.lost
+        await liar.says(guest.pack(guest.STDIN_CREDIT, 1, b"\0\0\0\1"))
+        assert liar.lost
+
+    lying(work)
+
+
+@pytest.mark.parametrize(
+    ("first", "code"),
+    [
+        (guest.pack_json(guest.READY, 0, guest.Ready(landlock=0, scoped=False, uid=1)), "host"),
+        (guest.pack_json(guest.FAULT, 0, guest.Fault(code="host", reason="broken")), "unavailable"),
+        (b"\0\0\0\0\x77\0\0\0\0", "unavailable"),
+    ],
+)
+def test_a_sandbox_that_is_not_ready_is_not_opened(first: bytes, code: str) -> None:
+    async def run() -> None:
+        liar = Lying()
+        with pytest.raises(RunnerError) as refused:
+            await liar.open(first)
+        assert refused.value.refused.code == code
+        liar.peer.close()
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+
+
+def test_code_for_a_sandbox_that_is_gone_is_refused_and_not_waited_for() -> None:
+    tool = Manifest(
+        id="t",
+        description="",
+        consequence="low",
+        profile="p",
+        kind="python",
+        digest="d",
+        code_digest="c",
+        parameters={},
+    )
+
+    async def work(liar: Lying) -> None:
+        sandbox = await liar.open()
+        waiting = asyncio.ensure_future(sandbox.provide(tool))
+        await asyncio.sleep(0.01)
+        assert not sandbox.holds(tool)
+        sandbox.close("gone")
+        with pytest.raises(RunnerError):
+            await waiting
+        other = msgspec.structs.replace(tool, code_digest="never seen")
+        with pytest.raises(RunnerError):
+            await asyncio.wait_for(sandbox.provide(other), 1)
+
+    lying(work)

@@ -1,0 +1,164 @@
+"""State is a view of the ledger: whatever order answers come in, and wherever a crash falls, it says what was."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runner.errors import RunnerError
+from runner.ledger import entry as entries
+from runner.state.authority import Authority
+from runner.state.store import Store
+
+WHO = entries.Who(agent="a", owner="o", task="t", session="s")
+TIME = "2026-01-01T00:00:00.000000Z"
+
+
+def token(jti: str = "root") -> entries.Token:
+    return entries.Token(
+        time=TIME, jti=jti, digest="d" * 64, issuer="i", who=WHO, profile="p", tools=(), issued=1, expires=99, by=0
+    )
+
+
+def revoke(value: str) -> entries.Revoke:
+    return entries.Revoke(time=TIME, target="task", value=value, by=0)
+
+
+def call(name: str, key: str = "", *, detach: bool = False) -> entries.Call:
+    kept = entries.Content(digest="d", size=1)
+    return entries.Call(
+        time=TIME, call=name, who=WHO, peer=entries.PeerProcess(uid=0, pid=1), chain=("root",), leaf="l", proof="p",
+        tool="shell_run", decision=entries.Decided(effect="allow", reason="r"), idempotency_key=key, detach=detach,
+        plan=entries.Planned(sandbox="s", isolation="launcher", profile="p", plan=kept, wall_ms=1, output=1),
+    )  # fmt: skip
+
+
+def outcome(name: str, kind: str = "exited") -> entries.Outcome:
+    return entries.Outcome(time=TIME, call=name, task="t", outcome=kind)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    made = Store(tmp_path / "state.db")
+    yield made
+    made.close()
+
+
+def test_the_file_is_for_its_owner(tmp_path: Path, store: Store) -> None:
+    assert (tmp_path / "state.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_late_answer_is_asked_for_again_after_a_crash(tmp_path: Path) -> None:
+    """A `sync` append is answered after its fsync, when later entries have been answered and applied."""
+    ledger = [token(), revoke("t"), call("c1", "k")]
+    before = Store(tmp_path / "state.db")
+    before.apply(0, ledger[0])
+    before.apply(2, ledger[2], arguments="digest")
+    assert before.position == 1
+    before.close()  # the crash: the answer to 1 never came
+    after = Store(tmp_path / "state.db")
+    after.follow([(i, entries.encode(e)) for i, e in enumerate(ledger) if i >= after.position], 3)
+    assert after.revocations() == {("task", "t")}
+    assert after.position == 3
+    kept = after.kept_by_key("t", "shell_run", "k")
+    assert kept is not None
+    assert kept.arguments == "digest"  # what the ledger does not hold is not lost by applying twice
+    after.close()
+
+
+def test_applying_an_outcome_twice_keeps_its_value(store: Store) -> None:
+    store.apply(0, call("c1", "k"))
+    store.apply(1, outcome("c1"), value=b'{"a":1}')
+    store.follow([(1, entries.encode(outcome("c1")))], 2)
+    kept = store.kept("t", "c1")
+    assert kept is not None
+    assert kept.value == {"a": 1}
+    assert kept.position == 1
+
+
+def test_positions_that_arrive_out_of_order_are_reached_when_the_gap_is_filled(store: Store) -> None:
+    for position in (2, 1):
+        store.apply(position, revoke(str(position)))
+        assert store.position == 0
+    store.apply(0, revoke("0"))
+    assert store.position == 3
+
+
+def test_a_key_is_free_again_when_its_calls_process_never_existed(store: Store) -> None:
+    store.apply(0, call("c1", "k"))
+    store.apply(1, outcome("c1", "unavailable"))
+    assert store.kept_by_key("t", "shell_run", "k") is None
+    store.apply(2, call("c2", "k"))
+    kept = store.kept_by_key("t", "shell_run", "k")
+    assert kept is not None
+    assert kept.call == "c2"
+
+
+def test_a_state_that_knows_more_than_the_ledger_can_begin_anew(store: Store) -> None:
+    store.apply(0, token())
+    store.reset()
+    assert store.position == 0
+    assert store.announced("root") is None
+
+
+def test_a_write_that_fails_leaves_nothing_and_does_not_block_the_next(tmp_path: Path, store: Store) -> None:
+    other = sqlite3.connect(tmp_path / "state.db", isolation_level=None, timeout=0)
+    store._db.execute("PRAGMA busy_timeout = 0")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(RunnerError) as refused:
+        store.apply(0, token())
+    assert refused.value.refused.code == "host"
+    other.execute("ROLLBACK")
+    other.close()
+    store.apply(1, token("second"))
+    assert store.announced("second") is not None
+
+
+def test_a_file_that_is_no_database_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "state.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(RunnerError) as refused:
+        Store(tmp_path / "state.db")
+    assert "rebuilt" in refused.value.refused.next_step
+
+
+def test_tasks_tokens_and_kept_calls_follow_their_entries(store: Store) -> None:
+    sequence: list[Any] = [
+        token(),
+        entries.TaskBegin(time=TIME, who=WHO, token="root", profile="p"),
+        call("c1", detach=True),
+        outcome("c1"),
+        entries.TaskEnd(time=TIME, task="t", reason="over"),
+        entries.TaskEnd(time=TIME, task="t", reason="again"),
+    ]
+    for position, entry in enumerate(sequence):
+        store.apply(position, entry)
+    row = store.task("t")
+    assert row is not None
+    assert (row.token, row.calls, row.reason) == ("root", 1, "over")
+    assert store.tasks(ended=False) == []
+    assert len(store.tasks(ended=True)) == 1
+    assert store.token_expires("root") == 99
+    assert store.kept("other", "c1") is None
+    assert store.kept("t", "c1") is not None
+    store.forget("2027")
+    assert store.kept("t", "c1") is None
+
+
+class Chain:
+    """What authority reads of a verified chain."""
+
+    jtis = ("root", "leaf")
+    principal = WHO
+
+
+@pytest.mark.parametrize(("target", "value"), [("token", "leaf"), ("token", "root"), ("task", "t"), ("owner", "o")])
+def test_revoking_any_part_of_a_chain_revokes_it(target: str, value: str, store: Store) -> None:
+    authority = Authority(store)
+    chain: Any = Chain()
+    assert authority.revoked(chain) == ""
+    authority.revoke(target, value)
+    assert target in authority.revoked(chain)
