@@ -215,9 +215,17 @@ def make_daemon(tool_image: str) -> Iterator[Callable[..., Daemon]]:
         _end(daemon)
 
 
+@pytest.fixture
+def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
+    """One daemon for every test that leaves it as it found it. A test's tasks end with it, and their sandboxes."""
+    yield shared_daemon
+    for task in shared_daemon.ask(admin.ListTasks()).tasks:
+        shared_daemon.ask(admin.EndTask(task=task.task, why="the test is over"))
+
+
 @pytest.fixture(scope="session")
-def daemon(tool_image: str) -> Iterator[Daemon]:
-    """One daemon for every test that leaves it as it found it."""
+def shared_daemon(tool_image: str) -> Iterator[Daemon]:
+    """The daemon behind `daemon`."""
     place = Path(tempfile.mkdtemp(prefix="toolrunner-test-"))
     place.chmod(0o711)
     shared = Daemon(place, tool_image, config="maximum = 24\n")
@@ -250,4 +258,4 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-__all__ = ["EVERY_TOOL", "ISSUER", "Daemon", "alive", "daemon", "make_daemon", "readable"]
+__all__ = ["EVERY_TOOL", "ISSUER", "Daemon", "alive", "daemon", "make_daemon", "readable", "shared_daemon"]

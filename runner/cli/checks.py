@@ -20,7 +20,7 @@ import msgspec
 
 from runner.config import Config
 from runner.engine.cgroup import CgroupTree
-from runner.engine.docker import INPUTS_LABEL, HostFacts, Image
+from runner.engine.docker import INPUTS_LABEL, Docker, HostFacts, Image
 from runner.engine.host import check_engine
 from runner.errors import RunnerError
 
@@ -55,6 +55,19 @@ def host_findings(config: Config) -> list[Finding]:
         group(config.users.agents_group, _group_exists(config.users.agents_group)),
         *[interpreter(name, closed_to(found, Path(sys.executable))) for name, found in users.items() if found],
     ]
+
+
+def wall_findings() -> list[Finding]:
+    """What of a profile's promises this host can enforce: Landlock, seccomp, cgroups, and Docker's limits."""
+    walls = [
+        landlock(landlock_abi()),
+        seccomp(_read(Path("/proc/sys/kernel/seccomp/actions_avail"))),
+        cgroups(CgroupTree()),
+    ]
+    try:
+        return [*walls, limits(Docker(timeout_s=10).facts())]
+    except RunnerError as error:
+        return [*walls, Finding(name="docker", status="fail", found=error.refused.reason, remedy=_SETUP)]
 
 
 def root(uid: int) -> Finding:

@@ -21,13 +21,15 @@ _EPILOG = (
     "writes it into the settings of the shell you are in."
 )
 
+_HELP = ["-h", "--help"]
+
 app = typer.Typer(
     name="runner",
     help="A sandboxed tool-runner daemon for AI agents.",
     epilog=_EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": _HELP},
 )
 
 
@@ -105,9 +107,11 @@ def command() -> Any:
     """The whole command line, ready to be called. The help of a flag shows no type: it takes no value."""
     root_command = get_command(app)
     for each in _walk(root_command):
-        for parameter in each.params:
-            if getattr(parameter, "is_flag", False):
-                parameter.metavar = ""
+        if not each.hidden:
+            asked = typer.Context(each, help_option_names=_HELP)
+            for parameter in (*each.params, each.get_help_option(asked)):
+                if getattr(parameter, "is_flag", False):
+                    parameter.metavar = ""
     return root_command
 
 

@@ -36,7 +36,7 @@ EPILOG = (
 
 
 def execute(
-    command: Annotated[list[str], typer.Argument(help="The agent's command, after --.", metavar="COMMAND...")],
+    command: Annotated[list[str], typer.Argument(help="The agent's command, after --.", metavar="COMMAND")],
     agent: Annotated[str, typer.Option(help="The agent's name.")],
     task: Annotated[str, typer.Option(help="The task; its workspace lives as long as it does.")],
     allow: Annotated[

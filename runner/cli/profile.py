@@ -10,6 +10,7 @@ import typer
 
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
 from runner.catalog.profile import amount_text
+from runner.cli.checks import wall_findings
 from runner.cli.tables import print_json, print_table, print_text
 from runner.errors import refuse
 from runner.model import TaskProfile, ToolProfile
@@ -61,9 +62,9 @@ def show(name: Name, profiles: Profiles = None, tools: Tools = None, json: Json 
 
 @app.command(epilog="Example: runner profile check --profiles ./profiles")
 def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
-    """Check every profile, and say in words what each promises. Exit status 5 when one is wrong.
+    """Check every profile; say in words what each promises, and what this host enforces. Exit status 5: one is wrong.
 
-    Whether this host can keep each promise is part of `runner doctor`.
+    What else the daemon needs of this host is `runner doctor`'s.
     """
     catalog = _catalog(profiles, tools)
     said: dict[str, list[str]] = {}
@@ -72,13 +73,17 @@ def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) ->
     for tool in catalog.tool_profiles.values():
         users = [manifest.id for manifest in catalog.tools.values() if manifest.profile == tool.name]
         said[f"{tool.name} (tool)"] = tool_promises(tool, users)
+    host = wall_findings()
     if json:
-        print_json(said)
+        print_json({"profiles": said, "host": host})
         return
     for name, promises in said.items():
         print(name)
         for promise in promises:
             print_text(promise, "  - ", "    ")
+    print("this host")
+    for wall in host:
+        print_text(f"{wall.name}: {wall.found}" + (f" ({wall.remedy})" if wall.remedy else ""), "  - ", "    ")
     print(f"\n{len(said)} profiles are whole and fit the {len(catalog.tools)} tools")
 
 

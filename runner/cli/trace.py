@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
@@ -80,7 +81,10 @@ def _row(view: CallView) -> tuple[str, ...]:
     call, used = view.call, view.outcome.used if view.outcome else None
     who = f"{call.who.agent}/{call.who.task}"
     milliseconds = f"{used.wall_us / 1000:.1f}" if used else ""
-    return (call.time, call.call, who, call.tool, call.decision.effect, view.state, milliseconds, str(view.position))
+    # Short for a person, and UTC as everywhere; --json has the whole of it.
+    today = datetime.now(UTC).date().isoformat()
+    when = call.time[11:19] if call.time.startswith(today) else call.time[:16].replace("T", " ")
+    return (when, call.call, who, call.tool, call.decision.effect, view.state, milliseconds, str(view.position))
 
 
 def _view(view: CallView) -> dict[str, Any]:
@@ -259,9 +263,13 @@ def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
     state: State = _STATE,
     key: Key = "",
+    as_json: Json = False,
 ) -> None:
     """Write the signed ledger as a C2SP tlog-tiles folder: tiles, entries, checkpoint and key. Content stays here.
 
     Example: runner trace export ./evidence"""
     count = export_ledger(_ledger(state, key), target)
+    if as_json:
+        _print_json({"entries": count, "folder": str(target)})
+        return
     print(f"{count} entries in {target}; verify with: runner trace verify --ledger {target}")

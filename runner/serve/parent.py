@@ -25,7 +25,7 @@ import msgspec
 
 from runner.catalog import read_bundle
 from runner.config import Config, load_config
-from runner.errors import Refusal, RunnerError, refuse
+from runner.errors import Refusal, RunnerError, exit_status, refuse
 from runner.serve import log, privilege
 from runner.serve.channel import Channel
 from runner.wire import parent as wire
@@ -72,6 +72,7 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._reason = ""
         self._reload = asyncio.Event()
+        self._bound: list[Path] = []
         self._dead: asyncio.Queue[Child] = asyncio.Queue()
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -90,7 +91,7 @@ class Daemon:
                 status = await self._supervise()
         except RunnerError as error:
             _log.critical("%s", error.refused.line())
-            status = 1
+            status = exit_status(error.refused)
         finally:
             await self._end()
             os.close(held)
@@ -122,13 +123,8 @@ class Daemon:
             privilege.interpreter_readable(user)
         _folder(self._state, 0o711, (0, 0))
         _folder(self._run, 0o711, (0, 0))
-        held = os.open(self._state / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise refuse(
-                "host", "another daemon uses this state directory", field=str(self._state), next_step="stop it first"
-            ) from None
+        held = _locked(self._state / "lock", "state", os.O_RDWR | os.O_CREAT)
+        _locked(self._run, "run", os.O_DIRECTORY)  # for as long as this process lives
         _folder(self._state / "gate", 0o700, gate)
         _folder(self._state / "ledger", 0o700, recorder)
         _folder(self._state / "content", 0o700, recorder)
@@ -151,6 +147,7 @@ class Daemon:
             sock.bind(str(path))
         finally:
             os.umask(mask)
+        self._bound.append(path)
         os.chown(path, 0, group)
         path.chmod(mode)
         sock.listen(256)
@@ -362,9 +359,8 @@ class Daemon:
                     child.process.kill()
                 await child.process.wait()
             child.channel.close()
-        for name in ("agent.sock", "admin.sock"):
-            with contextlib.suppress(FileNotFoundError):
-                (self._run / name).unlink()
+        for path in self._bound:
+            path.unlink(missing_ok=True)
 
 
 def _folder(path: Path, mode: int, owner: tuple[int, int]) -> None:
@@ -384,6 +380,20 @@ def _folder(path: Path, mode: int, owner: tuple[int, int]) -> None:
         os.fchmod(held, mode)
     finally:
         os.close(held)
+
+
+def _locked(path: Path, what: str, flags: int) -> int:
+    """The descriptor that holds the lock on `path`. Raises `RunnerError` (host) when another daemon holds it."""
+    held = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(held)
+        raise refuse(
+            "host", f"another daemon uses this {what} directory", field=str(path.parent if what == "state" else path),
+            next_step="stop it first",
+        ) from None  # fmt: skip
+    return held
 
 
 def _identity(path: Path) -> str:

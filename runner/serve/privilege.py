@@ -84,7 +84,7 @@ def interpreter_readable(user: str) -> None:
 
     Walks from the interpreter and the standard library up to the root, by mode bits as the kernel would."""
     uid, gid = user_id(user)
-    for start in {Path(sys.executable).resolve(), Path(os.__file__).resolve()}:
+    for start in (Path(sys.prefix), Path(sys.executable).resolve(), Path(os.__file__).resolve()):
         for place in (start, *start.parents):
             status = place.stat()
             if status.st_uid == uid:

@@ -127,7 +127,7 @@ CASES: dict[str, tuple[Callable[[Path], None], int, tuple[str, ...]]] = {
     "run folder: a link": (link("run"), EXIT_UNAVAILABLE, ("/run", "not a folder", "another place")),
     "run folder: a file in the way": (occupied, EXIT_UNAVAILABLE, ("agent.sock", "no socket", "remove it")),
     "image": (
-        change("runner.toml", 'image = "', 'image = "no-such-image:'),
+        change("runner.toml", 'image = "sha256:', 'image = "no-such-image:1" # "sha256:'),
         EXIT_UNAVAILABLE,
         ("no-such-image", "not on this host", "runner image build"),
     ),

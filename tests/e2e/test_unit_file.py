@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from runner.errors import EXIT_INVALID
+
 UNIT = Path(__file__).parents[2] / "packaging" / "toolrunner.service"
 NEEDED = {
     "Type": "notify",  # parent says READY=1 once gate and engine serve, RELOADING=1 and STOPPING=1
@@ -14,6 +16,7 @@ NEEDED = {
     "ExecReload": "/bin/kill -HUP $MAINPID",
     "KillMode": "mixed",  # SIGTERM to the parent alone: it ends its children in order
     "Restart": "on-failure",
+    "RestartPreventExitStatus": str(EXIT_INVALID),
     "RuntimeDirectory": "toolrunner",
     "StateDirectory": "toolrunner",
     "NoNewPrivileges": "yes",

@@ -17,9 +17,8 @@ from runner import VERSION
 from runner.cli import commands
 
 ROOT = commands.command()
-# They hand the terminal over to something else: the daemon's log, an agent, scenes to watch; and export's result is
-# the folder it writes.
-WITHOUT_JSON = {("serve",), ("exec",), ("demo",), ("trace", "export")}
+# They hand the terminal over to something else: the daemon's log, an agent, scenes to watch.
+WITHOUT_JSON = {("serve",), ("exec",), ("demo",)}
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
