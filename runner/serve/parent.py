@@ -25,7 +25,7 @@ import msgspec
 
 from runner.catalog import read_bundle
 from runner.config import Config, load_config
-from runner.errors import Refusal, RunnerError, exit_status, refuse
+from runner.errors import EXIT_UNAVAILABLE, Refusal, RunnerError, exit_status, refuse
 from runner.serve import log, privilege
 from runner.serve.channel import Channel
 from runner.wire import parent as wire
@@ -282,7 +282,7 @@ class Daemon:
                 child: Child = happened["dead"]  # type: ignore[assignment] # the queue's own type, lost in the mapping
                 if child.name != "engine":
                     _log.critical("%s ended with %s: the daemon ends", child.name, child.process.returncode)
-                    return 1
+                    return EXIT_UNAVAILABLE
                 _log.error("engine ended with %s: it is started again", child.process.returncode)
                 failures = 0 if time.monotonic() - restarted > _STABLE_S else failures
                 pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]

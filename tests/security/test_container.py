@@ -71,19 +71,16 @@ print(json.dumps([len(children), reason]))
 
 NETWORK = """
 import json, os, socket
-def attempt(family, address):
-    with socket.socket(family) as made:
-        made.settimeout(5)
-        try: made.connect(address)
-        except OSError as error: return error.strerror
-    return "connected"
+def lines(path):
+    with open(path) as file: return file.read().splitlines()
 server = socket.socket(); server.bind(("127.0.0.1", 0)); server.listen()
+with socket.create_connection(server.getsockname(), 5): pass
+# Where a packet could go is asked of the kernel's tables; no packet is sent anywhere to find out.
 print(json.dumps({
     "interfaces": os.listdir("/sys/class/net"),
-    "outside": attempt(socket.AF_INET, ("192.0.2.1", 80)),
-    "outside6": attempt(socket.AF_INET6, ("2001:db8::1", 80)),
-    "metadata": attempt(socket.AF_INET, ("169.254.169.254", 80)),
-    "loopback": attempt(socket.AF_INET, server.getsockname()),
+    "routes": lines("/proc/net/route")[1:],
+    "routes6": sorted({line.split()[-1] for line in lines("/proc/net/ipv6_route")}),
+    "loopback": "connected",
 }))
 """
 
@@ -281,7 +278,8 @@ def test_there_is_no_network_but_loopback(benches, tmp_path):
             _, control = await bench.create()
             found = bench.python(NETWORK)
             assert found["interfaces"] == ["lo"]
-            assert {found[name] for name in ("outside", "outside6", "metadata")} == {"Network is unreachable"}
+            assert found["routes"] == []
+            assert found["routes6"] in ([], ["lo"])
             assert found["loopback"] == "connected"
             os.close(control)
 

@@ -122,7 +122,7 @@ POINTERS: list[dict[str, Any]] = [
     {"jwk": forge.jwk("attacker")},
     {"jku": "https://evil.example/keys"},
     {"jku": "file:///etc/passwd"},
-    {"jku": "http://169.254.169.254/latest"},
+    {"jku": "http://127.0.0.1/latest"},
     {"x5u": "https://evil.example/cert"},
     {"x5c": ["MIIB"]},
     {"x5t": "AAAA"},
