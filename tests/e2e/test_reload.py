@@ -146,13 +146,18 @@ def test_a_swap_under_load_mixes_nothing(served: tuple[Daemon, Path]) -> None:
     )
     assert whole["b"][0] != whole["a"][0]
     assert whole["b"][1] != whole["a"][1]
-    stop, failures = threading.Event(), []
+    stop, failures, done = threading.Event(), [], []
+
+    def some_more() -> None:
+        """Wait until calls were judged by what is in force now, however slow the machine is."""
+        enough = len(done) + 6
+        daemon.wait(lambda: len(done) >= enough or failures)
 
     def load() -> None:
         with daemon.connect() as agent:
             while not stop.is_set():
                 try:
-                    agent.call("shell_run", {"argv": ["true"]})
+                    done.append(agent.call("shell_run", {"argv": ["true"]}).call)
                 except CallError as error:
                     failures.append(str(error))
 
@@ -160,10 +165,12 @@ def test_a_swap_under_load_mixes_nothing(served: tuple[Daemon, Path]) -> None:
     for thread in threads:
         thread.start()
     try:
+        some_more()
         for name in ("b", "a", "b", "a", "b", "a"):
             policy.write_text(whole[name][0])
             manifest.write_text(whole[name][1])
             reload(daemon)
+            some_more()
     finally:
         stop.set()
         for thread in threads:
