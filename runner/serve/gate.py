@@ -53,6 +53,7 @@ from runner.wire import recorder as recorder_wire
 
 _log = logging.getLogger(__name__)
 _BEACON_S = 60
+_KEEP_TOKENS_S = 86_400  # after expiry: longer than any task of theirs can take to end
 _SALT = 16
 
 
@@ -366,7 +367,7 @@ class GateProcess:
     async def _beacon(self) -> None:
         kept_since = datetime.now(UTC) - timedelta(seconds=self._parts.limits.detached_s)
         self._store.flush()
-        self._store.forget(kept_since.strftime("%Y-%m-%dT%H:%M:%S.%fZ"))
+        self._store.forget(kept_since.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), int(time.time()) - _KEEP_TOKENS_S)
         await self._journal.write(
             entries.Beacon(
                 time=stamp(),

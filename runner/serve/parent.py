@@ -25,7 +25,7 @@ import msgspec
 
 from runner.catalog import read_bundle
 from runner.config import Config, load_config
-from runner.errors import EXIT_UNAVAILABLE, Refusal, RunnerError, exit_status, refuse
+from runner.errors import EXIT_UNAVAILABLE, Refusal, RunnerError, exit_status, refusal, refuse
 from runner.serve import log, privilege
 from runner.serve.channel import Channel
 from runner.wire import parent as wire
@@ -330,6 +330,8 @@ class Daemon:
             refused = await self._offer(self._read(config, config_bytes))
         except RunnerError as error:
             refused = error.refused
+        except OSError as error:
+            refused = refusal("config", f"it could not be read: {error}", field=str(self._config_path))
         if refused is not None:
             _log.error("the new catalogue is refused and the old one stays: %s", refused.line())
         _notify("READY=1")

@@ -276,6 +276,13 @@ class Store:
             value=None if row[8] is None else msgspec.json.decode(row[8]),
         )
 
-    def forget(self, before: str) -> None:
-        """Drop kept calls that ended and began before this time, and expired facts of no further use."""
-        self._db.execute("DELETE FROM kept WHERE outcome IS NOT NULL AND began < ?", (before,))
+    def forget(self, before: str, expired: int) -> None:
+        """Drop calls that ended and began before `before`, and tokens that expired before `expired` (epoch seconds).
+
+        A call with an idempotency key stays until its task is over: the key must not run it again."""
+        self._db.execute(
+            "DELETE FROM kept WHERE outcome IS NOT NULL AND began < ?"
+            " AND (key = '' OR task IN (SELECT task FROM tasks WHERE ended != ''))",
+            (before,),
+        )
+        self._db.execute("DELETE FROM tokens WHERE expires < ?", (expired,))

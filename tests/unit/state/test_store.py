@@ -144,8 +144,29 @@ def test_tasks_tokens_and_kept_calls_follow_their_entries(store: Store) -> None:
     assert store.token_expires("root") == 99
     assert store.kept("other", "c1") is None
     assert store.kept("t", "c1") is not None
-    store.forget("2027")
+    store.forget("2027", 0)
     assert store.kept("t", "c1") is None
+    assert store.announced("root") is not None
+    store.forget("2027", 1 << 40)
+    assert store.announced("root") is None
+
+
+def test_an_idempotency_key_is_remembered_until_its_task_is_over(store: Store) -> None:
+    sequence: list[Any] = [
+        token(),
+        entries.TaskBegin(time=TIME, who=WHO, token="root", profile="p"),
+        call("c1", "k"),
+        outcome("c1"),
+    ]
+    for position, entry in enumerate(sequence):
+        store.apply(position, entry)
+    store.forget("2027", 0)
+    kept = store.kept_by_key("t", "shell_run", "k")
+    assert kept is not None
+    assert kept.call == "c1"
+    store.apply(4, entries.TaskEnd(time=TIME, task="t", reason="over"))
+    store.forget("2027", 0)
+    assert store.kept_by_key("t", "shell_run", "k") is None
 
 
 class Chain:
