@@ -33,6 +33,11 @@ _WRITE = (
     '"*":{"constraint_type":"wildcard"}}'
 )
 
+_INTRODUCTION = """\
+An agent (plain Python here, no model) does real work through a daemon that trusts it with nothing: it holds a token
+that says what it may do, and every tool runs in a container of its task. → is what the agent asks, ← what it gets.
+"""
+
 _CONFIG = """\
 state = "{place}/state"
 run = "{place}/run"
@@ -59,6 +64,7 @@ def demo(
     require_root()
     user_id(AGENT_USER)
     began = time.monotonic()
+    print(_INTRODUCTION, flush=True)
     place = Path(tempfile.mkdtemp(prefix="toolrunner-demo-"))
     try:
         place.chmod(0o711)
