@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from house import Daemon
 
-from runner.catalog import shared
 from runner.errors import EXIT_UNAVAILABLE
 from runner.wire import admin
 
 pytestmark = pytest.mark.docker
 
+ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = ("runner", "profiles", "tools", "policies", "Containerfile", "pyproject.toml")
 
 
@@ -35,7 +35,7 @@ def test_a_daemon_serves_from_a_private_checkout(
     checkout = private / "checkout"
     checkout.mkdir()
     for name in CHECKOUT:
-        source = shared("tools").parent / name
+        source = ROOT / name
         copy = shutil.copytree if source.is_dir() else shutil.copyfile
         copy(source, checkout / name)
     python = make_environment(open_folder / "env", checkout)
@@ -58,7 +58,7 @@ def test_a_private_environment_is_refused_with_the_reason(
     private: Path, make_daemon: Callable[..., Daemon], make_environment: Any, runner: Any
 ) -> None:
     daemon = make_daemon(start=False)
-    python = make_environment(private / "env", shared("tools").parent)
+    python = make_environment(private / "env", ROOT)
     config = daemon.place / "runner.toml"
     done = runner("serve", "--config", config, python=str(python), status=EXIT_UNAVAILABLE, timeout=20)
     assert len(done.stderr.splitlines()) == 1, done.stderr

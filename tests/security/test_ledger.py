@@ -22,7 +22,6 @@ from runner.recorder.keys import load_or_create_key
 from runner.recorder.log import Recorder
 
 WRITER = Path(__file__).parents[1] / "vectors/ledger_sample.py"
-ROOT = Path(__file__).parents[2]
 ORIGIN = "toolrunner/test"
 NOW = "2026-01-02T03:04:05.000006Z"
 KILLS = int(os.environ.get("RUNNER_KILLS", "30"))
@@ -32,10 +31,11 @@ NOBODY = 65_534
 
 def start_writer(state: Path, user: int | None = None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, str(WRITER), str(state)],
+        # By its text: the user it runs as may not be able to read a private checkout.
+        [sys.executable, "-c", WRITER.read_text(), str(state)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
         user=user,
         group=user,
         extra_groups=None if user is None else [],
@@ -190,7 +190,7 @@ class TestAsRoot:
         """
         run = subprocess.run(
             ["unshare", "-m", "sh", "-c", script, "sh", disk, sys.executable, WRITER, tmp_path / "state"],
-            env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
+            env={"PATH": os.environ["PATH"]},
             capture_output=True,
             timeout=90,
         )
