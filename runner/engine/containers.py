@@ -31,6 +31,8 @@ from runner.model import Measured
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+_SIGKILLED = 137
+_OOM_NEWS_S = 0.2  # Docker hears of a memory kill and of the end on separate ways; one may come a moment later
 
 _KILL_S = 5.0  # a killed PID 1 takes its whole namespace along in milliseconds; past this Docker is asked instead
 _REMOVE_TRIES = 3
@@ -173,14 +175,20 @@ class Container:
             next_step="rebuild it with `runner image build`; then `runner doctor`",
         )
 
-    async def exit_code(self) -> int:
-        """PID 1's exit code, after it ended; -1 when Docker does not know any more."""
+    async def ended(self) -> tuple[int, bool]:
+        """PID 1's exit code, after it ended (-1 when Docker does not know any more), and whether Docker saw the kernel
+        kill for memory: the cgroup that tells it, too, may be gone before it is read."""
         shop = self._workshop
         try:
-            return await shop.blocking(lambda: shop.docker.wait(self._id, 10.0))
+            code = await shop.blocking(lambda: shop.docker.wait(self._id, 10.0))
+            state = await shop.blocking(lambda: shop.docker.state(self._id))
+            if code == _SIGKILLED and not state.oom:
+                await anyio.sleep(_OOM_NEWS_S)
+                state = await shop.blocking(lambda: shop.docker.state(self._id))
+            return code, state.oom
         except Exception as error:  # the container may have been removed behind our back: that is no reason to stop
             log.warning("sandbox %s: exit code unknown: %s", self.sandbox, error)
-            return -1
+            return -1, False
 
     async def unmake(self) -> None:
         """Kill and remove it and give back what it held. Any number of times; raises when Docker will not remove it."""

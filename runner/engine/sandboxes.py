@@ -199,9 +199,9 @@ class Engine:
         self._begin_end(sandbox, lambda container: self._unmake_ended(container, sandbox, oom_kills))
 
     async def _unmake_ended(self, container: Container, sandbox: str, oom_kills: int) -> None:
-        code = await container.exit_code()
+        code, seen = await container.ended()
         # A clean exit means that gate closed the connection; an earlier call's memory kill has no part in it.
-        oom = oom_kills > 0 and code != 0
+        oom = (oom_kills > 0 or seen) and code != 0
         try:
             await self._unmake(container)
         finally:
