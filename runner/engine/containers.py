@@ -31,9 +31,9 @@ from runner.model import Measured
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
+
 _SIGKILLED = 137
 _OOM_NEWS_S = 0.2  # Docker hears of a memory kill and of the end on separate ways; one may come a moment later
-
 _KILL_S = 5.0  # a killed PID 1 takes its whole namespace along in milliseconds; past this Docker is asked instead
 _REMOVE_TRIES = 3
 
