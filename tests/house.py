@@ -79,11 +79,12 @@ class Daemon:
         seen = self.said()
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
-                [self.python, "-m", "runner", "serve", "--config", str(self.place / "runner.toml")],
+                # Named from its own folder, as people do; the children work elsewhere and must find the same files.
+                [self.python, "-m", "runner", "serve", "--config", "runner.toml"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                cwd="/",
+                cwd=self.place,
             )
         self.wait(lambda: "serving: instance" in self.said()[len(seen) :] or self._process.poll() is not None)
         assert self._process.poll() is None, self.said()[len(seen) :]

@@ -430,6 +430,7 @@ def _notify(state: str) -> None:
 def main(config_path: Path) -> int:
     """`runner serve`: refuse early and clearly, then serve. Returns the exit status."""
     privilege.require_root()
+    config_path = config_path.resolve()  # the children, who read paths in it anew, work elsewhere
     config, config_bytes = load_config(config_path)
     log.configure("parent")
     os.umask(0o077)
