@@ -26,7 +26,7 @@ def load(folder: str) -> ModuleType:
     """The tool's main.py, as a module named `main`; its own folder can be imported from."""
     sys.path.insert(0, folder)
     path = f"{folder}/main.py"
-    with open(path, "rb") as file:  # noqa: PTH123
+    with open(path, "rb") as file:  # noqa: PTH123 (pathlib would cost each call its import)
         source = file.read()
     module = ModuleType("main")
     module.__file__ = path

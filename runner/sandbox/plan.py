@@ -74,8 +74,7 @@ def _jail(manifest: Manifest, open_files: int, file_size: int, tool: ToolProfile
         execute += granted  # a tool may run what it wrote: the walls hold for that too
     if tool.tmp:
         read.append("/tmp")  # noqa: S108 - the sandbox's own tmpfs
-        write.append("/tmp")  # noqa: S108
-        execute.append("/tmp")  # noqa: S108
+        write.append("/tmp")  # noqa: S108 - the same; it is mounted noexec
     return Jail(
         read=tuple(read),
         write=tuple(write),
