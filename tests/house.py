@@ -102,6 +102,11 @@ class Daemon:
             self._process.send_signal(number)
         return self._process.wait(90)
 
+    def ended(self) -> int:
+        """The exit status of a daemon that ends by itself: a signal now could overtake it."""
+        assert self._process is not None
+        return self._process.wait(60)
+
     def wait(self, condition: Callable[[], Any], seconds: float = START_S) -> None:
         deadline = time.monotonic() + seconds
         while not condition():

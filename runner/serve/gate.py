@@ -15,6 +15,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class GateProcess:
         self._committed = asyncio.Event()
         self._opened: asyncio.Future[recorder_wire.Opened] = asyncio.get_running_loop().create_future()
         self._ending = asyncio.Event()
+        self._tasks: set[asyncio.Future[object]] = set()
         self._status = 0
         self._stop: parent.Stop | None = None
         self._server: Server | None = None
@@ -244,7 +246,13 @@ class GateProcess:
 
     def _attach_engine(self, sock: socket.socket) -> None:
         self._engine = Channel(sock, engine_wire.FromEngine, self._from_engine, carriers=(engine_wire.Created,))
-        asyncio.ensure_future(self._watch_engine(self._engine))  # noqa: RUF006 - ends with its channel
+        self._beside(self._watch_engine(self._engine))
+
+    def _beside(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run `work` beside the rest; held until it ends, since the loop itself holds tasks weakly."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _watch_engine(self, channel: Channel) -> None:
         await channel.closed.wait()
@@ -289,9 +297,7 @@ class GateProcess:
         self._attach_engine(sock)
         if self._server is not None:
             self._claims.engine = engine_wire.EngineCaller(self._engine)
-            asyncio.ensure_future(  # noqa: RUF006 - one entry
-                self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored"))
-            )
+            self._beside(self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored")))
 
     def _offer(self, offer: parent.Offer) -> None:
         try:
@@ -316,7 +322,7 @@ class GateProcess:
             return
         serving, anchors, peers = self._offered.pop(generation)
         self._offered.clear()
-        asyncio.ensure_future(self._swap(serving, anchors, peers))  # noqa: RUF006 - logs its own failure through the journal
+        self._beside(self._swap(serving, anchors, peers))
 
     async def _swap(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], frozenset[int]]) -> None:
         """Put the new catalogue into force between two calls. A call that has begun keeps the one it has."""

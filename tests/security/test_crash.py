@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from house import Daemon, alive
 
 from runner.client.errors import CallError, Interrupted, Unavailable
+from runner.errors import EXIT_UNAVAILABLE
 from runner.ledger import entry as entries
 
 pytestmark = pytest.mark.docker
@@ -38,7 +40,7 @@ def test_a_killed_process_ends_the_daemon_and_the_next_start_tells_the_truth(
     call = _dies_in_a_call(daemon, handed, victim.kill)
     daemon.wait(lambda: not any(alive(process.pid) for process in family), 30)
     daemon.wait(lambda: not daemon.containers(), 30)
-    assert daemon.stop() != 0
+    assert daemon.ended() == (-signal.SIGKILL if part == "parent" else EXIT_UNAVAILABLE)
     daemon.start()
     assert daemon.outcome(call).outcome == "interrupted"
     assert daemon.entries(entries.Start)[-1].previous == "dead"
@@ -105,7 +107,7 @@ def test_a_second_daemon_on_the_same_state_is_refused(make_daemon: Callable[...,
     daemon = make_daemon()
     command: list[Any] = [sys.executable, "-m", "runner", "serve", "--config", daemon.place / "runner.toml"]
     second = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert second.returncode != 0
+    assert second.returncode == EXIT_UNAVAILABLE
     assert "another daemon uses this state directory" in second.stderr
     with daemon.connect() as runner:
         assert runner.call("shell_run", {"argv": ["true"]}).ok

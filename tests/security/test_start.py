@@ -14,6 +14,7 @@ import psutil
 import pytest
 from house import Daemon, alive
 
+from runner.errors import EXIT_UNAVAILABLE
 from runner.ledger import entry as entries
 
 pytestmark = pytest.mark.docker
@@ -42,7 +43,7 @@ def test_what_lies_where_the_socket_belongs_is_never_followed_or_removed(
     else:
         inside.mkdir()
     done = _start(daemon)
-    assert done.returncode != 0
+    assert done.returncode == EXIT_UNAVAILABLE
     assert "no socket lies in the way" in done.stderr
     assert os.path.lexists(inside)
     assert target.read_text() == "kept"
@@ -65,7 +66,7 @@ def test_a_linked_folder_is_refused(name: str, make_daemon: Callable[..., Daemon
     (daemon.place / "elsewhere").mkdir()
     (daemon.place / name).symlink_to(daemon.place / "elsewhere")
     done = _start(daemon)
-    assert done.returncode != 0
+    assert done.returncode == EXIT_UNAVAILABLE
     assert "not a folder" in done.stderr
     assert not list((daemon.place / "elsewhere").iterdir())
 
