@@ -95,7 +95,7 @@ class Sandboxes(_Section, frozen=True):
     uid_first: Positive = 210_000
     uid_count: Positive = 4096
     maximum: Positive = 64
-    pool: Annotated[int, msgspec.Meta(ge=0)] = 0  # containers kept ready per task profile
+    pool: Annotated[int, msgspec.Meta(ge=0)] = 1  # sandboxes kept open per task profile: 13 MB each
 
 
 class Telemetry(_Section, frozen=True):

@@ -102,14 +102,14 @@ class Pipeline:
     ) -> CallPlan | None:
         if isinstance(answer, Refusal):
             return None
-        manifest = serving.tools[answer.authenticated.tool]
+        manifest, profile = serving.tools[answer.authenticated.tool], serving.task_profiles[session.task.profile]
         return self._parts.admit(
             running,
             plan(
                 answer,
-                sandbox=self._executor.sandbox_of(session.task.id),
+                sandbox=self._executor.sandbox_of(session.task.id, profile),
                 manifest=manifest,
-                task=serving.task_profiles[session.task.profile],
+                task=profile,
                 tool=serving.tool_profiles[manifest.profile],
             ),
         )

@@ -112,14 +112,14 @@ class Benches:
 
     @contextlib.asynccontextmanager
     async def open(
-        self, folder: Path, profile: TaskProfile | None = None, *, instance: str = "", pool: int = 0
+        self, folder: Path, profile: TaskProfile | None = None, *, instance: str = ""
     ) -> AsyncIterator[Bench]:
         """An engine that serves one profile named `default`."""
         ended: list[tuple[str, str, bool]] = []
         instance = instance or f"t{secrets.token_hex(5)}"
         engine = Engine(
             instance=instance,
-            config=Config(sandboxes=Sandboxes(image=self.image, uid_first=260_000, uid_count=512, pool=pool)),
+            config=Config(sandboxes=Sandboxes(image=self.image, uid_first=260_000, uid_count=512)),
             run_dir=folder / "run",
             state_dir=folder / "state",
             on_end=lambda sandbox, reason, oom: ended.append((sandbox, reason, oom)),

@@ -19,7 +19,6 @@ from runner.engine.control import remove_folder
 from runner.engine.docker import Docker, HostFacts
 from runner.engine.host import CompiledProfile, check_engine, compile_profile
 from runner.engine.image import REPOSITORY, Pins, tag
-from runner.engine.pool import Pool
 from runner.engine.uids import UidRange
 from runner.errors import RunnerError, refuse
 from runner.model import Measured, SandboxPlan, TaskProfile
@@ -48,7 +47,6 @@ class Engine:
         self._docker: Docker | None = None
         self._facts: HostFacts | None = None
         self._workshop: Workshop | None = None
-        self._pool: Pool | None = None
         self._compiled: Compiled = {}
         self._live: dict[str, Container] = {}
         self._making: dict[str, asyncio.Event] = {}
@@ -82,7 +80,6 @@ class Engine:
             instance=self._instance,
             start_s=self._config.limits.sandbox_start_s,
         )
-        self._pool = Pool(self._workshop, settings.pool)
         await anyio.to_thread.run_sync(self._remove_orphans)
 
     def _remove_orphans(self) -> None:
@@ -107,8 +104,6 @@ class Engine:
     def adopt(self, compiled: Compiled) -> None:
         """Make sandboxes from this catalogue from now on. Those that live keep theirs."""
         self._compiled = dict(compiled)
-        if self._pool is not None:
-            self._pool.stock(self._compiled)
 
     def use(self, profiles: Mapping[str, TaskProfile], seccomp: Mapping[str, bytes]) -> None:
         """`adopt(compile(…))`, for start-up, when nothing else runs in the loop."""
@@ -121,12 +116,9 @@ class Engine:
         compiled = self._check(plan)
         done = self._making[plan.sandbox] = asyncio.Event()
         try:
-            assert self._pool is not None
             assert self._workshop is not None
-            container = self._pool.take(compiled)
-            if container is None:
-                container = Container(self._workshop, plan.sandbox, compiled)
-                await container.make()
+            container = Container(self._workshop, plan.sandbox, compiled)
+            await container.make()
             assert container.measured is not None
             self._live[plan.sandbox] = container
             asyncio.get_running_loop().add_reader(container.pidfd, self._pid_one_ended, plan.sandbox)
@@ -170,7 +162,7 @@ class Engine:
             await making.wait()
         if sandbox in self._live:
             log.info("destroying sandbox %s: %s", sandbox, reason)
-            self._begin_end(sandbox, self._unmake)
+            self._begin_end(sandbox, Container.unmake)
         ending = self._ending.get(sandbox)
         if ending is not None:
             await asyncio.shield(ending)
@@ -188,11 +180,6 @@ class Engine:
         if not task.cancelled() and task.exception() is not None:
             log.error("sandbox %s: its container is left behind: %s", sandbox, task.exception())
 
-    async def _unmake(self, container: Container) -> None:
-        await container.unmake()
-        assert self._pool is not None
-        self._pool.stock(self._compiled)
-
     def _pid_one_ended(self, sandbox: str) -> None:
         """PID 1 ended without being told to. The cgroup still exists for a moment: read it before anything else."""
         oom_kills = self._live[sandbox].oom_kills()
@@ -203,7 +190,7 @@ class Engine:
         # A clean exit means that gate closed the connection; an earlier call's memory kill has no part in it.
         oom = (oom_kills > 0 or seen) and code != 0
         try:
-            await self._unmake(container)
+            await container.unmake()
         finally:
             self._on_end(sandbox, _reason(code, oom), oom)
 
@@ -212,10 +199,8 @@ class Engine:
         self._closed = True
         while self._making:
             await next(iter(self._making.values())).wait()
-        if self._pool is not None:
-            await self._pool.close()
         for sandbox in tuple(self._live):
-            self._begin_end(sandbox, self._unmake)
+            self._begin_end(sandbox, Container.unmake)
         for result in await asyncio.gather(*self._ending.values(), return_exceptions=True):
             if isinstance(result, Exception) and not isinstance(result, RunnerError):
                 raise result

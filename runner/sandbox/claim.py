@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
-from runner.model import Measured, SandboxPlan
+from runner.model import Manifest, Measured, SandboxPlan, TaskProfile
 from runner.sandbox.connection import Sandbox
+from runner.sandbox.pool import Opened, Pool
 
 _log = logging.getLogger(__name__)
 
@@ -47,7 +48,9 @@ class Claims:
         describe: Callable[[Measured], entries.Isolation],
         new_sandbox: Callable[[], str],
         start_s: float,
+        spares: int = 0,
     ) -> None:
+        """`spares` sandboxes are kept ready per task profile, once `stock` names the profiles."""
         self.engine: Engine | None = engine
         self._new_sandbox = new_sandbox
         self._names: dict[str, str] = {}  # task -> the sandbox it has or will have
@@ -56,6 +59,11 @@ class Claims:
         self._start_s = start_s
         self._opening: dict[str, asyncio.Task[Sandbox]] = {}
         self._ending: dict[str, tuple[str, asyncio.Task[None]]] = {}  # sandbox -> its task, and what takes it apart
+        self._pool = Pool(self._make, lambda spare, why: self._begin_end(spare, "", why), new_sandbox, spares)
+
+    def stock(self, profiles: Mapping[str, TaskProfile], tools: Mapping[str, Manifest]) -> None:
+        """Keep sandboxes ready for these profiles from now on."""
+        self._pool.stock(profiles, tools)
 
     @property
     def count(self) -> int:
@@ -67,10 +75,15 @@ class Claims:
         opening = self._opening.get(task)
         return opening.get_name() if opening is not None else ""
 
-    def name_for(self, task: str) -> str:
-        """The id of the task's sandbox, or the one its next sandbox will have."""
+    @property
+    def spares(self) -> int:
+        """Sandboxes that wait for a task."""
+        return self._pool.ready
+
+    def name_for(self, task: str, profile: TaskProfile) -> str:
+        """The id of the task's sandbox, or the one its next sandbox will have: that of a spare, if there is one."""
         if task not in self._names:
-            self._names[task] = self._new_sandbox()
+            self._names[task] = self._pool.reserve(profile) or self._new_sandbox()
         return self._names[task]
 
     def opened(self, plan: SandboxPlan) -> Sandbox | None:
@@ -96,7 +109,7 @@ class Claims:
     async def release(self, task: str, reason: str) -> None:
         """Remove the task's sandbox; done when no process of it is left. Idempotent."""
         opening = self._opening.pop(task, None)
-        self._names.pop(task, None)
+        self._pool.give_back(self._names.pop(task, ""))
         if opening is not None:
             with contextlib.suppress(RunnerError):  # it never opened
                 self._begin_end(await opening, task, reason)
@@ -110,6 +123,7 @@ class Claims:
 
     async def close(self, reason: str, seconds: float) -> None:
         """The daemon ends: close every sandbox, and wait this long for engine to say that they are gone."""
+        self._pool.close(reason)
         for opening in list(self._opening.values()):
             if opening.done() and opening.exception() is None:
                 opening.result().close(reason)
@@ -119,6 +133,7 @@ class Claims:
     def engine_lost(self) -> None:
         """Engine is gone: close every control connection, so that PID 1 of each sandbox exits by itself."""
         self.engine = None
+        self._pool.close("the engine ended")
         for opening in list(self._opening.values()):
             if opening.done() and opening.exception() is None:
                 opening.result().close("the engine ended")
@@ -136,24 +151,11 @@ class Claims:
 
     async def _open(self, plan: SandboxPlan, concurrent: int) -> Sandbox:
         engine = self.engine
-        if engine is None:
-            raise refuse("unavailable", "the engine is being restarted", retry_after_ms=2000)
-        try:
-            async with asyncio.timeout(self._start_s):
-                measured, descriptor = await engine.create(plan)
-        except TimeoutError:
-            raise refuse("unavailable", f"no sandbox within {self._start_s:.0f} s") from None
-        try:
-            sandbox = await Sandbox.open(
-                plan.sandbox,
-                descriptor,
-                lambda reason: self._lost(plan.task, plan.sandbox, reason),
-                concurrent=concurrent,
-                start_s=self._start_s,
-            )
-        except RunnerError:
-            await self._destroy(plan.sandbox, "it did not open")
-            raise
+        spare = self._pool.take(plan.sandbox)
+        if spare is not None and spare.profile != plan.profile_digest:
+            self._begin_end(spare.sandbox, "", "the catalogue was swapped")
+            raise refuse("unavailable", "the catalogue was swapped after this call was planned", retry_after_ms=100)
+        sandbox, measured, _ = spare or await self._make_or_make_room(plan, concurrent)
         await self._journal.write(
             entries.SandboxBegin(
                 time=self._journal.stamp(),
@@ -171,9 +173,46 @@ class Claims:
             raise refuse("unavailable", f"the sandbox is gone: {sandbox.lost}")
         return sandbox
 
-    def _lost(self, task: str, sandbox: str, reason: str) -> None:
+    async def _make_or_make_room(self, plan: SandboxPlan, concurrent: int) -> Opened:
+        try:
+            return await self._make(plan, concurrent)
+        except RunnerError as error:
+            if error.refused.code != "busy" or not await self._pool.yield_one():
+                raise
+        await asyncio.gather(*(ending for _, ending in self._ending.values()), return_exceptions=True)
+        return await self._make(plan, concurrent)
+
+    async def _make(self, plan: SandboxPlan, concurrent: int) -> Opened:
+        """A new sandbox, open. Raises `RunnerError` (unavailable, busy, host); then nothing of it is left."""
+        engine = self.engine
+        if engine is None:
+            raise refuse("unavailable", "the engine is being restarted", retry_after_ms=2000)
+        try:
+            async with asyncio.timeout(self._start_s):
+                measured, descriptor = await engine.create(plan)
+        except TimeoutError:
+            raise refuse("unavailable", f"no sandbox within {self._start_s:.0f} s") from None
+        try:
+            sandbox = await Sandbox.open(
+                plan.sandbox,
+                descriptor,
+                lambda reason: self._lost(plan.sandbox, reason),
+                concurrent=concurrent,
+                start_s=self._start_s,
+            )
+        except RunnerError:
+            await self._destroy(plan.sandbox, "it did not open")
+            raise
+        return Opened(sandbox, measured, plan.profile_digest)
+
+    def _lost(self, sandbox: str, reason: str) -> None:
+        self._pool.lost(sandbox)
+        task = next((task for task, named in self._names.items() if named == sandbox), "")
         opening = self._opening.get(task)
-        if opening is None or opening.get_name() != sandbox or not opening.done():
+        if opening is None:
+            self._names.pop(task, None)  # a spare that a plan names: the next plan names another
+            return
+        if opening.get_name() != sandbox or not opening.done():
             return  # whoever forgot it, or opens it, ends it
         self._forget(sandbox, task)
         self._begin_end(opening.result(), task, reason)
@@ -190,6 +229,9 @@ class Claims:
     async def _end(self, sandbox: Sandbox, task: str, reason: str) -> None:
         await self._destroy(sandbox.id, reason)
         sandbox.close(reason)
+        self._pool.refill()
+        if not task:
+            return  # a spare: no entry says that it began
         try:
             await self._journal.write(
                 entries.SandboxEnd(time=self._journal.stamp(), sandbox=sandbox.id, task=task, reason=reason[:500])

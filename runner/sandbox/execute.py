@@ -175,9 +175,9 @@ class Executor:
         self._grace_s = grace_s
         self._bpf: dict[str, bytes] = {}
 
-    def sandbox_of(self, task: str) -> str:
+    def sandbox_of(self, task: str, profile: TaskProfile) -> str:
         """The id of the task's sandbox, or the one its next sandbox will have."""
-        return self._claims.name_for(task)
+        return self._claims.name_for(task, profile)
 
     async def start(
         self, plan: CallPlan, task: str, profile: TaskProfile, manifest: Manifest, running: Running

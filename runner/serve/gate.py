@@ -162,6 +162,7 @@ class GateProcess:
             describe=isolation,
             new_sandbox=lambda: secrets.token_hex(6),
             start_s=limits.sandbox_start_s,
+            spares=config.sandboxes.pool,
         )
         tasks = Tasks(self._journal, self._store, calls, self._claims, maximum=limits.tasks, clock=time.monotonic)
         authority = Authority(self._store)
@@ -198,6 +199,7 @@ class GateProcess:
         self._admin = AdminServer(operations, operators)
         await self._server.start(self._sockets[0])
         await self._admin.start(self._sockets[1])
+        self._claims.stock(serving.task_profiles, serving.tools)
 
     async def _write_start(self, serving: Serving) -> None:
         for content in serving.catalog.contents.values():
@@ -297,6 +299,7 @@ class GateProcess:
         self._attach_engine(sock)
         if self._server is not None:
             self._claims.engine = engine_wire.EngineCaller(self._engine)
+            self._claims.stock(self._parts.serving.task_profiles, self._parts.serving.tools)
             self._beside(self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored")))
 
     def _offer(self, offer: parent.Offer) -> None:
@@ -345,6 +348,7 @@ class GateProcess:
         self._server.admit_only(peers[0])
         self._admin.admit_only(peers[1])
         self._server.tools_changed()
+        self._claims.stock(serving.task_profiles, serving.tools)
         _log.info("catalogue %s is in force", serving.catalog.digest[:16])
 
     # --- time -------------------------------------------------------------------------------------------------

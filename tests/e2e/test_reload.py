@@ -87,7 +87,8 @@ def test_a_broken_catalogue_is_refused_and_the_old_one_stays(served: tuple[Daemo
     first = daemon.ask(admin.Status())
     broken = {name: (catalogue / path, old, new, place) for name, (path, old, new, place) in BREAK.items()}
     broken["config"] = (daemon.place / "runner.toml", "[peers]", "[peeers]", "runner.toml:")
-    broken["config value"] = (daemon.place / "runner.toml", "[sandboxes]", "[sandboxes]\npool = true", "runner.toml:")
+    section = "[sandboxes]"
+    broken["config value"] = (daemon.place / "runner.toml", section, f"{section}\nmaximum = true", "runner.toml:")
     broken["what cannot change"] = (daemon.place / "runner.toml", 'run = "run"', 'run = "other"', "runner.toml")
     with daemon.connect() as agent:
         digest = agent.tools_digest

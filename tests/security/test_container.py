@@ -542,30 +542,3 @@ def test_an_image_without_the_guest_is_refused_at_once(benches, tmp_path, monkey
             assert bench.containers() == []
 
     asyncio.run(act())
-
-
-def test_a_pool_that_is_just_filling_leaves_nothing(benches, tmp_path):
-    async def act():
-        async with benches.open(tmp_path, pool=3) as bench:
-            await until(lambda: bool(bench.containers()))
-        assert list((tmp_path / "run/sandboxes").iterdir()) == []
-
-    asyncio.run(act())
-
-
-def test_a_pooled_container_is_measured_and_taken_once(benches, tmp_path):
-    async def act():
-        async with benches.open(tmp_path, pool=2) as bench:
-            await until(lambda: bench.engine._pool.ready == 2)
-            waiting = set(bench.containers())
-            measured, control = await bench.create("s1")
-            assert measured.seccomp == 2
-            again, other = await bench.create("s2")
-            assert measured.pid != again.pid
-            assert len(waiting & set(bench.containers())) == 2
-            await bench.engine.destroy("s1", "test")
-            await until(lambda: bench.engine._pool.ready == 2)
-            os.close(control)
-            os.close(other)
-
-    asyncio.run(act())

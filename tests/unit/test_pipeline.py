@@ -108,7 +108,7 @@ class House:
         )
         monkeypatch.setattr(pipeline.record, "call", self._record_call)
         monkeypatch.setattr(pipeline.record, "outcome", self._record_outcome)
-        executor: Any = SimpleNamespace(sandbox_of=lambda task: "s", start=self._start)
+        executor: Any = SimpleNamespace(sandbox_of=lambda task, profile: "s", start=self._start)
         self.events = events
         self.pipeline = Pipeline(parts, executor, Telemetry("none", None, instance="i", version="v"))  # type: ignore[arg-type] # no file is opened
 

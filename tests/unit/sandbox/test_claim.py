@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 
 from runner.errors import RunnerError, refuse
@@ -29,12 +31,15 @@ class Engine:
         self.gate.set()
         self.first = READY
         self.refusal: RunnerError | None = None
+        self.maximum = 64
 
     async def create(self, plan: SandboxPlan) -> Any:
         self.created.append(plan.sandbox)
         await self.gate.wait()
         if self.refusal is not None:
             raise self.refusal
+        if len(self.peers) >= self.maximum:
+            raise refuse("busy", "full")
         ours, theirs = socket.socketpair()
         theirs.send(self.first)
         self.peers[plan.sandbox] = theirs
@@ -63,18 +68,24 @@ class Journal:
 
 
 ISOLATION: Any = None
+PROFILE: Any = SimpleNamespace(digest="d", name="p", tools=(), ceilings=SimpleNamespace(concurrent_calls=4))
 
 
 class House:
-    def __init__(self, start_s: float = 5) -> None:
+    def __init__(self, start_s: float = 5, spares: int = 0) -> None:
         self.engine, self.journal = Engine(), Journal()
         names = iter(f"s{number}" for number in range(100))
         self.claims = Claims(
-            self.engine, self.journal, describe=lambda _: ISOLATION, new_sandbox=lambda: next(names), start_s=start_s
+            self.engine,
+            self.journal,
+            describe=lambda _: ISOLATION,
+            new_sandbox=lambda: next(names),
+            start_s=start_s,
+            spares=spares,
         )
 
     def plan(self, task: str = "t") -> SandboxPlan:
-        return SandboxPlan(sandbox=self.claims.name_for(task), task=task, profile="p", profile_digest="d")
+        return SandboxPlan(sandbox=self.claims.name_for(task, PROFILE), task=task, profile="p", profile_digest="d")
 
     async def settled(self) -> None:
         while self.claims._ending:
@@ -221,3 +232,95 @@ def test_a_lost_engine_closes_every_sandbox_and_those_that_open_meanwhile() -> N
         assert sorted(house.journal.ends()) == ["s0", "s1"]
 
     on_loop(work)
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    while not condition():
+        await asyncio.sleep(0.005)
+
+
+def test_a_spare_is_claimed_by_the_plan_that_named_it_and_recorded_only_then() -> None:
+    async def work(house: House) -> None:
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        assert house.journal.written == []
+        plan = house.plan()
+        assert (plan.sandbox, house.claims.spares) == ("s0", 0)
+        assert (await house.claims.claim(plan, 4)).id == "s0"
+        assert [entry.sandbox for entry in house.journal.written] == ["s0"]
+        await until(lambda: house.claims.spares == 1)
+        assert house.engine.created == ["s0", "s1"]
+        await house.claims.release("t", "over")
+        assert house.journal.ends() == ["s0"]
+
+    on_loop(work, spares=1)
+
+
+def test_a_spare_that_was_named_and_never_used_is_a_spare_again() -> None:
+    async def work(house: House) -> None:
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        house.plan()
+        await house.claims.release("t", "over")
+        assert house.claims.spares == 1
+        assert house.plan("u").sandbox == "s0"
+
+    on_loop(work, spares=1)
+
+
+def test_a_spare_lost_between_plan_and_claim_runs_nothing() -> None:
+    async def work(house: House) -> None:
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        plan = house.plan()
+        house.engine.peers["s0"].close()
+        await until(lambda: "s0" in house.engine.destroyed)
+        with pytest.raises(RunnerError) as refused:
+            await house.claims.claim(plan, 4)
+        assert refused.value.refused.retryable
+        assert (await house.claims.claim(house.plan(), 4)).id == "s1"
+
+    on_loop(work, spares=1)
+
+
+def test_a_spare_of_another_catalogue_is_not_used() -> None:
+    async def work(house: House) -> None:
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        named = house.plan()
+        with pytest.raises(RunnerError) as refused:
+            await house.claims.claim(msgspec.structs.replace(named, profile_digest="e"), 4)
+        assert refused.value.refused.retryable
+        house.claims.stock({}, {})
+        await house.settled()
+        assert (house.claims.spares, house.engine.destroyed) == (0, ["s0"])
+
+    on_loop(work, spares=1)
+
+
+def test_a_spare_gives_its_place_to_a_task() -> None:
+    async def work(house: House) -> None:
+        house.engine.maximum = 1
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        other: Any = SimpleNamespace(**{**vars(PROFILE), "digest": "o"})
+        plan = SandboxPlan(sandbox=house.claims.name_for("t", other), task="t", profile="o", profile_digest="o")
+        assert (await house.claims.claim(plan, 4)).id == "s1"
+        assert house.engine.destroyed == ["s0"]
+        assert house.claims.spares == 0
+
+    on_loop(work, spares=1)
+
+
+def test_a_lost_engine_takes_the_spares_and_its_successor_brings_new_ones() -> None:
+    async def work(house: House) -> None:
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        house.claims.engine_lost()
+        assert house.claims.spares == 0
+        house.claims.engine = house.engine
+        house.claims.stock({"p": PROFILE}, {})
+        await until(lambda: house.claims.spares == 1)
+        assert house.engine.created == ["s0", "s1"]
+
+    on_loop(work, spares=1)

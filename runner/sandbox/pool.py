@@ -1,0 +1,151 @@
+"""Sandboxes opened ahead, so that a task's first call waits neither for Docker nor for PID 1.
+
+A spare belongs to no task: it holds the profile's tool code and nothing else. A call's plan names the sandbox it will
+run in, so a spare is reserved when the first call is planned and taken when that call is recorded. Kept in gate, not in
+engine: what is ready to be claimed is a control connection, and only gate holds those."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NamedTuple
+
+from runner.errors import RunnerError
+from runner.model import Manifest, Measured, SandboxPlan, TaskProfile
+from runner.sandbox.connection import Sandbox
+
+_log = logging.getLogger(__name__)
+_QUIET_S = 0.5  # making a container takes both cores for 100 ms: not while the call that took the last one runs
+_BACKOFF_S = 5.0  # after a sandbox could not be made: the reason will not pass in a moment
+
+
+class Opened(NamedTuple):
+    """An open sandbox and what engine measured of it."""
+
+    sandbox: Sandbox
+    measured: Measured
+    profile: str  # the digest it was made for
+
+
+Make = Callable[[SandboxPlan, int], Awaitable[Opened]]
+Discard = Callable[[Sandbox, str], None]
+
+
+class Pool:
+    """Up to `size` spares per task profile. `make` opens a sandbox for a plan, `discard` ends one."""
+
+    def __init__(self, make: Make, discard: Discard, new_sandbox: Callable[[], str], size: int) -> None:
+        self._make = make
+        self._discard = discard
+        self._new_sandbox = new_sandbox
+        self._size = size
+        self._wanted: Mapping[str, tuple[TaskProfile, Sequence[Manifest]]] = {}  # by the profile's digest
+        self._ready: dict[str, Opened] = {}  # by id, oldest first
+        self._reserved: dict[str, Opened] = {}  # named by a plan, not claimed yet
+        self._filling: asyncio.Task[None] | None = None
+        self._quiet = asyncio.Event()  # no spare is being made at this moment
+        self._quiet.set()
+
+    @property
+    def ready(self) -> int:
+        """How many spares wait."""
+        return len(self._ready)
+
+    def stock(self, profiles: Mapping[str, TaskProfile], tools: Mapping[str, Manifest]) -> None:
+        """Keep spares for these profiles from now on, and end those made for others."""
+        self._wanted = {
+            profile.digest: (profile, [tools[name] for name in profile.tools if name in tools])
+            for profile in profiles.values()
+        }
+        for name, opened in list(self._ready.items()):
+            if opened.profile not in self._wanted:
+                del self._ready[name]
+                self._discard(opened.sandbox, "the catalogue was swapped")
+        self.refill(0.0)
+
+    def reserve(self, profile: TaskProfile) -> str:
+        """The id of a live spare of exactly this profile, now the caller's to `take` or `give_back`; "" for none."""
+        for name, opened in self._ready.items():
+            if opened.profile == profile.digest and not opened.sandbox.lost:
+                self._reserved[name] = self._ready.pop(name)
+                self.refill()
+                return name
+        return ""
+
+    def take(self, sandbox: str) -> Opened | None:
+        """The reserved spare of this id, None when there is none."""
+        return self._reserved.pop(sandbox, None)
+
+    def give_back(self, sandbox: str) -> None:
+        """Nobody ran anything in it: it is a spare again."""
+        found = self._reserved.pop(sandbox, None)
+        if found is not None and found.profile in self._wanted:
+            self._ready[sandbox] = found
+        elif found is not None:
+            self._discard(found.sandbox, "the catalogue was swapped")
+
+    async def yield_one(self) -> bool:
+        """End the oldest spare, or the one that is being made, so that a task can have its place. Whether there was
+        one."""
+        if not self._ready:
+            await self._quiet.wait()
+        for name in self._ready:
+            self._discard(self._ready.pop(name).sandbox, "a task needs its place")
+            return True
+        return False
+
+    def lost(self, sandbox: str) -> None:
+        """Its connection ended."""
+        found = self._ready.pop(sandbox, None) or self._reserved.pop(sandbox, None)
+        if found is not None:
+            self._discard(found.sandbox, found.sandbox.lost)
+            self.refill(_BACKOFF_S)
+
+    def close(self, reason: str) -> None:
+        """End every spare, and make none until `stock`."""
+        self._wanted = {}
+        if self._filling is not None:
+            self._filling.cancel()
+        for opened in [*self._ready.values(), *self._reserved.values()]:
+            self._discard(opened.sandbox, reason)
+        self._ready.clear()
+        self._reserved.clear()
+
+    def refill(self, delay: float = _QUIET_S) -> None:
+        """Make what is missing, after `delay` seconds, in the background."""
+        if self._size > 0 and (self._filling is None or self._filling.done()):
+            self._filling = asyncio.create_task(self._fill(delay))
+
+    async def _fill(self, delay: float) -> None:
+        while (missing := self._missing()) is not None:
+            await asyncio.sleep(delay)
+            self._quiet.clear()
+            try:
+                await self._add(*missing)
+                delay = 0.0
+            except RunnerError as error:
+                if error.refused.code == "busy":
+                    return  # no room: the end of a sandbox asks for the next try
+                _log.warning("no sandbox for the pool: %s", error.refused.line())
+                delay = _BACKOFF_S
+            finally:
+                self._quiet.set()
+
+    async def _add(self, profile: TaskProfile, tools: Sequence[Manifest]) -> None:
+        plan = SandboxPlan(sandbox=self._new_sandbox(), task="", profile=profile.name, profile_digest=profile.digest)
+        opened = await self._make(plan, profile.ceilings.concurrent_calls)
+        try:
+            for manifest in tools:
+                await opened.sandbox.provide(manifest)
+        except BaseException:
+            self._discard(opened.sandbox, "it did not take its tools")
+            raise
+        if opened.sandbox.lost or profile.digest not in self._wanted:
+            self._discard(opened.sandbox, opened.sandbox.lost or "the catalogue was swapped")
+        else:
+            self._ready[plan.sandbox] = opened
+
+    def _missing(self) -> tuple[TaskProfile, Sequence[Manifest]] | None:
+        kept = [opened.profile for opened in self._ready.values()]
+        return next((wanted for digest, wanted in self._wanted.items() if kept.count(digest) < self._size), None)
