@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -152,8 +152,8 @@ class Recorder:
         """The greatest call id so far, "" for none. New ones must be greater (see `ledger/sequence.py`)."""
         return self._sequence.state.newest
 
-    def append(self, entry_bytes: bytes) -> tuple[int, str]:
-        """Take one entry into the current group: its position, and its digest.
+    def append(self, entry_bytes: bytes, contents: Iterable[bytes] = ()) -> tuple[int, str]:
+        """Take one entry into the current group, and the content that it names: its position, and its digest.
 
         Raises `RunnerError` (ledger), and writes nothing, when the bytes are not canonical, of an unknown kind or
         version, or out of order. That refusal is not the end: the next entry may come."""
@@ -161,6 +161,8 @@ class Recorder:
             raise self._failed
         entry = entries.decode(entry_bytes)
         self._sequence.check(entry)
+        for data in contents:
+            self.store(data)
         return self._take(entry_bytes, entry), entries.digest(entry_bytes)
 
     def _admit(self, entry: entries.AnyEntry) -> None:

@@ -90,7 +90,7 @@ class RecorderProcess:
     def _append(self, message: wire.Append) -> None:
         assert self._gate is not None
         try:
-            position, digest = self._recorder.append(message.entry)
+            position, digest = self._recorder.append(message.entry, message.contents)
         except RunnerError as error:
             self._gate.post(wire.Refused(number=message.number, refusal=error.refused))
             return

@@ -1,6 +1,14 @@
 """Messages between gate and recorder. Order on the connection is order in the ledger.
 
-Content precedes the entry that names it on the same connection, so that every digest in an entry resolves.
+Content comes before the entry that names it, or with it, so that every digest in an entry resolves. The cheap way,
+one message and one system call at each end, is to hand the content over with its entry:
+
+    await recorder.append(entry, contents=(salted_arguments, plan))
+    await recorder.seal(call, outcome, contents=(salted_stdout,), sync=False)
+
+`contents` are whole (salt first, where content is salted), each of at most `WITH_ENTRY` bytes. When the entry is
+refused, they are forgotten with it. Larger content, and content whose end is not known, goes ahead of its entry in
+pieces (`StoreOpen`, `StoreWrite`, `StoreClose`); what belongs to no single entry, such as a catalogue, by `store`.
 """
 
 from __future__ import annotations
@@ -12,6 +20,8 @@ import msgspec
 from runner.errors import Refusal, RunnerError
 from runner.model import Receipt
 
+WITH_ENTRY = 64 << 10  # bytes; more is better sent while it is made than held back for its entry
+
 
 class Message(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
@@ -20,11 +30,13 @@ class Message(
 
 
 class Append(Message, frozen=True, tag="append"):
-    """Append one entry, given as its canonical JSON (`runner.ledger.entry`). With `sync`, answer after the fsync."""
+    """Append one entry, given as its canonical JSON (`runner.ledger.entry`), and keep the `contents` that it names,
+    each as `Store` would. With `sync`, answer after the fsync."""
 
     number: int
     entry: bytes
     sync: bool = False
+    contents: tuple[bytes, ...] = ()
 
 
 class Store(Message, frozen=True, tag="store"):
@@ -125,17 +137,20 @@ class RecorderCaller:
     def __init__(self, channel: Requester) -> None:
         self._channel = channel
 
-    async def append(self, entry: bytes, *, sync: bool = False) -> Appended:
-        """Append one canonical entry. Raises `RunnerError` (ledger) with the recorder's refusal."""
-        answer, _ = await self._channel.request(Append(number=self._channel.number(), entry=entry, sync=sync))
+    async def append(self, entry: bytes, *, sync: bool = False, contents: tuple[bytes, ...] = ()) -> Appended:
+        """Append one canonical entry, and keep the `contents` that it names with it. Raises `RunnerError` (ledger)
+        with the recorder's refusal: then nothing was written."""
+        answer, _ = await self._channel.request(
+            Append(number=self._channel.number(), entry=entry, sync=sync, contents=contents)
+        )
         if isinstance(answer, Refused):
             raise RunnerError(answer.refusal)
         assert isinstance(answer, Appended)
         return answer
 
-    async def seal(self, call: str, entry: bytes, *, sync: bool) -> Receipt:
-        """Append a call's outcome and return its receipt."""
-        sealed = await self.append(entry, sync=sync)
+    async def seal(self, call: str, entry: bytes, *, sync: bool, contents: tuple[bytes, ...] = ()) -> Receipt:
+        """Append a call's outcome, with its output, and return its receipt."""
+        sealed = await self.append(entry, sync=sync, contents=contents)
         return Receipt(call=call, digest=sealed.digest, position=sealed.position, durable=sealed.durable)
 
     async def store(self, data: bytes) -> None:

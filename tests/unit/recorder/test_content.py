@@ -11,6 +11,7 @@ import pytest
 
 from runner.errors import RunnerError
 from runner.evidence.content import ContentReader
+from runner.ledger import entry as entries
 from runner.ledger.tile import SMALL
 from runner.recorder.content import ContentStore
 
@@ -122,3 +123,28 @@ def test_a_wrong_name_is_the_recorders_end(sample: ModuleType, tmp_path: Path) -
     with pytest.raises(RunnerError, match="announced"):
         sample.add(recorder, sample.start())
     recorder.close()
+
+
+def test_content_comes_with_its_entry_and_is_durable_with_it(sample: ModuleType, tmp_path: Path) -> None:
+    recorder = sample.open_recorder(tmp_path)
+    arguments, large = os.urandom(100), os.urandom(SMALL + 1)
+    recorder.append(entries.encode(sample.call(1)), (arguments, large))
+    recorder.commit()
+    reader = ContentReader(tmp_path / "content")
+    assert reader.get(digest(arguments)) == arguments
+    assert reader.get(digest(large)) == large
+    reader.close()
+    recorder.close()
+
+
+def test_content_of_a_refused_entry_is_not_kept(sample: ModuleType, tmp_path: Path) -> None:
+    recorder = sample.open_recorder(tmp_path)
+    with pytest.raises(RunnerError, match="never planned"):
+        recorder.append(entries.encode(sample.outcome(1)), (b"of an outcome", b"x" * (SMALL + 1)))
+    sample.add(recorder, sample.start())
+    recorder.commit()
+    reader = ContentReader(tmp_path / "content")
+    assert reader.get(digest(b"of an outcome")) is None
+    reader.close()
+    recorder.close()
+    assert files(tmp_path / "content") == []
