@@ -12,7 +12,7 @@ from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
 from runner.model import Authenticated, CallPlan, Decision, Measured, Outcome, Principal, Receipt
 from runner.wire.agent import SessionFacts
-from runner.wire.recorder import Appended, RecorderCaller
+from runner.wire.recorder import WITH_ENTRY, Appended, RecorderCaller
 
 _canonical = msgspec.json.Encoder(order="sorted")
 
@@ -42,34 +42,62 @@ class Journal:
         self._on_fatal = on_fatal
 
     async def write(
-        self, entry: entries.AnyEntry, *, sync: bool = False, arguments: str = "", value: bytes | None = None
+        self,
+        entry: entries.AnyEntry,
+        *,
+        sync: bool = False,
+        arguments: str = "",
+        value: bytes | None = None,
+        contents: tuple[bytes, ...] = (),
     ) -> Appended:
-        """Append one entry. Raises `RunnerError`: (arguments) for an entry too large to be one, with nothing written;
-        any other after it has stopped the daemon."""
+        """Append one entry, with the `contents` it names. Raises `RunnerError`: (arguments) for an entry too large to
+        be one, with nothing written; any other after it has stopped the daemon."""
         data = _encoded(entry)
         try:
-            written = await self.recorder.append(data, sync=sync)
+            written = await self.recorder.append(data, sync=sync, contents=await self._ahead(contents))
             self._state.apply(written.position, entry, arguments=arguments, value=value)
         except RunnerError as error:
             self._on_fatal(error)
             raise
         return written
 
-    async def seal(self, outcome: entries.Outcome, *, sync: bool, value: bytes | None = None) -> Receipt:
-        """Append a call's outcome; its receipt. Raises `RunnerError` after it has stopped the daemon."""
+    async def seal(
+        self,
+        outcome: entries.Outcome,
+        *,
+        sync: bool,
+        value: bytes | None = None,
+        contents: tuple[bytes, ...] = (),
+    ) -> Receipt:
+        """Append a call's outcome, with the `contents` it names; its receipt. Raises `RunnerError` after it has stopped
+        the daemon."""
         try:
-            receipt = await self.recorder.seal(outcome.call, entries.encode(outcome), sync=sync)
+            data = entries.encode(outcome)
+            receipt = await self.recorder.seal(outcome.call, data, sync=sync, contents=await self._ahead(contents))
             self._state.apply(receipt.position, outcome, value=value)
         except RunnerError as error:
             self._on_fatal(error)
             raise
         return receipt
 
-    async def keep(self, data: bytes, salt: bytes = b"") -> entries.Content:
+    async def keep(self, data: bytes) -> entries.Content:
         """Put content into the store ahead of the entry that names it."""
-        kept = salt + data
+        kept, named = content(data)
         await self.recorder.store(kept)
-        return entries.Content(digest=hashlib.sha256(kept).hexdigest(), size=len(data))
+        return named
+
+    async def _ahead(self, contents: tuple[bytes, ...]) -> tuple[bytes, ...]:
+        """What travels with the entry; larger content goes ahead of it."""
+        for each in contents:
+            if len(each) > WITH_ENTRY:
+                await self.recorder.store(each)
+        return tuple([each for each in contents if len(each) <= WITH_ENTRY])
+
+
+def content(data: bytes, salt: bytes = b"") -> tuple[bytes, entries.Content]:
+    """What is kept for `data`, and how an entry names it."""
+    kept = salt + data
+    return kept, entries.Content(digest=hashlib.sha256(kept).hexdigest(), size=len(data))
 
 
 def _encoded(entry: entries.AnyEntry) -> bytes:

@@ -32,7 +32,7 @@ class Streams(TypedDict):
     """What a pump needs to name a call's two output streams in the content store."""
 
     numbers: tuple[int, int]
-    salts: tuple[bytes, bytes]
+    salt: Callable[[], bytes]
 
 
 class Parts:
@@ -108,6 +108,6 @@ class Parts:
         return planned
 
     def streams(self) -> Streams:
-        """Two fresh content streams for a call's output: numbers and salts."""
+        """Two fresh content streams for a call's output: their numbers, and where their salts come from."""
         self._streams += 2
-        return Streams(numbers=(self._streams - 1, self._streams), salts=(self.journal.salt(), self.journal.salt()))
+        return Streams(numbers=(self._streams - 1, self._streams), salt=self.journal.salt)

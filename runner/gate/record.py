@@ -7,7 +7,7 @@ from typing import Any
 from runner.gate import entries
 from runner.gate.approve import settle
 from runner.gate.calls import Finished, Running
-from runner.gate.entries import Journal, canonical
+from runner.gate.entries import Journal, canonical, content
 from runner.gate.serving import Serving
 from runner.gate.session import Session
 from runner.ledger.entry import Stream
@@ -28,21 +28,25 @@ async def call(
         await session.tasks.begin(session.task)
     since = session.task.context.decided(authenticated.tool, allowed=planned is not None)
     manifest = serving.tools.get(authenticated.tool)
+    arguments, named = content(canonical(authenticated.arguments), journal.salt())
+    contents: tuple[bytes, ...] = (arguments,)
     kept = None
     if planned is not None and manifest is not None:
-        kept = entries.planned(planned, manifest.profile, await journal.keep(canonical(planned)))
+        whole, called = content(canonical(planned))
+        contents = (arguments, whole)
+        kept = entries.planned(planned, manifest.profile, called)
     entry = entries.call_entry(
         authenticated,
         settle(decision),
         call=running.call,
         time=journal.stamp(),
-        arguments=await journal.keep(canonical(authenticated.arguments), journal.salt()),
+        arguments=named,
         tool_digest=manifest.digest if manifest is not None else "",
         facts=session.facts,
         untrusted=since,
         plan=kept,
     )
-    await journal.write(entry, arguments=running.arguments)
+    await journal.write(entry, arguments=running.arguments, contents=contents)
     running.recorded = True
 
 
@@ -50,14 +54,18 @@ async def outcome(
     journal: Journal,
     ended: Outcome,
     running: Running,
-    streams: tuple[Stream | None, Stream | None],
+    streams: tuple[Stream | None, Stream | None, tuple[bytes, ...]],
     raw: bytes | None,
     value: Any,
     walls: tuple[str, ...],
 ) -> Finished:
-    """Seal the call. `raw` is a python tool's result as it came, `value` what it means."""
-    stdout, stderr = streams
-    kept = await journal.keep(raw, journal.salt()) if raw is not None else None
+    """Seal the call. `streams` are stdout and stderr, and what of them is kept with this entry; `raw` is a python
+    tool's result as it came, `value` what it means."""
+    stdout, stderr, contents = streams
+    kept = None
+    if raw is not None:
+        result, kept = content(raw, journal.salt())
+        contents = (*contents, result)
     entry = entries.outcome_entry(
         ended,
         call=running.call,
@@ -68,7 +76,7 @@ async def outcome(
         result=kept,
         walls=walls,
     )
-    receipt = await journal.seal(entry, sync=running.sync, value=raw)
+    receipt = await journal.seal(entry, sync=running.sync, value=raw, contents=contents)
     return Finished(
         ended, receipt, value, stdout.size if stdout is not None else 0, stderr.size if stderr is not None else 0
     )

@@ -95,7 +95,7 @@ class House:
                 task_profiles={"p": None}),
             view=lambda *_: None, admit=lambda running, planned: planned,
             journal=SimpleNamespace(recorder=Recorder(self.log)),
-            streams=lambda: {"numbers": (1, 2), "salts": (b"", b"")},
+            streams=lambda: {"numbers": (1, 2), "salt": bytes},
         )  # fmt: skip
         decision = SimpleNamespace(effect="allow", rules=())
         monkeypatch.setattr(pipeline, "beyond", lambda *_: None)
@@ -165,8 +165,8 @@ def test_the_order_is_recorded_before_it_acts_and_sealed_before_it_tells(monkeyp
     house = House(monkeypatch, [Piece("stdout", b"x"), ENDED])
     assert house.run() is None
     assert house.log == [
-        "authenticate", "authorize", "approve", "plan", "record call", "accepted", "start", "StoreOpen", "StoreWrite",
-        "output", "delivered", "left", "StoreClose", "record outcome", "result",
+        "authenticate", "authorize", "approve", "plan", "record call", "accepted", "start",
+        "output", "delivered", "left", "record outcome", "result",
     ]  # fmt: skip
 
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from runner.errors import RunnerError, refuse
-from runner.gate.entries import Journal, call_digest
+from runner.gate.entries import Journal, call_digest, content
 from runner.ledger import entry as entries
+from runner.wire.recorder import WITH_ENTRY
 
 
 class Recorder:
     refusal: RunnerError | None = None
     stored: bytes = b""
+    contents: tuple[bytes, ...] = ()
 
-    async def append(self, data: bytes, *, sync: bool = False) -> Any:
+    async def append(self, data: bytes, *, sync: bool = False, contents: tuple[bytes, ...] = ()) -> Any:
         if self.refusal is not None:
             raise self.refusal
+        self.contents = contents
         return SimpleNamespace(position=3, digest="d")
 
     async def store(self, data: bytes) -> None:
@@ -71,11 +75,24 @@ def test_a_ledger_or_a_state_that_does_not_take_it_is_fatal() -> None:
         assert len(house.fatal) == 1
 
 
-def test_kept_content_is_salted_and_measured_without_the_salt() -> None:
+def test_content_is_salted_and_measured_without_the_salt() -> None:
+    kept, named = content(b"data", b"salt")
+    assert (kept, named.size) == (b"saltdata", 4)
+    assert named.digest == hashlib.sha256(kept).hexdigest()
+
+
+def test_content_travels_with_its_entry_unless_it_is_large() -> None:
     house = House()
-    kept = asyncio.run(house.journal.keep(b"data", b"salt"))
-    assert house.recorder.stored == b"saltdata"
-    assert kept.size == 4
+    small, large = b"s" * WITH_ENTRY, b"l" * (WITH_ENTRY + 1)
+    asyncio.run(house.journal.write(refusals("x"), contents=(small, large)))
+    assert (house.recorder.contents, house.recorder.stored) == ((small,), large)
+
+
+def test_content_of_an_entry_that_cannot_be_one_is_not_kept() -> None:
+    house = House()
+    with pytest.raises(RunnerError):
+        asyncio.run(house.journal.write(refusals("x" * 70_000), contents=(b"l" * (WITH_ENTRY + 1),)))
+    assert not house.recorder.stored
 
 
 def test_a_key_is_bound_to_tool_and_arguments_in_any_order() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from runner.stream.filters import Cap
-from runner.stream.pump import Pump, salted
+from runner.stream.pump import Pump
 from runner.stream.result import structured
-from runner.wire.recorder import StoreClose, StoreOpen, StoreWrite
+from runner.wire.recorder import WITH_ENTRY, StoreClose, StoreOpen, StoreWrite
 
 
 @given(some.lists(some.binary(max_size=50)), some.integers(0, 200))
@@ -35,23 +37,53 @@ class Content:
         self.sent.append(message)
 
 
-def test_output_is_kept_under_a_salted_digest_before_it_is_handed_on() -> None:
+def salts() -> Callable[[], bytes]:
+    numbers = itertools.count()
+    return lambda: bytes([next(numbers)]) * 16
+
+
+def test_little_output_waits_for_the_entry_under_a_salted_digest() -> None:
     async def run() -> None:
         content = Content()
-        pump = Pump(content, limit=5, numbers=(1, 2), salts=(b"s" * 16, b"t" * 16))
+        pump = Pump(content, limit=5, numbers=(1, 2), salt=salts())
         first = await pump.take("stdout", b"abc")
         assert first is not None
-        assert content.sent == [StoreOpen(stream=1, salt=b"s" * 16), StoreWrite(stream=1, data=b"abc")]
         assert await pump.take("stderr", b"defg") is not None
         assert await pump.take("stdout", b"more") is None
         assert pump.capped
         pump.delivered("stdout", 2)
-        stdout, stderr = await pump.close()
+        stdout, stderr, held = await pump.close()
         assert stdout is not None
         assert stderr is not None
         assert (stdout.size, stdout.delivered, stderr.size, stderr.delivered) == (3, 2, 2, 0)
-        assert stdout.digest == hashlib.sha256(b"s" * 16 + b"abc").hexdigest()
-        assert content.sent[-1] == StoreClose(stream=2, digest=stderr.digest)
+        assert held == (b"\0" * 16 + b"abc", b"\1" * 16 + b"de")
+        assert [stdout.digest, stderr.digest] == [hashlib.sha256(each).hexdigest() for each in held]
+        assert content.sent == []
+
+    asyncio.run(run())
+
+
+@given(some.lists(some.binary(min_size=1, max_size=WITH_ENTRY), max_size=4))
+def test_more_output_is_kept_while_it_comes_and_nothing_of_it_twice(pieces: list[bytes]) -> None:
+    async def run() -> None:
+        content = Content()
+        pump = Pump(content, limit=1 << 30, numbers=(1, 2), salt=salts())
+        for piece in pieces:
+            assert await pump.take("stdout", piece) is not None
+        stdout, _, held = await pump.close()
+        whole = b"".join(pieces)
+        sent = b"".join(message.data for message in content.sent if isinstance(message, StoreWrite))
+        if stdout is None:
+            assert not whole
+            return
+        assert stdout.digest == hashlib.sha256(b"\0" * 16 + whole).hexdigest()
+        if held:
+            assert (held, sent) == ((b"\0" * 16 + whole,), b"")
+            assert len(held[0]) <= WITH_ENTRY  # what may travel with an entry
+        else:
+            assert sent == whole
+            assert content.sent[0] == StoreOpen(stream=1, salt=b"\0" * 16)
+            assert content.sent[-1] == StoreClose(stream=1, digest=stdout.digest)
 
     asyncio.run(run())
 
@@ -59,16 +91,10 @@ def test_output_is_kept_under_a_salted_digest_before_it_is_handed_on() -> None:
 def test_a_stream_without_output_is_none() -> None:
     async def run() -> None:
         content = Content()
-        assert await Pump(content, limit=5, numbers=(1, 2), salts=(b"", b"")).close() == (None, None)
+        assert await Pump(content, limit=5, numbers=(1, 2), salt=salts()).close() == (None, None, ())
         assert content.sent == []
 
     asyncio.run(run())
-
-
-def test_salted_names_the_salt_and_the_data() -> None:
-    kept, named = salted(b"data", b"salt")
-    assert named.digest == hashlib.sha256(kept).hexdigest()
-    assert named.size == 4
 
 
 @pytest.mark.parametrize(
