@@ -127,7 +127,9 @@ class Pipeline:
             async with execution:
                 while not isinstance(event := await execution.next(), Outcome):
                     if isinstance(event, Piece):
-                        await self._deliver(event, running, session, pump)
+                        # What is left of a call that is over leaves with its result: one write, one wake-up.
+                        last = execution.guest.over and not running.sync
+                        await self._deliver(event, running, session, pump, last=last)
                     else:
                         value = event.data
             return execution.ended(event, running.cancelled, value)
@@ -136,10 +138,10 @@ class Pipeline:
         except Exception as error:
             return broken(error, execution)
 
-    async def _deliver(self, piece: Piece, running: Running, session: Session, pump: Pump) -> None:
+    async def _deliver(self, piece: Piece, running: Running, session: Session, pump: Pump, *, last: bool) -> None:
         running.received(len(piece.data))
         chunk = await pump.take(piece.stream, piece.data)
-        if chunk is not None and (sent := await running.deliver(chunk)):
+        if chunk is not None and (sent := await running.deliver(chunk, last=last)):
             pump.delivered(chunk.stream, sent)
             session.task.context.delivered(running.call)
         if pump.capped:

@@ -14,7 +14,7 @@ import logging
 import socket
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, cast
 
 from runner.config import PROTOCOL_VERSION, Limits
@@ -35,6 +35,7 @@ from runner.wire.liveness import Liveness
 from runner.wire.states import State
 
 _log = logging.getLogger(__name__)
+_HELD = 64 << 10  # bytes of output that wait for the result they leave with
 _INTERNAL = refusal("internal", "the daemon has a defect; the log has the details")
 
 
@@ -88,18 +89,16 @@ class Server:
             return refusal("busy", f"uid {peer.uid} has its limit of connections open", retry_after_ms=1000)
         return None
 
-    def run(self, work: Awaitable[None]) -> None:
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run one request beside the others. A defect in it is logged and ends nothing else."""
-
-        async def guarded() -> None:
-            try:
-                await work
-            except Exception:
-                _log.exception("a request failed")
-
-        task = asyncio.ensure_future(guarded())
+        task = asyncio.get_running_loop().create_task(work)
         self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        task.add_done_callback(self._ran)
+
+    def _ran(self, task: asyncio.Task[None]) -> None:
+        self.tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("a request failed", exc_info=error)
 
     def tick(self, now: float) -> None:
         """Once a second: heartbeats and deadlines of every connection."""
@@ -171,6 +170,7 @@ class Connection(asyncio.Protocol):
         self._replies: dict[int, RequestReply] = {}
         self.writable = True
         self.closed = False
+        self._held = bytearray()  # messages that leave with the next one
         self._ending = 0  # the number of the request that ends the task
         self._owed = -1  # the highest position a `Durable` is owed for
         self._aborting: asyncio.TimerHandle | None = None
@@ -267,19 +267,36 @@ class Connection(asyncio.Protocol):
         """Output bytes that the client can take for this number now."""
         return self.session.room(number)
 
-    def send(self, message: agent.FromDaemon) -> None:
-        """Queue a message, if the peer is still there."""
+    def send(self, message: agent.FromDaemon, *, more: bool = False) -> None:
+        """Queue a message, if the peer is still there. With `more`, another one follows at once and takes it along."""
         if self.closed or self._transport is None or self.session.state is State.CLOSED:
             return
         self.session.sent(message)
-        self._transport.write(encode(message))
+        self._write(message, more=more)
+
+    def flush(self) -> None:
+        """What waits for the next message leaves now."""
+        if self._held and self._transport is not None and not self.closed:
+            self._transport.write(bytes(self._held))
+            self._held.clear()
+
+    def _write(self, message: agent.FromDaemon, *, more: bool = False) -> None:
+        assert self._transport is not None
+        data = encode(message)
+        if more and len(self._held) + len(data) <= _HELD:
+            self._held += data
+            return
+        if self._held:
+            data = bytes(self._held) + data
+            self._held.clear()
+        self._transport.write(data)
 
     def fail(self, error: RunnerError) -> None:
         """Say why, and hang up."""
         if self.closed or self._transport is None:
             return
         self._server.strangers.count(self._peer.uid, error.refused.code, error.detail or error.refused.reason)
-        self._transport.write(encode(self.session.close(error)))
+        self._write(self.session.close(error))
         self.hang_up()
 
     def hung_up(self) -> bool:
@@ -290,6 +307,7 @@ class Connection(asyncio.Protocol):
         """Close once what was written is sent, for a bounded time."""
         if self._transport is not None and not self._transport.is_closing():
             transport = self._transport
+            self.flush()
             self.closed = True
             transport.close()
             loop = asyncio.get_running_loop()
@@ -359,8 +377,7 @@ class Connection(asyncio.Protocol):
                 if reply is not None:
                     reply.forward(event.message)
             case wire.Send():
-                assert self._transport is not None
-                self._transport.write(encode(event.message))
+                self._write(event.message)
             case wire.Leave() if event.at_once or self.session.done:
                 self.hang_up()
             case _:

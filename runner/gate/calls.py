@@ -33,9 +33,9 @@ class Reply(Protocol):
     async def accepted(self, call: str, *, replayed: bool) -> None:
         """The call is decided and recorded."""
 
-    async def output(self, chunk: Chunk) -> int:
+    async def output(self, chunk: Chunk, *, last: bool = False) -> int:
         """One filtered chunk; waits for the client's credit and socket. Returns how many bytes were sent: fewer when
-        the client is gone, or when it is not waited for any more."""
+        the client is gone, or when it is not waited for any more. With `last`, the result follows at once."""
 
     def hasten(self) -> None:
         """Wait for the client no more: what it has no room for now is dropped."""
@@ -202,15 +202,16 @@ class Running:
         """The guest used this much of its credit."""
         self._in_guest -= count
 
-    async def deliver(self, chunk: Chunk) -> int:
-        """Hand a chunk on. Returns how much of it reached a client's socket just now."""
+    async def deliver(self, chunk: Chunk, *, last: bool = False) -> int:
+        """Hand a chunk on. Returns how much of it reached a client's socket just now; with `last`, when the call is
+        over, it may leave together with the result."""
         if self.detach:
             self.kept.add(chunk)
             self._news.set()
             self._refill()
             return 0
         self._client -= len(chunk.data)
-        sent = await self.reply.output(chunk)
+        sent = await self.reply.output(chunk, last=last)
         self._refill()
         return sent
 

@@ -27,8 +27,11 @@ class Connection(Protocol):
     def room(self, number: int) -> int:
         """Output bytes that the client can take for this number now."""
 
-    def send(self, message: agent.FromDaemon) -> None:
-        """Queue a message."""
+    def send(self, message: agent.FromDaemon, *, more: bool = False) -> None:
+        """Queue a message. With `more`, another one follows at once: they may leave together."""
+
+    def flush(self) -> None:
+        """What waits for the next message leaves now."""
 
 
 class RequestReply:
@@ -74,7 +77,7 @@ class RequestReply:
         """The call is decided and recorded."""
         self._connection.send(agent.Accepted(number=self._number, call=call, replayed=replayed))
 
-    async def output(self, chunk: Chunk) -> int:
+    async def output(self, chunk: Chunk, *, last: bool = False) -> int:
         """One chunk, in as many pieces as the client's credit asks for; waits for credit and for the socket."""
         sent = 0
         while sent < len(chunk.data) and not self.gone and not self._deaf:
@@ -83,12 +86,14 @@ class RequestReply:
                 if self._hastened:
                     self._deaf = True
                     break
+                self._connection.flush()  # the client gives credit for what it has
                 self._room.clear()
                 await self._room.wait()
                 continue
             piece = chunk.data[sent : sent + room]
             self._connection.send(
-                agent.Output(number=self._number, stream=chunk.stream, offset=chunk.offset + sent, data=piece)
+                agent.Output(number=self._number, stream=chunk.stream, offset=chunk.offset + sent, data=piece),
+                more=last,
             )
             sent += len(piece)
         return sent

@@ -53,7 +53,7 @@ class GuestCall:
         self._credit = credit
         self._stdin_room = 0  # bytes the guest has asked for and was not sent
         self._events: deque[Event] = deque()
-        self._arrived = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # whoever awaits `next`
         self._over = False
         self._on_stdin_credit = on_stdin_credit
         self.started = False
@@ -63,8 +63,8 @@ class GuestCall:
     async def next(self) -> Event:
         """The next event, in the order it happened. Not to be called after the `Outcome`."""
         while not self._events:
-            self._arrived.clear()
-            await self._arrived.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         return self._events.popleft()
 
     def credit(self, count: int) -> None:
@@ -102,7 +102,8 @@ class GuestCall:
                 return
         self._over = isinstance(event, Outcome)
         self._events.append(event)
-        self._arrived.set()
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
 
     @property
     def over(self) -> bool:

@@ -37,7 +37,7 @@ class Reply:
     async def accepted(self, call: str, *, replayed: bool) -> None:
         self.log.append("accepted")
 
-    async def output(self, chunk: Any) -> int:
+    async def output(self, chunk: Any, *, last: bool = False) -> int:
         self.log.append("output")
         return len(chunk.data)
 

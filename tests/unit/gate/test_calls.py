@@ -28,6 +28,7 @@ class Wire:
         self.rooms: dict[int, int] = {1: room, 2: room}
         self.writable, self.closed = True, False
         self.owed: list[int] = []
+        self.held: list[Any] = []
 
     def room(self, number: int) -> int:
         return self.rooms[number]
@@ -35,8 +36,14 @@ class Wire:
     def owes(self, position: int) -> None:
         self.owed.append(position)
 
-    def send(self, message: Any) -> None:
-        self.sent.append(message)
+    def flush(self) -> None:
+        self.sent += self.held
+        self.held.clear()
+
+    def send(self, message: Any, *, more: bool = False) -> None:
+        self.held.append(message)
+        if not more:
+            self.flush()
         if isinstance(message, agent.Output):
             self.rooms[message.number] -= len(message.data)
             assert self.rooms[message.number] >= 0
@@ -136,6 +143,35 @@ def test_credit_of_an_honest_client_never_drifts(sizes: list[int]) -> None:
             held = WINDOW - offset + sum(guest.credits)
             assert 0 <= held <= wire.rooms[1]
         assert wire.output() == b"x" * offset
+
+    on_loop(work)
+
+
+def test_the_last_output_leaves_with_the_result() -> None:
+    async def work() -> None:
+        wire = Wire()
+        reply = RequestReply(wire, 1)
+        call = running(reply)
+        assert await call.deliver(chunk(b"first")) == 5
+        assert await call.deliver(chunk(b"last", 5), last=True) == 4
+        assert wire.output() == b"first"
+        await reply.result("c", finished())
+        assert [type(message) for message in wire.sent] == [agent.Output, agent.Output, agent.Result]
+
+    on_loop(work)
+
+
+def test_last_output_that_needs_credit_first_does_not_wait_for_the_result() -> None:
+    async def work() -> None:
+        wire = Wire(room=3)
+        reply = RequestReply(wire, 1)
+        delivering = asyncio.create_task(running(reply).deliver(chunk(b"abcd"), last=True))
+        while not wire.output():
+            await asyncio.sleep(0)
+        assert wire.output() == b"abc"  # no credit would come for what the client does not have
+        wire.rooms[1] += 1
+        reply.forward(agent.Credit(number=1, bytes=1))
+        assert await delivering == 4
 
     on_loop(work)
 
