@@ -8,7 +8,8 @@ answers Allow beside an error from a forbid that failed; NoDecision is no answer
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import cedarpy
@@ -49,6 +50,7 @@ class _Slice(msgspec.Struct, frozen=True, kw_only=True):
     policies: cedarpy.PolicySet
     rules: dict[str, Rule]
     arguments: Record
+    reads: frozenset[tuple[str, ...]]  # what these rules read of the context: paths of at most two attributes
 
 
 class PolicyBundle:
@@ -82,8 +84,9 @@ class PolicyBundle:
         _validate(rules, schema, manifests)
         slices = {}
         for tool, manifest in manifests.items():
-            applies = [rule for rule, node in zip(rules, parsed, strict=True) if may_match(node, manifest)]
-            slices[tool] = _slice(applies, visible(manifest))
+            applies = [(rule, node) for rule, node in zip(rules, parsed, strict=True) if may_match(node, manifest)]
+            reads = frozenset(path[:2] for _, node in applies for path in context_reads(node))
+            slices[tool] = _slice([rule for rule, _ in applies], visible(manifest), reads)
         tools = cedarpy.Entities.from_json_str(msgspec.json.encode(_tool_entities(manifests)).decode(), schema)
         return cls(code_digest(dict(policies)), tuple(rules), schema, tools, slices)
 
@@ -104,7 +107,9 @@ class PolicyBundle:
             "principal": {"type": "Agent", "id": principal.agent},
             "action": {"type": "Action", "id": tool},
             "resource": {"type": "Tool", "id": tool},
-            "context": msgspec.json.encode({"arguments": show(part.arguments, arguments), **context}).decode(),
+            "context": msgspec.json.encode(
+                _read({"arguments": show(part.arguments, arguments), **context}, part.reads)
+            ).decode(),
         }
         try:
             entities = self._entities(principal, profile)
@@ -217,7 +222,44 @@ def may_match(node: pst.Template, manifest: Manifest) -> bool:
     )
 
 
-def _slice(rules: Sequence[Rule], arguments: Record) -> _Slice:
+def context_reads(node: Any, after: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The paths into the context that a rule, or a part of one, reads; () when it reads the whole of it.
+
+    `after` are the attributes that are taken of `node`. A node that this does not understand is only walked through:
+    whatever is below it counts as read whole."""
+    if isinstance(node, pst.Var) and node.name == "context":
+        yield after
+    elif isinstance(node, pst.GetAttr):
+        yield from context_reads(node.base, (node.attr, *after))
+    elif isinstance(node, pst.HasAttr):
+        yield from context_reads(node.base, (*node.attrs, *after))
+    elif isinstance(node, Mapping):
+        for each in node.values():
+            yield from context_reads(each)
+    elif isinstance(node, tuple | list):
+        for each in node:
+            yield from context_reads(each)
+    elif is_dataclass(node):
+        for field in fields(node):
+            yield from context_reads(getattr(node, field.name))
+
+
+def _read(context: dict[str, Any], reads: frozenset[tuple[str, ...]]) -> dict[str, Any]:
+    """The context without the attributes, of it and of its records, that no rule reads: the engine takes longer to
+    parse them than to decide."""
+    if () in reads:
+        return context
+    names = {path[0] for path in reads}
+    return {
+        name: {key: each for key, each in value.items() if (name, key) in reads}
+        if isinstance(value, dict) and (name,) not in reads
+        else value
+        for name, value in context.items()
+        if name in names
+    }
+
+
+def _slice(rules: Sequence[Rule], arguments: Record, reads: frozenset[tuple[str, ...]]) -> _Slice:
     policies = cedarpy.PolicySet.from_str(_join(rules))
     by_id = {rule.id: rule for rule in rules}
     named = {key: by_id[node.annotations["id"]] for key, node in policies.to_pst().static_policies.items()}
@@ -228,6 +270,7 @@ def _slice(rules: Sequence[Rule], arguments: Record) -> _Slice:
         policies=policies,
         rules=dict(sorted(named.items(), key=lambda item: order[item[1].id])),
         arguments=arguments,
+        reads=reads,
     )
 
 

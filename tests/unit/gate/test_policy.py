@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import cedarpy
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -484,3 +485,73 @@ def test_a_slice_decides_as_the_whole_set_does(rules: list[tuple[str, str, str, 
         verdict = ask(made, tool, arguments)
         assert (verdict.effect == "allow") == whole.allowed
         assert set(verdict.rules) == set(whole.diagnostics.id_annotations_by_reason.values())
+
+
+# --- the context that the engine is given --------------------------------------------------------------------
+
+CONDITIONS = (
+    "context.session.denied > 1",
+    'context["session"]["den\\u{69}ed"] > 1',
+    "context has session.untrusted && context.session.untrusted > 1",
+    "context.session has calls && context.depth > 1",
+    "(if context.depth > 1 then context.session else context.session).denied > 1",
+    "[context.session].contains(context.session) && context.peer_uid > 1",
+    '{"a": context.depth}.a > 1',
+    "context == context && context.session.calls > 1",
+    "context.session == context.session && context.depth > 1",
+    'context.session.tools.contains("run") && context.session.original_request like "x*"',
+    'context.arguments.argv.contains("x") || context.arguments.argv_text like "* x"',
+    "context.arguments has count && context.arguments.count > 1",
+    'principal in Owner::"o" && resource.consequence == "high"',
+)
+
+
+@given(
+    st.lists(st.sampled_from(CONDITIONS), min_size=1, max_size=3),
+    st.lists(st.booleans(), min_size=3, max_size=3),
+    st.fixed_dictionaries({name: st.integers(0, 3) for name in ("calls", "denied", "untrusted")}),
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.sampled_from([{"argv": ["ls"]}, {"argv": ["ls", "x"]}, {"argv": ["ls"], "count": 3}]),
+)
+@settings(max_examples=60, deadline=None)
+def test_what_no_rule_reads_changes_no_verdict(
+    conditions: list[str],
+    forbids: list[bool],
+    counts: dict[str, int],
+    depth: int,
+    peer: int,
+    arguments: dict[str, Any],
+) -> None:
+    rules = [
+        f'@id("r{number}") {"forbid" if forbid else "permit"} (principal, action == Action::"run", resource)'
+        f" when {{ {condition} }} unless {{ {condition} && context.depth == 3 }};"
+        for number, (condition, forbid) in enumerate(zip(conditions, forbids, strict=False))
+    ]
+    made = bundle(*rules, '@id("base") permit (principal, action, resource);')
+    context = {
+        "session": {**counts, "tools": ("run",), "original_request": "x"},
+        "peer_uid": peer,
+        "depth": depth,
+    }
+    told = made.evaluate("run", WHO, "default", arguments, context)
+    whole = bundle(*rules, '@id("base") permit (principal, action, resource) unless { context != context };')
+    assert whole._slices["run"].reads >= {()}
+    assert told == whole.evaluate("run", WHO, "default", arguments, context)
+
+
+def test_the_engine_is_given_what_the_rules_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    given_to: list[Any] = []
+    decide = cedarpy.is_authorized
+    monkeypatch.setattr(
+        cedarpy, "is_authorized", lambda request, *rest: given_to.append(request) or decide(request, *rest)
+    )
+    rule = '@id("r") permit (principal, action == Action::"run", resource) when {{ {} }};'
+    for condition, seen in (
+        ("true", {}),
+        ("context.session.denied < 9", {"session": {"denied": 0}}),
+        ("context.depth == 0", {"depth": 0}),
+        ('context.arguments.argv_text == "ls"', {"arguments": {"argv_text": "ls"}}),
+    ):
+        assert ask(bundle(rule.format(condition))).effect == "allow"
+        assert msgspec.json.decode(given_to.pop()["context"]) == seen
