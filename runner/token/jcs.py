@@ -8,6 +8,7 @@ number is refused here, never rounded.
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal
 from typing import Any
 
@@ -16,6 +17,8 @@ import msgspec
 MAX_DEPTH = 128  # containers inside containers, for callers that set no tighter bound
 _SAFE = 2**53  # up to here every integer is its own double
 _encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder()
+_LONG = re.compile(rb"[0-9]{16}")  # below 16 digits every integer is its own double
 
 
 def canonical(value: Any, depth: int = MAX_DEPTH) -> bytes:
@@ -25,6 +28,46 @@ def canonical(value: Any, depth: int = MAX_DEPTH) -> bytes:
         return _encoder.encode(_prepared(value, depth))
     except UnicodeEncodeError:
         raise ValueError("a string holds half of a surrogate pair") from None
+
+
+def canonical_object(data: bytes, depth: int = MAX_DEPTH) -> dict[str, Any]:
+    """The JSON object whose RFC 8785 bytes are `data`. Raises ValueError when `data` is anything else."""
+    try:
+        value = _plain(data, depth) if data.isascii() and not _LONG.search(data) else None
+        if value is None:
+            value = _decoder.decode(data)
+            if canonical(value, depth) != data:
+                raise ValueError("not the canonical form")
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+    if type(value) is not dict:
+        raise ValueError("not an object")
+    return value
+
+
+class _Double(Exception):
+    """A number with a fraction or an exponent."""
+
+
+def _plain(data: bytes, depth: int) -> Any:
+    """The value, when the short way can tell that `data` is canonical; None when it cannot.
+
+    Without doubles, large integers and keys beyond ASCII, sorting the members is all that RFC 8785 adds to msgspec."""
+    if data.count(b"{") + data.count(b"[") > depth:
+        return None
+    try:
+        value = _without_doubles.decode(data)
+    except _Double:
+        return None
+    return value if _sorting.encode(value) == data else None
+
+
+def _no_double(text: str) -> None:
+    raise _Double
+
+
+_without_doubles = msgspec.json.Decoder(float_hook=_no_double)
+_sorting = msgspec.json.Encoder(order="sorted")
 
 
 def number_text(value: float) -> str:

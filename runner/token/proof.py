@@ -12,13 +12,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import msgspec
-
 from runner.config import Limits
 from runner.errors import refuse
 from runner.model import Value
 from runner.token.claims import VerifiedChain
-from runner.token.jcs import canonical
+from runner.token.jcs import canonical_object
 from runner.token.keys import SigningKey
 from runner.token.payload import JTI
 from runner.token.strict import (
@@ -32,7 +30,6 @@ from runner.token.strict import (
 )
 
 _ENVELOPE = 4096  # bytes of a proof's payload beside its arguments
-_decoder = msgspec.json.Decoder()
 
 
 class ProvenCall(Value, frozen=True):
@@ -183,9 +180,6 @@ def _proven(
 
 def _canonical_claims(payload: bytes, depth: int) -> dict[str, Any]:
     try:
-        claims = _decoder.decode(payload)
-        if type(claims) is not dict or canonical(claims, depth) != payload:
-            raise NotAccepted("7b", "the payload is not a canonical JSON object")
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        return canonical_object(payload, depth)
+    except ValueError as error:
         raise NotAccepted("7b", f"the payload is not canonical JSON: {error}") from None
-    return claims

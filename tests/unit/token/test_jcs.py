@@ -9,7 +9,7 @@ import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.token.jcs import admissible, canonical, number_text
+from runner.token.jcs import admissible, canonical, canonical_object, number_text
 
 scalars = (
     st.none()
@@ -26,6 +26,48 @@ values = st.recursive(
 @given(values)
 def test_equal_to_the_reference(value: Any) -> None:
     assert canonical(value) == rfc8785.dumps(value)
+
+
+@given(st.dictionaries(st.text(), values, max_size=4), st.data())
+def test_only_the_canonical_bytes_of_an_object_are_read(value: dict[str, Any], data: st.DataObject) -> None:
+    written = canonical(value)
+    assert canonical(canonical_object(written)) == written
+    place = data.draw(st.integers(0, len(written) - 1))
+    other = written[:place] + data.draw(st.binary(max_size=2)) + written[place + data.draw(st.integers(0, 2)) :]
+    try:
+        read = canonical_object(other)
+    except ValueError:
+        return
+    assert canonical(read) == other  # changed, and still one text of one value
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"b":1,"a":1}',
+        b'{"a":1,"a":1}',
+        b'{"a": 1}',
+        b'{"a":1.0}',
+        b'{"a":1e3}',
+        b'{"a":-0}',
+        b'{"a":01}',
+        b'{"a":9007199254740993}',
+        b'{"a":"\\u0061"}',
+        b'{"a":"\\/"}',
+        b'{"a":"\\ud800"}',
+        b'{"a":"\xff"}',
+        b'{"a":[[[1]]]}',
+        b'{"a":NaN}',
+        b"[1]",
+        b"null",
+        b"{}{}",
+        b"",
+    ],
+)
+def test_what_is_not_the_canonical_form_of_an_object(data: bytes) -> None:
+    with pytest.raises(ValueError):
+        canonical_object(data, 3)
+    assert canonical_object(b'{"a":[[1]],"b":1.5}', 3) == {"a": [[1]], "b": 1.5}
 
 
 @pytest.mark.parametrize(
