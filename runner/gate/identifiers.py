@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 import time
 
 
@@ -23,4 +23,4 @@ class CallIds:
             self._count += 1
             if self._count > 0xFFFF:
                 self._ms, self._count = self._ms + 1, 0
-        return f"{self._ms:012x}-{self._count:04x}-{secrets.token_hex(4)}"
+        return f"{self._ms:012x}-{self._count:04x}-{os.urandom(4).hex()}"

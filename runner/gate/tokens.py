@@ -39,6 +39,7 @@ class ReplayWindow:
         self._used: dict[str, int] = {}  # root token -> proofs remembered
         self._size = 0
         self._forgotten = -1  # the latest iat that was dropped
+        self._swept = -1  # the second in which that was last looked for
 
     def __len__(self) -> int:
         return self._size
@@ -63,6 +64,9 @@ class ReplayWindow:
         self._size += 1
 
     def _forget(self, now: float) -> None:
+        if self._swept == int(now):
+            return
+        self._swept = int(now)
         horizon = now - self._limits.proof_window_s
         for second in [second for second in self._seconds if second < horizon]:
             for root in self._seconds.pop(second).values():

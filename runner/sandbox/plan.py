@@ -7,6 +7,7 @@ each number here is the smaller of the two.
 from __future__ import annotations
 
 import hashlib
+from functools import lru_cache
 from typing import Any
 
 from runner.errors import refuse
@@ -40,7 +41,14 @@ def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, t
         tool=manifest.id,
         kind=manifest.kind,
         isolation=tool.isolation,
-        jail=_jail(manifest, ceilings.open_files, ceilings.file_size, tool, roots),
+        jail=_jail(
+            manifest.id if manifest.code_digest else "",
+            # An argv tool cannot be held by openat2: the folders its token grants become its Landlock rules.
+            tuple(sorted(set(roots.values()))) if manifest.kind == "argv" and roots else (WORKSPACE,),
+            ceilings.open_files,
+            ceilings.file_size,
+            tool,
+        ),
         argv=_argv(manifest, arguments) if manifest.kind == "argv" else (),
         arguments=arguments if manifest.kind == "python" else {},
         roots=roots,
@@ -59,14 +67,14 @@ def _least(first: int, *others: int) -> int:
     return min([first, *(value for value in others if value > 0)])
 
 
-def _jail(manifest: Manifest, open_files: int, file_size: int, tool: ToolProfile, roots: dict[str, str]) -> Jail:
+@lru_cache(maxsize=256)  # a few per tool; building one costs more than the rest of a plan
+def _jail(code: str, granted: tuple[str, ...], open_files: int, file_size: int, tool: ToolProfile) -> Jail:
+    """The walls of a tool whose code, if it has any, lies in the folder `code`."""
     read = [*SYSTEM, *DEVICES, "/proc"]
     write = ["/dev/null"]
-    if manifest.code_digest:
-        read.append(f"{TOOLS}/{manifest.id}")
+    if code:
+        read.append(f"{TOOLS}/{code}")
     execute = list(SYSTEM)
-    # An argv tool cannot be held by openat2: the folders its token grants become its Landlock rules.
-    granted = sorted(set(roots.values())) if manifest.kind == "argv" and roots else [WORKSPACE]
     if tool.workspace != "none":
         read += granted
     if tool.workspace == "write":
@@ -85,6 +93,7 @@ def _jail(manifest: Manifest, open_files: int, file_size: int, tool: ToolProfile
     )
 
 
+@lru_cache(maxsize=256)
 def jail_key(jail: Jail) -> str:
     """The name of a jail: calls with equal walls may share a launcher, one after the other."""
     text = "\n".join(

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,13 @@ _SALT = 16
 
 def stamp() -> str:
     """Now, as entries write it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    second, micros = divmod(time.time_ns() // 1000, 1_000_000)
+    return f"{_second(second)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=1)
+def _second(second: int) -> str:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def anchors_of(config: Config, keys: dict[str, bytes]) -> Anchors:
@@ -148,7 +155,7 @@ class GateProcess:
             self._store.reset()
         found, size = await caller.since(self._store.position)
         self._store.follow(found, size)
-        self._journal = Journal(caller, self._store, stamp, lambda: secrets.token_bytes(_SALT), self._fatal)
+        self._journal = Journal(caller, self._store, stamp, lambda: os.urandom(_SALT), self._fatal)
         clock = Clock(now=time.time, monotonic=time.monotonic, new_call=CallIds(self._opened_as.newest_call).new)
         calls = Calls(
             keep_calls=limits.detached_results,

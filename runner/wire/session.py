@@ -28,6 +28,8 @@ from runner.wire.states import (
     State,
 )
 
+_NUMBERED = frozenset((*REQUESTS, *CONTROLS))
+
 # --- what the caller of `receive` has to do ------------------------------------------------------------
 
 
@@ -120,7 +122,7 @@ class Session:
             raise refuse("protocol", f"`{_tag(kind)}` is not valid while the connection is {self.state.value}")
         if isinstance(message, Hello):
             self._check_hello(message)
-        event = self._receive_number(message) if isinstance(message, (*REQUESTS, *CONTROLS)) else self._plain(message)
+        event = self._receive_number(message) if kind in _NUMBERED else self._plain(message)
         self.state = after
         return event
 

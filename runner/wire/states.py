@@ -42,6 +42,8 @@ from runner.wire.agent import (
 class State(Enum):
     """The connection."""
 
+    __hash__ = object.__hash__  # Enum's own is Python code, and every message is looked up several times
+
     CHALLENGED = "challenged"  # the daemon spoke; only Hello may come
     PROVING = "proving"  # Hello is being verified; the client waits for Welcome
     OPEN = "open"
@@ -52,6 +54,8 @@ class State(Enum):
 
 class Phase(Enum):
     """One number of the client's."""
+
+    __hash__ = object.__hash__
 
     FRESH = "fresh"  # never used
     ASKED = "asked"  # a question that one message answers
