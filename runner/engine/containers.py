@@ -50,6 +50,8 @@ class Workshop:
         self.folder = folder
         self.instance = instance
         self.start_s = start_s
+        self.known: set[str] = set()  # sandboxes that a `Container` accounts for; whatever else is there is an orphan
+        self.on_left: Callable[[], None] = lambda: None  # told when a container could not be removed
         self._threads = anyio.CapacityLimiter(32)  # Docker calls at once; more only queue inside dockerd
 
     async def blocking(self, call: Callable[[], T]) -> T:
@@ -89,6 +91,7 @@ class Container:
 
     async def make(self) -> None:
         """Make it and measure it. Raises `RunnerError`; then nothing of it is left."""
+        self._workshop.known.add(self.sandbox)
         try:
             with anyio.fail_after(self._workshop.start_s):
                 await self._make()
@@ -196,7 +199,11 @@ class Container:
         try:
             await self._kill()
             await self._remove()
+        except BaseException:
+            self._workshop.on_left()
+            raise
         finally:
+            self._workshop.known.discard(self.sandbox)
             # The uid goes back only now: the next lease looks for processes that still run as it.
             if self._lease is not None:
                 self._lease.release()

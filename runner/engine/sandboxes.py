@@ -15,10 +15,10 @@ import anyio.to_thread
 from runner.config import Config
 from runner.engine.cgroup import CgroupTree
 from runner.engine.containers import Container, Workshop
-from runner.engine.control import remove_folder
 from runner.engine.docker import Docker, HostFacts
 from runner.engine.host import CompiledProfile, check_engine, compile_profile
 from runner.engine.image import REPOSITORY, Pins, tag
+from runner.engine.orphans import Orphans
 from runner.engine.uids import UidRange
 from runner.errors import RunnerError, refuse
 from runner.model import Measured, SandboxPlan, TaskProfile
@@ -47,6 +47,7 @@ class Engine:
         self._docker: Docker | None = None
         self._facts: HostFacts | None = None
         self._workshop: Workshop | None = None
+        self._orphans: Orphans | None = None
         self._compiled: Compiled = {}
         self._live: dict[str, Container] = {}
         self._making: dict[str, asyncio.Event] = {}
@@ -80,15 +81,8 @@ class Engine:
             instance=self._instance,
             start_s=self._config.limits.sandbox_start_s,
         )
-        await anyio.to_thread.run_sync(self._remove_orphans)
-
-    def _remove_orphans(self) -> None:
-        assert self._docker is not None
-        for container, sandbox in self._docker.owned(self._instance).items():
-            log.warning("removing the orphan sandbox %s of an earlier run", sandbox)
-            self._docker.remove(container)
-        for folder in self._folder.iterdir():
-            remove_folder(folder)
+        self._orphans = Orphans(self._workshop)
+        await anyio.to_thread.run_sync(self._orphans.remove)
 
     def compile(self, profiles: Mapping[str, TaskProfile], seccomp: Mapping[str, bytes]) -> Compiled:
         """Resolve images and check every promise against this host; changes nothing. Blocks on Docker: may be called
@@ -204,6 +198,8 @@ class Engine:
         for result in await asyncio.gather(*self._ending.values(), return_exceptions=True):
             if isinstance(result, Exception) and not isinstance(result, RunnerError):
                 raise result
+        if self._orphans is not None:
+            await self._orphans.close()
         if self._docker is not None:
             await anyio.to_thread.run_sync(self._docker.close)
 
