@@ -35,6 +35,7 @@ _MAX_KEY = 4096  # a public JWK is a few hundred bytes
 _START_S = 120.0  # engine resolves images and removes orphans before it answers
 _BACKOFF_S = (0.2, 1.0, 5.0, 15.0)  # between restarts of engine; the last one repeats
 _STABLE_S = 60.0  # an engine that lived this long has no failures behind it
+_PREDECESSOR_S = 15.0  # how long a start waits for the children of a parent that was killed to end
 _LAST_WORDS_S = 2.0  # for what a child wrote before it ended to be read
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ")  # a child gets no more: its first environment stays readable in /proc
 _DOCKER = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
@@ -73,6 +74,7 @@ class Daemon:
         self._reason = ""
         self._reload = asyncio.Event()
         self._bound: list[Path] = []
+        self._family = -1  # the lock that this process and every child hold
         self._dead: asyncio.Queue[Child] = asyncio.Queue()
         self._watchers: set[asyncio.Task[None]] = set()
 
@@ -85,6 +87,7 @@ class Daemon:
         held = self._prepare()
         try:
             status = 0
+            await self._alone()
             if await self._unless_stopped(self._start()):
                 _notify("READY=1")
                 _log.info("serving: instance %s, agents on %s", self._instance, self._run / "agent.sock")
@@ -131,6 +134,27 @@ class Daemon:
         _folder(self._state / "engine", 0o700, (0, 0))
         self._instance = _identity(self._state / "instance")
         return held
+
+    async def _alone(self) -> None:
+        """Wait until no child of a killed predecessor is left: every child inherits this lock, and its end frees it.
+
+        Two recorders of one ledger, or two engines of one instance, must not meet, however soon we are started."""
+        self._family = os.open(self._state / "family", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        began, told = time.monotonic(), False
+        while not self._stopping.is_set():
+            try:
+                fcntl.flock(self._family, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if not told:
+                    _log.warning("waiting for the processes of the daemon before this one to end")
+                told = True
+            if time.monotonic() > began + _PREDECESSOR_S:
+                raise refuse(
+                    "host", "processes of the daemon before this one have not ended", field=str(self._state),
+                    next_step="see `lsof` on the file `family` in it, and end them",
+                )  # fmt: skip
+            await asyncio.sleep(0.05)
 
     def _bind(self, name: str, mode: int, group: int) -> socket.socket:
         """A listening socket in the root-owned folder. What lies there already is only ever our own stale socket."""
@@ -203,7 +227,7 @@ class Daemon:
             *(str(sock.fileno()) for sock in passed),
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[sock.fileno() for sock in passed],
+            pass_fds=[self._family, *(sock.fileno() for sock in passed)],
             cwd="/",
             env={key: os.environ[key] for key in kept if key in os.environ},
         )
