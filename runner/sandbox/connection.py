@@ -56,6 +56,7 @@ class GuestCall:
         self._waiting: asyncio.Future[None] | None = None  # whoever awaits `next`
         self._over = False
         self._on_stdin_credit = on_stdin_credit
+        self.on_lost: Callable[[], None] = lambda: None  # told when the sandbox is gone under the call
         self.started = False
         self.walls: tuple[str, ...] = ()
         self.fault: guest.Fault | None = None  # set when the outcome is `unavailable` by the guest's word
@@ -251,6 +252,7 @@ class Sandbox(asyncio.Protocol):
                 waiting.exception()
         for call in self._calls.values():
             call.arrived(Outcome(kind="interrupted", reason=reason))
+            call.on_lost()
         self._calls.clear()
         self._on_lost(reason)
 

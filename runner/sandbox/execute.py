@@ -21,6 +21,7 @@ from runner.sandbox.connection import Event, GuestCall, Sandbox
 from runner.sandbox.narrow import compile_deny
 
 _log = logging.getLogger(__name__)
+_LAST_WORDS_S = 1.0  # for a client to take what is left of the output of a call whose sandbox is gone
 _PASSED = ("unavailable", "busy", "host")  # refusals of engine and sandbox that an agent can act upon
 
 
@@ -95,6 +96,7 @@ class Execution:
         self._grace_s = grace_s
         self._overdue = False
         self._timer: asyncio.TimerHandle | None = None
+        guest.on_lost = self._lost
 
     async def __aenter__(self) -> Execution:
         if self._timer is None:  # a cancel that came first has set its own
@@ -154,6 +156,10 @@ class Execution:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(seconds, then)
+
+    def _lost(self) -> None:
+        """Nothing more can happen to the call: a client that does not read must not keep its end from being sealed."""
+        self._wait(_LAST_WORDS_S, self._running.hasten)
 
     def _hasten(self) -> None:
         """The process is gone by the guest's word or ours; what may be missing is a client that takes its output."""
