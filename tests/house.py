@@ -52,6 +52,7 @@ class Daemon:
         self.python = python
         self.issuer = SigningKey(generate())
         self.log = place / "log"
+        self.docker_host = ""  # "" = the engine that every test shares
         self._process: subprocess.Popen[bytes] | None = None
         (place / "issuer.pub").write_bytes(public_file(self.issuer.public, ISSUER))
         (place / "issuer.key").write_bytes(private_file(self.issuer, ISSUER))
@@ -187,8 +188,11 @@ class Daemon:
     def instance(self) -> str:
         return (self.state / "instance").read_text().strip()
 
+    def docker(self) -> sdk.APIClient:
+        return sdk.APIClient(base_url=self.docker_host or None, version="auto")
+
     def containers(self) -> list[dict[str, Any]]:
-        api = sdk.APIClient(version="auto")
+        api = self.docker()
         try:
             return list(api.containers(all=True, filters={"label": f"{INSTANCE_LABEL}={self.instance}"}))
         finally:
@@ -196,7 +200,7 @@ class Daemon:
 
     def sandbox_pids(self) -> list[int]:
         """PID 1 of each sandbox that runs, on the host."""
-        api, found = sdk.APIClient(version="auto"), []
+        api, found = self.docker(), []
         try:
             for container in self.containers():
                 with contextlib.suppress(sdk.errors.NotFound):  # removed since it was listed
