@@ -11,7 +11,9 @@ import typer
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
 from runner.catalog.profile import amount_text
 from runner.cli.checks import wall_findings
+from runner.cli.filters import filter_json, filter_lines, narrowed
 from runner.cli.tables import print_json, print_table, print_text
+from runner.engine import seccomp
 from runner.errors import refuse
 from runner.model import TaskProfile, ToolProfile
 
@@ -64,23 +66,40 @@ def show(name: Name, profiles: Profiles = None, tools: Tools = None, json: Json 
 def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) -> None:
     """Check every profile; say in words what each promises, and what this host enforces. Exit status 5: one is wrong.
 
+    Each system call filter is explained by groups: what their calls are for, what they open, how many they are.
     What else the daemon needs of this host is `runner doctor`'s.
     """
     catalog = _catalog(profiles, tools)
+    used = sorted({task.seccomp for task in catalog.task_profiles.values()})
+    for name in used:
+        seccomp.validate(_filter(catalog, name), f"profiles/seccomp/{name}.json")
+    groups = {name: seccomp.explain(_filter(catalog, name)) for name in used}
     said: dict[str, list[str]] = {}
     for task in catalog.task_profiles.values():
         said[f"{task.name} (task)"] = task_promises(task)
     for tool in catalog.tool_profiles.values():
         users = [manifest.id for manifest in catalog.tools.values() if manifest.profile == tool.name]
-        said[f"{tool.name} (tool)"] = tool_promises(tool, users)
+        said[f"{tool.name} (tool)"] = [
+            *tool_promises(tool, users),
+            *[narrowed(name, found, tool.seccomp_deny) for name, found in groups.items() if tool.seccomp_deny],
+        ]
     host = wall_findings()
     if json:
-        print_json({"profiles": said, "host": host})
+        tools_deny = {tool.name: tool.seccomp_deny for tool in catalog.tool_profiles.values()}
+        print_json({
+            "profiles": said,
+            "filters": {name: filter_json(found, tools_deny) for name, found in groups.items()},
+            "host": host,
+        })  # fmt: skip
         return
     for name, promises in said.items():
         print(name)
         for promise in promises:
             print_text(promise, "  - ", "    ")
+    for name, found in groups.items():
+        print(f"system calls of profiles/seccomp/{name}.json: what is not listed is refused")
+        for line in filter_lines(found):
+            print_text(line, "  - ", "    ")
     print("this host")
     for wall in host:
         print_text(f"{wall.name}: {wall.found}" + (f" ({wall.remedy})" if wall.remedy else ""), "  - ", "    ")
@@ -117,8 +136,6 @@ def tool_promises(profile: ToolProfile, users: list[str]) -> list[str]:
         workspace.get(profile.workspace, "reads and changes the workspace"),
         "has /tmp" if profile.tmp else "has no /tmp",
     ]
-    if profile.seccomp_deny:
-        said.append(f"these system calls are refused as well: {', '.join(profile.seccomp_deny)}")
     narrowed = [
         (profile.wall_ms, f"{profile.wall_ms / 1000:g} s"),
         (profile.cpu_s, f"{profile.cpu_s} s of CPU"),
@@ -130,6 +147,14 @@ def tool_promises(profile: ToolProfile, users: list[str]) -> list[str]:
     said.append(f"at most {', '.join(own)}" if own else "the limits of its task, no narrower ones")
     said.append(f"used by: {', '.join(users)}" if users else "used by no tool")
     return said
+
+
+def _filter(catalog: Catalog, name: str) -> bytes:
+    text = catalog.seccomp.get(name)
+    if text is None:
+        known = ", ".join(sorted(catalog.seccomp)) or "none"
+        raise refuse("profile", f"seccomp filter {name!r} does not exist", allowed=known)
+    return text
 
 
 def _plain(value: Any) -> Any:

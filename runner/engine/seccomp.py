@@ -1,6 +1,8 @@
-"""Checks a seccomp filter file before any container uses it: deny by default, one ABI, a reason beside every rule.
+"""Checks a seccomp filter file before any container uses it: deny by default, one ABI, every rule with its reason and
+in a group that says what it is for and what it opens.
 
-The format is Docker's (the OCI's with names in lists). What passes here is handed to Docker as text."""
+The format is Docker's (the OCI's with names in lists), which ignores `group`, `groups` and `comment`. What passes here
+is handed to Docker as text, without them."""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ NEVER = frozenset({
 })
 # fmt: on
 # Allowed only with conditions on their arguments: an unconditional rule would open what the condition closes.
-CONDITIONAL = frozenset({"clone", "mknod", "mknodat", "personality", "socket"})
+# fmt: off
+CONDITIONAL = frozenset({
+    "clone", "ioctl", "mknod", "mknodat", "personality", "prctl", "prlimit64", "sched_setaffinity", "seccomp",
+    "sendmmsg", "sendmsg", "sendto", "setpriority", "setsockopt", "socket",
+})
+# fmt: on
 
 
 class _Argument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,9 +50,15 @@ class _Argument(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     valueTwo: int = 0  # noqa: N815  # the format's own name
 
 
+class _Group(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"purpose": "for"}):
+    purpose: str
+    opens: str
+
+
 class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[str, ...]
     action: str
+    group: str = ""
     comment: str = ""
     args: tuple[_Argument, ...] = ()
     errnoRet: int = _EPERM  # noqa: N815  # the format's own name
@@ -55,6 +68,39 @@ class _Filter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     defaultAction: str  # noqa: N815  # the format's own name
     architectures: list[str]
     syscalls: tuple[_Rule, ...]
+    groups: dict[str, _Group] = {}
+
+
+class CallGroup(msgspec.Struct, frozen=True, kw_only=True):
+    """System calls that a filter answers for one purpose. `conditional` are those that depend on their arguments,
+    `refused` those that get an answer without reaching the kernel."""
+
+    name: str
+    purpose: str
+    opens: str
+    allowed: tuple[str, ...]
+    conditional: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def explain(text: bytes) -> list[CallGroup]:
+    """The groups of a valid filter, in its own order."""
+    found = _parse(text, "seccomp filter")
+    groups = []
+    for name, group in found.groups.items():
+        rules = [rule for rule in found.syscalls if rule.group == name]
+        allowed = {call: bool(rule.args) for rule in rules if rule.action == ALLOW for call in rule.names}
+        groups.append(
+            CallGroup(
+                name=name,
+                purpose=group.purpose,
+                opens=group.opens,
+                allowed=tuple(sorted(allowed)),
+                conditional=tuple(sorted(call for call, depends in allowed.items() if depends)),
+                refused=tuple(sorted({call for rule in rules for call in rule.names} - set(allowed))),
+            )
+        )
+    return groups
 
 
 def validate(text: bytes, name: str = "seccomp filter") -> None:
@@ -67,14 +113,24 @@ def validate(text: bytes, name: str = "seccomp filter") -> None:
     if found.architectures != ARCHITECTURES:
         raise _wrong(name, f"architectures must be {ARCHITECTURES}: every further ABI is a second way in")
     for number, rule in enumerate(found.syscalls):
-        _check_rule(rule, f"{name}: rule {number} ({', '.join(rule.names[:3])})")
+        where = f"{name}: rule {number} ({', '.join(rule.names[:3])})"
+        if rule.group not in found.groups:
+            raise _wrong(where, f"group {rule.group!r} is not one of `groups`: every rule belongs to one")
+        _check_rule(rule, where)
+    for group, said in found.groups.items():
+        if not (said.purpose.strip() and said.opens.strip()):
+            raise _wrong(f"{name}: group {group}", "it must say what it is `for` and what it `opens`")
+        if group not in {rule.group for rule in found.syscalls}:
+            raise _wrong(f"{name}: group {group}", "no rule belongs to it")
 
 
 def compact(text: bytes) -> str:
-    """The filter as one line without its comments: what the engine sends with every create. Call after `validate`."""
+    """The filter as one line without its prose: what the engine sends with every create. Call after `validate`."""
     data: dict[str, Any] = json.loads(text)
+    data.pop("groups", None)
     for rule in data["syscalls"]:
         rule.pop("comment", None)
+        rule.pop("group", None)
     return json.dumps(data, separators=(",", ":"))
 
 

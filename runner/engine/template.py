@@ -19,6 +19,7 @@ GUEST_MEMORY = 32 << 20  # supervisor, launchers and page tables, beside tools a
 TOOLS_SIZE = 8 << 20  # tool code, written by PID 1 alone
 LEAST_FOR_TOOLS = 64 << 20  # below this a Python tool dies of memory before it does anything
 OPEN_FILES = 4096  # PID 1 holds pipes of every running call; a call's own limit is far lower
+CORE = 1  # byte: no dump, and unlike 0 also none to a handler that the host's core_pattern pipes dumps to (core(5))
 OOM_SCORE = 500  # the host's processes outlive a sandbox; launchers raise theirs to 1000
 
 # Docker's own list (20.10 and 28), and what else tells about the host or holds queues.
@@ -37,12 +38,32 @@ MASKED = (
     "/sys/firmware",
     # beyond Docker's
     "/dev/mqueue",  # message queues would outlive a call
+    "/proc/buddyinfo",
+    "/proc/cmdline",  # the host's boot line
     "/proc/config.gz",
     "/proc/diskstats",
+    "/proc/iomem",
+    "/proc/ioports",
     "/proc/kallsyms",
+    "/proc/key-users",  # every uid of the host that holds a key
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/locks",
+    "/proc/mdstat",
     "/proc/modules",
+    "/proc/mtrr",
+    "/proc/pagetypeinfo",
     "/proc/partitions",
+    "/proc/pressure",  # how busy the host is, in microseconds: a clock for other tasks' work
+    "/proc/schedstat",
+    "/proc/slabinfo",
+    "/proc/softirqs",
+    "/proc/swaps",
     "/proc/sysvipc",
+    "/proc/vmallocinfo",
+    "/proc/zoneinfo",
     "/sys/block",
     "/sys/devices/virtual/dmi",
     "/sys/kernel",
@@ -128,7 +149,7 @@ def _host_config(profile: TaskProfile, *, seccomp: str, uid: int, folder: str) -
         "OomScoreAdj": OOM_SCORE,
         "Ulimits": [
             {"Name": name, "Soft": most, "Hard": most}
-            for name, most in (("core", 0), ("msgqueue", 0), ("memlock", 0), ("nofile", OPEN_FILES))
+            for name, most in (("core", CORE), ("msgqueue", 0), ("memlock", 0), ("nofile", OPEN_FILES))
         ],
         "Tmpfs": {path: _tmpfs_options(place, uid) for path, place in places(ceilings).items()},
         "Mounts": [

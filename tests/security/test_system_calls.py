@@ -150,10 +150,11 @@ class Twin:
     def __init__(self, api: Any, image: str) -> None:
         self.api, self.image = api, image
 
-    def run(self, code: str, *arguments: str, capabilities: tuple[str, ...] = ()) -> Any:
+    def run(self, code: str, *arguments: str, capabilities: tuple[str, ...] = (), seccomp: str = "unconfined") -> Any:
         host = {
             "NetworkMode": "none",
-            "SecurityOpt": ["seccomp=unconfined"],
+            # Without it the runtime would load the filter before it has given up its own capabilities.
+            "SecurityOpt": [f"seccomp={seccomp}", *(["no-new-privileges"] if seccomp != "unconfined" else [])],
             "CapDrop": ["ALL"],
             "CapAdd": list(capabilities),
             "Tmpfs": {"/tmp": "mode=1777"},
@@ -217,6 +218,21 @@ def test_needed_calls_get_the_kernels_own_answer(benches, tmp_path):
 def test_clone3_is_absent_so_that_clone_is_used(benches, tmp_path):
     inside, twin = compare(benches, tmp_path, PROBE, acts({"clone3": (435, [0, 0])}))
     assert (inside, twin) == ({"clone3": "ENOSYS"}, {"clone3": "EINVAL"})
+
+
+def test_docker_takes_the_file_as_it_stands_with_its_groups_and_reasons(benches, tmp_path):
+    """What an operator reads and what an engine loads are one file: its further keys are ignored, its rules are not."""
+
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            table = acts({"bpf": (321, [99, 0, 0]), "getpid": (39, [])})
+            twin = Twin(bench.api, benches.image)
+            raw = (Path(__file__).parents[2] / "profiles/seccomp/default.json").read_text()
+            assert '"groups"' in raw
+            assert twin.run(PROBE, table, seccomp=raw) == {"bpf": "EPERM", "getpid": "ok"}
+            assert twin.run(PROBE, table) == {"bpf": "EINVAL", "getpid": "ok"}
+
+    asyncio.run(act())
 
 
 def test_the_32_bit_and_x32_tables_are_closed(benches, tmp_path):

@@ -10,6 +10,23 @@ import pytest
 from runner.catalog import Catalog, compile_bundle, read_folders
 from runner.errors import Refusal, RunnerError
 
+FILTER = """\
+{
+  "defaultAction": "SCMP_ACT_ERRNO",
+  "architectures": ["SCMP_ARCH_X86_64"],
+  "groups": {
+    "data": {"for": "Reading and writing.", "opens": "What is open already."},
+    "sockets": {"for": "Talking.", "opens": "The receive paths."}
+  },
+  "syscalls": [
+    {"group": "data", "comment": "bytes", "names": ["read", "write"], "action": "SCMP_ACT_ALLOW"},
+    {"group": "sockets", "comment": "local ones", "names": ["socket"], "action": "SCMP_ACT_ALLOW",
+     "args": [{"index": 0, "value": 1, "op": "SCMP_CMP_EQ"}]},
+    {"group": "sockets", "comment": "flags behind a pointer", "names": ["clone3"], "action": "SCMP_ACT_ERRNO",
+     "errnoRet": 38}
+  ]
+}
+"""
 FILES = {
     "tools/count/tool.toml": """\
 id = "count"
@@ -83,7 +100,7 @@ seccomp_deny = ["socket"]
 wall = "1500ms"
 cpu_time = "1500ms"
 """,
-    "profiles/seccomp/base.json": '{"defaultAction": "SCMP_ACT_ERRNO", "syscalls": []}',
+    "profiles/seccomp/base.json": FILTER,
     "policies/base.cedar": '@id("all")\npermit(principal, action, resource);\n',
 }
 

@@ -319,9 +319,38 @@ def test_profile_check_says_numbers_in_words(folders: Any) -> None:
     text = run("profile", "check", *where(folders)[:4])
     for part in ("128MiB of memory", "0.5 CPU", "64 processes", "32MiB", "30 s", "1.5 s", "socket", "count, sh"):
         assert part in text
+    for part in ("data (2 calls): Reading and writing. Opens: What is open already.", "1 with conditions on their"):
+        assert part in " ".join(text.split())
+    assert "2 of the 3 system calls of filter base: sockets loses socket" in " ".join(text.split())
     said = json.loads(run("profile", "check", "--json", *where(folders)[:4]))
+    assert said["filters"]["base"] == {
+        "groups": {
+            "data": {
+                "for": "Reading and writing.",
+                "opens": "What is open already.",
+                "calls": ["read", "write"],
+                "conditional": [],
+                "answered": [],
+            },
+            "sockets": {
+                "for": "Talking.",
+                "opens": "The receive paths.",
+                "calls": ["socket"],
+                "conditional": ["socket"],
+                "answered": ["clone3"],
+            },
+        },
+        "calls": 3,
+        "narrowed": {"narrow": {"sockets": ["socket"]}},
+    }
     assert set(said["profiles"]) == {"base (task)", "narrow (tool)"}
     assert {wall["name"] for wall in said["host"]} >= {"landlock", "seccomp", "cgroups"}
+
+
+def test_profile_check_refuses_a_filter_that_is_wrong(folders: Any) -> None:
+    path = folders.root / "profiles/seccomp/base.json"
+    path.write_text(path.read_text().replace('"group": "data"', '"group": "nothing"'))
+    assert "'nothing' is not one of `groups`" in refused("profile", "check", *where(folders)[:4]).reason
 
 
 def test_profile_list_and_show(folders: Any) -> None:

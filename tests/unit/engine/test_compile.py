@@ -127,7 +127,7 @@ def test_the_create_body_asks_for_every_wall():
     assert (host["NetworkMode"], host["IpcMode"], host["CgroupnsMode"]) == ("none", "none", "private")
     assert (host["ReadonlyRootfs"], host["Privileged"]) == (True, False)
     assert host["LogConfig"] == {"Type": "none"}
-    assert {item["Name"]: item["Hard"] for item in host["Ulimits"]}["core"] == 0
+    assert {item["Name"]: item["Hard"] for item in host["Ulimits"]}["core"] == 1
     assert not {"Binds", "Devices", "CapAdd", "ExtraHosts", "PortBindings"} & {
         key for key, value in host.items() if value
     }
