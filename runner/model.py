@@ -87,6 +87,10 @@ class Ceilings(Value, frozen=True):
     result: int = 256 << 10  # a python tool's structured result
 
 
+# What a host may lack and a profile may do without, openly; profiles/README.md says what each one costs.
+Lack = Literal["cpu", "freezer", "scope", "swap", "tcp", "truncate"]
+
+
 class TaskProfile(Value, frozen=True):
     """Makes the container: image, ceilings, seccomp filter, the tools a task may use at all."""
 
@@ -99,6 +103,7 @@ class TaskProfile(Value, frozen=True):
     tools: tuple[str, ...]
     idle_timeout_s: int = 1800
     runtime: str = ""  # an OCI runtime registered with the engine; "" = its default
+    accept: tuple[Lack, ...] = ()  # walls it does without where a host has none of that kind
 
 
 class ToolProfile(Value, frozen=True):
@@ -296,3 +301,4 @@ class Measured(Value, frozen=True):
     pids_limit: int
     cpu_quota_milli: int
     cgroup_version: int
+    accepted: tuple[str, ...] = ()  # what this host lacks and the profile does without

@@ -12,7 +12,7 @@ from runner.catalog.files import Contents
 from runner.catalog.place import Place
 from runner.config import decode_toml, milliseconds, parse_toml, size
 from runner.errors import RunnerError, refuse
-from runner.model import Ceilings, Isolation, TaskProfile, ToolProfile
+from runner.model import Ceilings, Isolation, Lack, TaskProfile, ToolProfile
 
 T = TypeVar("T")
 
@@ -51,6 +51,7 @@ class _TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tools: tuple[str, ...]
     idle_timeout: str = "30m"
     runtime: str = ""
+    accept: tuple[Lack, ...] = ()
     ceilings: _CeilingsFile = _CeilingsFile()
 
 
@@ -179,6 +180,7 @@ def _task_profile(task: _TaskFile, name: str, text: bytes, digest: str) -> TaskP
         tools=task.tools,
         idle_timeout_s=top.amount("idle_timeout", task.idle_timeout, _seconds),
         runtime=task.runtime,
+        accept=tuple(sorted(set(task.accept))),
     )
 
 

@@ -3,8 +3,6 @@ judgements are tested without a host that is broken in the right way."""
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import grp
 import os
 import platform
@@ -13,6 +11,7 @@ import re
 import shutil
 import stat
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -21,13 +20,11 @@ import msgspec
 from runner.config import Config
 from runner.engine.cgroup import CgroupTree
 from runner.engine.docker import INPUTS_LABEL, Docker, HostFacts, Image
-from runner.engine.host import check_engine
+from runner.engine.host import COSTS, SCOPE_ABI, check_engine, check_host, host_facts, lacking, landlock_abi
 from runner.errors import RunnerError
+from runner.model import TaskProfile
 
-_LANDLOCK_CREATE_RULESET = 444
-_LANDLOCK_VERSION_FLAG = 1
 _KERNEL_FLOOR = (6, 1)  # Landlock ABI 2; what the walls of a call are built from
-_SIGNAL_SCOPE_ABI = 6  # Linux 6.12
 _FIXED_RUNC = (1, 1, 12)
 _FREE_FLOOR = 1 << 30
 _SETUP = "run scripts/setup"
@@ -57,15 +54,17 @@ def host_findings(config: Config) -> list[Finding]:
     ]
 
 
-def wall_findings() -> list[Finding]:
-    """What of a profile's promises this host can enforce: Landlock, seccomp, cgroups, and Docker's limits."""
+def wall_findings(profiles: Iterable[TaskProfile] = ()) -> list[Finding]:
+    """What of a profile's promises this host can enforce: Landlock, seccomp, cgroups, Docker's limits; and for each of
+    `profiles` whether that is enough."""
     walls = [
         landlock(landlock_abi()),
         seccomp(_read(Path("/proc/sys/kernel/seccomp/actions_avail"))),
         cgroups(CgroupTree()),
     ]
     try:
-        return [*walls, limits(Docker(timeout_s=10).facts())]
+        facts = host_facts(Docker(timeout_s=10))
+        return [*walls, limits(facts), *[kept(profile, facts) for profile in profiles]]
     except RunnerError as error:
         return [*walls, Finding(name="docker", status="fail", found=error.refused.reason, remedy=_SETUP)]
 
@@ -96,7 +95,7 @@ def landlock(abi: int) -> Finding:
     if abi <= 0:
         remedy = "use a kernel with Landlock; where it is compiled in, boot with lsm=landlock,…"
         return Finding(name="landlock", status="fail", found="not available", remedy=remedy)
-    if abi < _SIGNAL_SCOPE_ABI:
+    if abi < SCOPE_ABI:
         return Finding(
             name="landlock",
             status="warn",
@@ -147,12 +146,15 @@ def interpreter(name: str, closed: str) -> Finding:
     return Finding(name=f"interpreter for {name}", status="fail", found=f"{closed} is closed to it", remedy=remedy)
 
 
-def engine_findings(facts: HostFacts, image: Image | None, wanted: str, inputs: str) -> list[Finding]:
-    """Docker, runc, what the host lets Docker limit, and the tool image."""
+def engine_findings(
+    facts: HostFacts, image: Image | None, wanted: str, inputs: str, profiles: Iterable[TaskProfile] = ()
+) -> list[Finding]:
+    """Docker, runc, what the host lets Docker limit, whether that is enough for each profile, and the tool image."""
     return [
         docker_version(facts),
         runc(facts.runc),
         limits(facts),
+        *[kept(profile, facts) for profile in profiles],
         tool_image(image, wanted, inputs),
     ]
 
@@ -179,18 +181,39 @@ def runc(text: str) -> Finding:
 
 
 def limits(facts: HostFacts) -> Finding:
-    """What profiles ask for and a host may not account."""
-    able = {
-        "memory": facts.memory_limit,
-        "swap": facts.swap_limit,
-        "processes": facts.pids_limit,
-        "CPU": facts.cpu_quota,
-    }
-    missing = [name for name, there in able.items() if not there]
+    """What profiles ask for and a host may not be able to do."""
+    version = f"cgroup version {facts.cgroup_version}"
+    never = {"memory": facts.memory_limit, "processes": facts.pids_limit}
+    missing = [name for name, there in never.items() if not there]
     if missing:
-        remedy = "enable the controllers; for swap on cgroup version 1 boot with swapaccount=1"
-        return Finding(name="limits", status="fail", found=f"cannot limit {', '.join(missing)}", remedy=remedy)
-    return Finding(name="limits", status="ok", found=f"{', '.join(able)} (cgroup version {facts.cgroup_version})")
+        remedy = "boot with cgroup_enable=memory: without it no profile can be kept"
+        return Finding(
+            name="limits", status="fail", found=f"no limit on {', '.join(missing)} ({version})", remedy=remedy
+        )
+    lacks = lacking(facts)
+    if lacks:
+        found = f"not here ({version}): {', '.join(COSTS[word][0] for word in lacks)}"
+        remedy = f"use a host that has them, or a profile that accepts less: {', '.join(lacks)}"
+        return Finding(name="limits", status="warn", found=found, remedy=remedy)
+    return Finding(name="limits", status="ok", found=f"memory, swap, processes, CPU, freezer ({version})")
+
+
+def kept(profile: TaskProfile, facts: HostFacts) -> Finding:
+    """Whether this host keeps what the task profile promises; and where the profile accepts less, what that costs."""
+    name = f"profile {profile.name}"
+    try:
+        lacks = check_host(profile, facts)
+    except RunnerError as error:
+        remedy = error.refused.next_step or "use a host that can"
+        return Finding(name=name, status="fail", found=error.refused.reason, remedy=remedy)
+    if profile.runtime and profile.runtime not in facts.runtimes:
+        found = f"the Docker engine has no runtime {profile.runtime!r}"
+        return Finding(name=name, status="fail", found=found, remedy="register it with dockerd, or leave it empty")
+    if lacks:
+        costs = "; ".join(f"{word}: {COSTS[word][1]}" for word in lacks)
+        remedy = f"use a host that has them, and take {', '.join(lacks)} out of `accept`"
+        return Finding(name=name, status="warn", found=f"accepts less here: {costs}", remedy=remedy)
+    return Finding(name=name, status="ok", found="this host keeps it whole")
 
 
 def tool_image(image: Image | None, wanted: str, inputs: str) -> Finding:
@@ -253,15 +276,6 @@ def version(text: str) -> tuple[int, ...]:
     """The leading numbers of a version: `1.1.5+ds1` is (1, 1, 5)."""
     found = re.match(r"v?(\d+(?:\.\d+)*)", text)
     return tuple(int(part) for part in found.group(1).split(".")) if found else ()
-
-
-def landlock_abi() -> int:
-    """The kernel's Landlock ABI, 0 when there is none or it is switched off."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    abi = libc.syscall(_LANDLOCK_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint(_LANDLOCK_VERSION_FLAG))
-    if abi < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EOPNOTSUPP):
-        return 0
-    return max(int(abi), 0)
 
 
 def closed_to(ids: tuple[int, int], start: Path) -> str:

@@ -7,12 +7,15 @@ from typing import Annotated
 
 import typer
 
+from runner.catalog import compile_bundle, read_folders, shared
 from runner.cli.checks import Finding, engine_findings, host_findings, place_findings
 from runner.cli.tables import print_json, print_table
 from runner.config import Config, load_config
 from runner.engine import image
 from runner.engine.docker import Docker
+from runner.engine.host import host_facts
 from runner.errors import EXIT_OK, EXIT_UNAVAILABLE, RunnerError
+from runner.model import TaskProfile
 
 
 def doctor(
@@ -50,6 +53,21 @@ def _engine(config: Config) -> list[Finding]:
     try:
         docker = Docker(config.sandboxes.docker_host, timeout_s=10)
         wanted = config.sandboxes.image or image.tag()
-        return engine_findings(docker.facts(), docker.image(wanted), wanted, image.inputs_digest())
+        facts, found = host_facts(docker), docker.image(wanted)
     except RunnerError as error:
         return [Finding(name="docker", status="fail", found=error.refused.reason, remedy=error.refused.next_step)]
+    try:
+        profiles, wrong = _profiles(config), []
+    except RunnerError as error:
+        profiles, wrong = (
+            [],
+            [Finding(name="catalogue", status="fail", found=str(error), remedy="runner profile check")],
+        )
+    return [*engine_findings(facts, found, wanted, image.inputs_digest(), profiles), *wrong]
+
+
+def _profiles(config: Config) -> list[TaskProfile]:
+    """The task profiles that this configuration serves. Raises `RunnerError` for a catalogue that is not whole."""
+    names = ("profiles", "tools", "policies")
+    folders = [Path(getattr(config, name)) if getattr(config, name) else shared(name) for name in names]
+    return list(compile_bundle(read_folders(*folders)).task_profiles.values())

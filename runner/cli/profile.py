@@ -14,6 +14,7 @@ from runner.cli.checks import wall_findings
 from runner.cli.filters import filter_json, filter_lines, narrowed
 from runner.cli.tables import print_json, print_table, print_text
 from runner.engine import seccomp
+from runner.engine.host import COSTS
 from runner.errors import refuse
 from runner.model import TaskProfile, ToolProfile
 
@@ -83,7 +84,7 @@ def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) ->
             *tool_promises(tool, users),
             *[narrowed(name, found, tool.seccomp_deny) for name, found in groups.items() if tool.seccomp_deny],
         ]
-    host = wall_findings()
+    host = wall_findings(catalog.task_profiles.values())
     if json:
         tools_deny = {tool.name: tool.seccomp_deny for tool in catalog.tool_profiles.values()}
         print_json({
@@ -123,6 +124,7 @@ def task_promises(profile: TaskProfile) -> list[str]:
         f"each call writes at most {output} of output, {result} of result and files of {file}",
         f"each call holds at most {most.open_files} open files",
         f"only these tools: {', '.join(profile.tools)}",
+        *[f"where the host has none, does without {COSTS[word][0]}: {COSTS[word][1]}" for word in profile.accept],
     ]
 
 

@@ -3,6 +3,7 @@ fixture trees (tests/conformance/cgroup) stand in for hosts that are not at hand
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import msgspec
@@ -50,9 +51,15 @@ class CgroupTree:
             return controller in _read(self._root / "cgroup.controllers").split()
         return controller in self._folders
 
-    def limits(self, membership: dict[str, str]) -> CgroupLimits:
-        """The limits of a process with this membership. Raises `RunnerError` (host) naming a file that is missing."""
-        return self._limits_v2(membership) if self.version == 2 else self._limits_v1(membership)
+    def freezes(self) -> bool:
+        """Whether a group's processes can be stopped all at once: a controller in version 1, always there in 2."""
+        return self.version == 2 or self.has("freezer")
+
+    def limits(self, membership: dict[str, str], lacks: Collection[str] = ()) -> CgroupLimits:
+        """The limits of a process with this membership. Raises `RunnerError` (host) naming a file that is missing,
+        unless `lacks` says that this host has no such limit ("swap", "cpu"): then there is none."""
+        found = self._limits_v2 if self.version == 2 else self._limits_v1
+        return found(membership, lacks)
 
     def oom_kills(self, membership: dict[str, str]) -> int:
         """How many processes of the group the kernel has killed for memory; 0 when the group is gone already."""
@@ -70,20 +77,23 @@ class CgroupTree:
         base = self._root if self.version == 2 else self._folders[controller]
         return base / membership[key].lstrip("/")
 
-    def _limits_v1(self, membership: dict[str, str]) -> CgroupLimits:
+    def _limits_v1(self, membership: dict[str, str], lacks: Collection[str]) -> CgroupLimits:
         memory, cpu = self._place(membership, "memory"), self._place(membership, "cpu")
         return CgroupLimits(
             version=1,
             memory=_number(memory / "memory.limit_in_bytes"),
-            swap=_number(memory / "memory.memsw.limit_in_bytes"),
+            swap=UNLIMITED if "swap" in lacks else _number(memory / "memory.memsw.limit_in_bytes"),
             pids=_number(self._place(membership, "pids") / "pids.max"),
-            cpu_milli=_milli(_read(cpu / "cpu.cfs_quota_us"), _read(cpu / "cpu.cfs_period_us")),
+            cpu_milli=UNLIMITED
+            if "cpu" in lacks
+            else _milli(_read(cpu / "cpu.cfs_quota_us"), _read(cpu / "cpu.cfs_period_us")),
         )
 
-    def _limits_v2(self, membership: dict[str, str]) -> CgroupLimits:
+    def _limits_v2(self, membership: dict[str, str], lacks: Collection[str]) -> CgroupLimits:
         place = self._place(membership, "")
-        memory, swap = _number(place / "memory.max"), _number(place / "memory.swap.max")
-        quota, period = _read(place / "cpu.max").split()
+        memory = _number(place / "memory.max")
+        swap = UNLIMITED if "swap" in lacks else _number(place / "memory.swap.max")
+        quota, period = ("max", "") if "cpu" in lacks else _read(place / "cpu.max").split()
         return CgroupLimits(
             version=2,
             memory=memory,

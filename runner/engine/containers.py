@@ -118,6 +118,7 @@ class Container:
             folder=str(folder),
             instance=shop.instance,
             sandbox=self.sandbox,
+            lacks=self.compiled.lacks,
         )
         self._id = await shop.blocking(lambda: shop.docker.create(body, f"toolrunner-{shop.instance}-{self.sandbox}"))
         await shop.blocking(lambda: shop.docker.start(self._id))
@@ -130,11 +131,12 @@ class Container:
             raise self._died(state.exit_code) from None
         self._control = await self._connected(state.pid, uid)
         try:
-            found = await shop.blocking(lambda: measure.read(state.pid, shop.tree))
+            found = await shop.blocking(lambda: measure.read(state.pid, shop.tree, lacks=self.compiled.lacks))
             self._membership = found.membership
         except OSError as error:
             raise self._died(-1) from error
-        wrong = measure.differences(found, measure.Expected(uid=uid, ceilings=self.compiled.profile.ceilings))
+        promised = measure.Expected(uid=uid, ceilings=self.compiled.profile.ceilings, lacks=self.compiled.lacks)
+        wrong = measure.differences(found, promised)
         if state.image != self.compiled.image:
             wrong.append(f"the image is {state.image}, not {self.compiled.image}")
         if state.runtime != self.compiled.runtime:
@@ -145,7 +147,9 @@ class Container:
                 f"the sandbox is not what profile {self.compiled.profile.name!r} promises: {'; '.join(wrong)}",
                 next_step="run `runner doctor`; the sandbox was destroyed and nothing ran in it",
             )
-        self.measured = measure.measured(found, pid=state.pid, image=state.image, runtime=state.runtime)
+        self.measured = measure.measured(
+            found, pid=state.pid, image=state.image, runtime=state.runtime, accepted=self.compiled.lacks
+        )
 
     async def _connected(self, pid: int, uid: int) -> int:
         """PID 1's connection, or a refusal as soon as it ends without one."""

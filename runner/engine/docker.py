@@ -45,6 +45,8 @@ class HostFacts(msgspec.Struct, frozen=True, kw_only=True):
     cpu_quota: bool
     root: str = ""
     architecture: str = ""
+    landlock: int = 0  # the kernel's Landlock ABI, 0 = none
+    freezer: bool = False
 
 
 class Image(msgspec.Struct, frozen=True, kw_only=True):

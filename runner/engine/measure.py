@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from runner.engine.cgroup import CgroupLimits, CgroupTree, parse_membership
+from runner.engine.cgroup import UNLIMITED, CgroupLimits, CgroupTree, parse_membership
 from runner.engine.template import CONTROL_FOLDER, MASKED, READ_ONLY, Tmpfs, places
 from runner.model import Ceilings, Measured
 
@@ -58,9 +58,10 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
 
     uid: int
     ceilings: Ceilings
+    lacks: tuple[str, ...] = ()  # limits that this host has not and the profile does without
 
 
-def read(pid: int, tree: CgroupTree, proc: Path = PROC) -> Found:
+def read(pid: int, tree: CgroupTree, proc: Path = PROC, lacks: tuple[str, ...] = ()) -> Found:
     """Measure the process. The caller holds a pidfd, so that the number cannot mean another process meanwhile.
 
     Raises OSError when the process is gone."""
@@ -71,7 +72,7 @@ def read(pid: int, tree: CgroupTree, proc: Path = PROC) -> Found:
         namespaces=_namespaces(place, proc / "self"),
         interfaces=parse_interfaces((place / "net/dev").read_text()),
         mounts=parse_mounts((place / "mountinfo").read_text()),
-        cgroup=tree.limits(membership),
+        cgroup=tree.limits(membership, lacks),
         membership=membership,
     )
 
@@ -111,11 +112,11 @@ def differences(found: Found, expected: Expected) -> list[str]:
     return [
         *_process_differences(found, expected.uid),
         *_mount_differences(found.mounts, expected),
-        *_limit_differences(found.cgroup, expected.ceilings),
+        *_limit_differences(found.cgroup, expected),
     ]
 
 
-def measured(found: Found, *, pid: int, image: str, runtime: str) -> Measured:
+def measured(found: Found, *, pid: int, image: str, runtime: str, accepted: tuple[str, ...] = ()) -> Measured:
     """The measurement as it goes to gate and into the ledger."""
     status = found.status
     root = next((mount for mount in found.mounts if mount.point == "/"), None)
@@ -138,6 +139,7 @@ def measured(found: Found, *, pid: int, image: str, runtime: str) -> Measured:
         pids_limit=found.cgroup.pids,
         cpu_quota_milli=found.cgroup.cpu_milli,
         cgroup_version=found.cgroup.version,
+        accepted=accepted,
     )
 
 
@@ -214,13 +216,14 @@ def _tmpfs_differences(point: str, mount: Mount, place: Tmpfs, uid: int) -> list
     return wrong
 
 
-def _limit_differences(found: CgroupLimits, ceilings: Ceilings) -> list[str]:
+def _limit_differences(found: CgroupLimits, expected: Expected) -> list[str]:
+    ceilings, lacks = expected.ceilings, expected.lacks
     memory = ceilings.memory // _PAGE * _PAGE
     wanted = {
         "memory limit": (found.memory, memory),
-        "memory and swap limit": (found.swap, memory),
+        "memory and swap limit": (found.swap, UNLIMITED if "swap" in lacks else memory),
         "process limit": (found.pids, ceilings.pids),
-        "CPU quota in thousandths": (found.cpu_milli, ceilings.cpus_milli),
+        "CPU quota in thousandths": (found.cpu_milli, UNLIMITED if "cpu" in lacks else ceilings.cpus_milli),
     }
     return [f"{name} is {got}, not {want}" for name, (got, want) in wanted.items() if got != want]
 

@@ -16,7 +16,7 @@ from runner.config import Config
 from runner.engine.cgroup import CgroupTree
 from runner.engine.containers import Container, Workshop
 from runner.engine.docker import Docker, HostFacts
-from runner.engine.host import CompiledProfile, check_engine, compile_profile
+from runner.engine.host import CompiledProfile, check_engine, compile_profile, host_facts
 from runner.engine.image import REPOSITORY, Pins, tag
 from runner.engine.orphans import Orphans
 from runner.engine.uids import UidRange
@@ -70,7 +70,7 @@ class Engine:
         """Connect, check the engine, remove what an earlier run of this instance left. Raises `RunnerError` (host)."""
         settings = self._config.sandboxes
         self._docker = docker = await anyio.to_thread.run_sync(Docker, settings.docker_host)
-        self._facts = await anyio.to_thread.run_sync(docker.facts)
+        self._facts = await anyio.to_thread.run_sync(host_facts, docker)
         check_engine(self._facts)
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o711)
         self._workshop = Workshop(

@@ -4,6 +4,7 @@ Nothing here comes from an agent. What is asked for here is afterwards read back
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import msgspec
@@ -103,9 +104,18 @@ def least_memory(ceilings: Ceilings) -> int:
 
 
 def create_body(
-    profile: TaskProfile, *, image: str, seccomp: str, uid: int, folder: str, instance: str, sandbox: str
+    profile: TaskProfile,
+    *,
+    image: str,
+    seccomp: str,
+    uid: int,
+    folder: str,
+    instance: str,
+    sandbox: str,
+    lacks: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The whole create request. `image` is an id, `seccomp` the filter's text, `folder` the socket's on the host."""
+    """The whole create request. `image` is an id, `seccomp` the filter's text, `folder` the socket's on the host,
+    `lacks` what this host cannot limit and the profile does without."""
     return {
         "Image": image,
         "User": f"{uid}:{uid}",
@@ -122,11 +132,13 @@ def create_body(
         "AttachStderr": False,
         "OpenStdin": False,
         "Tty": False,
-        "HostConfig": _host_config(profile, seccomp=seccomp, uid=uid, folder=folder),
+        "HostConfig": _host_config(profile, seccomp=seccomp, uid=uid, folder=folder, lacks=lacks),
     }
 
 
-def _host_config(profile: TaskProfile, *, seccomp: str, uid: int, folder: str) -> dict[str, Any]:
+def _host_config(
+    profile: TaskProfile, *, seccomp: str, uid: int, folder: str, lacks: Collection[str]
+) -> dict[str, Any]:
     ceilings = profile.ceilings
     config: dict[str, Any] = {
         "NetworkMode": "none",
@@ -142,9 +154,9 @@ def _host_config(profile: TaskProfile, *, seccomp: str, uid: int, folder: str) -
         "MaskedPaths": list(MASKED),
         "ReadonlyPaths": list(READ_ONLY),
         "Memory": ceilings.memory,
-        "MemorySwap": ceilings.memory,
+        "MemorySwap": -1 if "swap" in lacks else ceilings.memory,
         "PidsLimit": ceilings.pids,
-        "NanoCpus": ceilings.cpus_milli * 1_000_000,
+        "NanoCpus": 0 if "cpu" in lacks else ceilings.cpus_milli * 1_000_000,
         "OomKillDisable": False,
         "OomScoreAdj": OOM_SCORE,
         "Ulimits": [

@@ -248,4 +248,5 @@ def isolation(measured: Measured) -> entries.Isolation:
         pids_limit=measured.pids_limit,
         cpu_quota_milli=measured.cpu_quota_milli,
         cgroup_version=measured.cgroup_version,
+        accepted=measured.accepted,
     )

@@ -208,6 +208,7 @@ class Isolation(Part, frozen=True):
     pids_limit: Int
     cpu_quota_milli: Int
     cgroup_version: Int
+    accepted: tuple[str, ...] = ()  # walls this host lacks and the profile does without
 
 
 class SandboxBegin(Entry, frozen=True, tag="sandbox"):

@@ -542,3 +542,45 @@ def test_an_image_without_the_guest_is_refused_at_once(benches, tmp_path, monkey
             assert bench.containers() == []
 
     asyncio.run(act())
+
+
+def test_a_host_that_lacks_a_limit_refuses_and_a_profile_that_accepts_it_says_so(benches, tmp_path):
+    """The engine is told that its host limits neither swap nor CPU; the container is then made and measured so."""
+
+    async def act():
+        accepting = msgspec.structs.replace(benches.profile(), accept=("cpu", "swap"))
+        async with benches.open(tmp_path, accepting) as bench:
+            measured, control = await bench.create("whole")
+            assert (measured.accepted, measured.swap_limit, measured.cpu_quota_milli) == ((), 512 << 20, 1000)
+            os.close(control)
+            bench.engine._facts = msgspec.structs.replace(bench.engine.facts, swap_limit=False, cpu_quota=False)
+            with pytest.raises(RunnerError, match="cannot enforce a swap limit"):
+                bench.engine.use({"default": benches.profile()}, FILTERS)
+            bench.engine.use({"default": accepting}, FILTERS)
+            measured, control = await bench.create("less")
+            assert measured.accepted == ("swap", "cpu")
+            assert (measured.swap_limit, measured.cpu_quota_milli, measured.memory_limit) == (-1, -1, 512 << 20)
+            os.close(control)
+
+    asyncio.run(act())
+
+
+def test_another_runtime_of_this_engine_is_used_and_named(benches, tmp_path):
+    async def act():
+        async with benches.open(tmp_path) as bench:
+            measured, control = await bench.create("s1")
+            os.close(control)
+            facts = bench.engine.facts
+            assert measured.runtime == facts.default_runtime
+            (other,) = {"io.containerd.runc.v2"} & set(facts.runtimes) - {facts.default_runtime}
+            bench.engine.use({"default": msgspec.structs.replace(benches.profile(), runtime=other)}, FILTERS)
+            measured, control = await bench.create("s2")
+            assert measured.runtime == other
+            assert bench.api.inspect_container(bench.name("s2"))["HostConfig"]["Runtime"] == other
+            os.close(control)
+            absent = msgspec.structs.replace(benches.profile(), runtime="runsc-that-is-not-here")
+            with pytest.raises(RunnerError, match="no runtime") as refused:
+                bench.engine.use({"default": absent}, FILTERS)
+            assert other in refused.value.refused.allowed
+
+    asyncio.run(act())

@@ -106,6 +106,22 @@ def test_a_file_that_is_missing_is_named_and_refused(tmp_path, files, member, mi
         broken.limits(parse_membership(member))
 
 
+@pytest.mark.parametrize(("files", "member"), [(LIMITED, MEMBER_V1), (UNIFIED, "0::/system.slice/docker-abc.scope\n")])
+def test_a_limit_that_a_host_has_not_and_a_profile_does_without_is_none(tmp_path, files, member):
+    gone = ("memsw.limit_in_bytes", "cfs_quota_us", "swap.max", "cpu.max")
+    poor = tree(tmp_path, {name: text for name, text in files.items() if not name.endswith(gone)})
+    found = poor.limits(parse_membership(member), ("swap", "cpu"))
+    assert (found.memory, found.swap, found.pids, found.cpu_milli) == (512 << 20, UNLIMITED, 128, UNLIMITED)
+    with pytest.raises(RunnerError):
+        poor.limits(parse_membership(member), ("cpu",))
+
+
+def test_version_2_always_freezes_and_version_1_where_the_controller_is_mounted(tmp_path):
+    assert tree(tmp_path / "2", UNIFIED).freezes()
+    assert not tree(tmp_path / "1", LIMITED).freezes()
+    assert tree(tmp_path / "1f", {**LIMITED, "freezer/docker/abc/freezer.state": "THAWED\n"}).freezes()
+
+
 def test_a_controller_that_is_not_mounted_is_refused(tmp_path):
     files = {name: text for name, text in LIMITED.items() if not name.startswith("pids")}
     with pytest.raises(RunnerError, match="no pids cgroup"):

@@ -16,6 +16,7 @@ from runner.cli import checks, doctor
 from runner.config import Config, Users
 from runner.engine.cgroup import CgroupTree
 from runner.engine.docker import INPUTS_LABEL, HostFacts, Image
+from runner.model import Ceilings, TaskProfile
 
 FACTS = HostFacts(
     docker="24.0.1",
@@ -30,6 +31,11 @@ FACTS = HostFacts(
     swap_limit=True,
     pids_limit=True,
     cpu_quota=True,
+    landlock=7,
+    freezer=True,
+)
+PROFILE = TaskProfile(
+    name="p", description="", digest="d", image="", seccomp="default", ceilings=Ceilings(), tools=("t",)
 )
 IMAGE = Image(id="sha256:abc", labels={INPUTS_LABEL: "in"})
 SOCKET, FOLDER = stat.S_IFSOCK, stat.S_IFDIR
@@ -68,7 +74,20 @@ def tree(folder: Path, *controllers: str) -> CgroupTree:
         (checks.runc("1.1.5+ds1"), "warn"),
         (checks.runc(""), "warn"),
         (checks.limits(FACTS), "ok"),
-        (checks.limits(msgspec.structs.replace(FACTS, swap_limit=False)), "fail"),
+        (checks.limits(msgspec.structs.replace(FACTS, pids_limit=False)), "fail"),
+        (checks.limits(msgspec.structs.replace(FACTS, swap_limit=False)), "warn"),
+        (checks.limits(msgspec.structs.replace(FACTS, freezer=False)), "warn"),
+        (checks.kept(PROFILE, FACTS), "ok"),
+        (checks.kept(PROFILE, msgspec.structs.replace(FACTS, memory_limit=False)), "fail"),
+        (checks.kept(PROFILE, msgspec.structs.replace(FACTS, swap_limit=False)), "fail"),
+        (checks.kept(msgspec.structs.replace(PROFILE, runtime="runsc"), FACTS), "fail"),
+        (checks.kept(msgspec.structs.replace(PROFILE, accept=("swap",)), FACTS), "ok"),
+        (
+            checks.kept(
+                msgspec.structs.replace(PROFILE, accept=("swap",)), msgspec.structs.replace(FACTS, swap_limit=False)
+            ),
+            "warn",
+        ),
         (checks.tool_image(IMAGE, "t:1", "in"), "ok"),
         (checks.tool_image(IMAGE, "t:1", "other"), "warn"),
         (checks.tool_image(None, "t:1", "in"), "fail"),
@@ -99,6 +118,15 @@ def test_cgroups_without_a_controller_fail_and_name_it(tmp_path):
     assert "fixture trees" in checks.cgroups(CgroupTree(unified)).found
     (unified / "cgroup.controllers").write_text("cpu pids\n")
     assert checks.cgroups(CgroupTree(unified)).status == "fail"
+
+
+def test_a_profile_that_accepts_less_says_what_that_costs_and_one_that_does_not_names_the_word():
+    poor = msgspec.structs.replace(FACTS, swap_limit=False, landlock=5)
+    refused = checks.kept(PROFILE, poor)
+    assert 'accept = ["swap", "scope"]' in refused.remedy
+    accepting = msgspec.structs.replace(PROFILE, accept=("scope", "swap"))
+    for cost in ("host's swap beyond its ceiling", "one call at a time"):
+        assert cost in checks.kept(accepting, poor).found
 
 
 def test_the_note_about_runc_names_the_flaw():

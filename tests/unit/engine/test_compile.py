@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 
 from runner.engine.docker import HostFacts, read_facts
-from runner.engine.host import check_engine, compile_profile
+from runner.engine.host import COSTS, check_engine, compile_profile
 from runner.engine.template import create_body, least_memory, places
 from runner.errors import RunnerError
-from runner.model import Ceilings, TaskProfile
+from runner.model import Ceilings, Lack, TaskProfile
 
 FILTER = (Path(__file__).parents[3] / "profiles/seccomp/default.json").read_bytes()
 FACTS = HostFacts(
@@ -29,7 +29,18 @@ FACTS = HostFacts(
     swap_limit=True,
     pids_limit=True,
     cpu_quota=True,
+    landlock=7,
+    freezer=True,
 )
+# What a host may lack -> how its facts say so, and what the refusal names.
+LACKS = {
+    "swap": ({"swap_limit": False}, "a swap limit"),
+    "cpu": ({"cpu_quota": False}, "a CPU quota"),
+    "freezer": ({"freezer": False}, "a freezer"),
+    "truncate": ({"landlock": 2}, "truncation by Landlock"),
+    "tcp": ({"landlock": 3}, "TCP by Landlock"),
+    "scope": ({"landlock": 5}, "signals and abstract sockets by Landlock"),
+}
 
 
 def profile(*, ceilings: Ceilings | None = None, **change: Any) -> TaskProfile:
@@ -57,13 +68,46 @@ def test_a_profile_that_this_host_can_keep_compiles():
 
 
 @pytest.mark.parametrize(
-    ("missing", "named"),
-    [("memory_limit", "memory"), ("swap_limit", "swap"), ("pids_limit", "process"), ("cpu_quota", "CPU")],
+    ("change", "named"),
+    [({"memory_limit": False}, "memory"), ({"pids_limit": False}, "process"), ({"landlock": 0}, "Landlock")],
 )
-def test_a_limit_that_the_host_cannot_enforce_is_refused(missing, named):
+def test_what_nothing_stands_in_for_is_refused_whatever_is_accepted(change, named):
+    for accept in ((), tuple(COSTS)):
+        with pytest.raises(RunnerError, match=named) as refused:
+            compiled(profile(accept=accept), msgspec.structs.replace(FACTS, **change))
+        assert refused.value.refused.code == "host"
+
+
+@pytest.mark.parametrize("word", LACKS)
+def test_what_a_host_lacks_is_refused_by_name_unless_the_profile_accepts_it(word):
+    change, named = LACKS[word]
+    facts = msgspec.structs.replace(FACTS, **change)
     with pytest.raises(RunnerError, match=named) as refused:
-        compiled(profile(), msgspec.structs.replace(FACTS, **{missing: False}))
+        compiled(profile(), facts)
     assert refused.value.refused.code == "host"
+    assert word in refused.value.refused.next_step
+    assert COSTS[word][1] in refused.value.refused.next_step
+    others = tuple(other for other in COSTS if other != word)
+    with pytest.raises(RunnerError, match=named):
+        compiled(profile(accept=others), facts)
+    assert word in compiled(profile(accept=tuple(COSTS)), facts).lacks
+
+
+def test_what_is_accepted_is_kept_where_the_host_can():
+    made = compiled(profile(accept=tuple(COSTS)))
+    assert made.lacks == ()
+    whole, less = body(), body(lacks=("swap", "cpu"))
+    assert less["HostConfig"].pop("MemorySwap") == -1
+    assert less["HostConfig"].pop("NanoCpus") == 0
+    assert whole["HostConfig"].pop("MemorySwap") == 512 << 20
+    assert whole["HostConfig"].pop("NanoCpus") == 1_000_000_000
+    assert whole == less
+
+
+def test_every_word_of_the_vocabulary_is_explained_on_the_page():
+    page = (Path(__file__).parents[3] / "profiles/README.md").read_text()
+    assert set(COSTS) == set(LACKS) == set(get_args(Lack))
+    assert [word for word in COSTS if f"| `{word}` |" not in page] == []
 
 
 def test_an_unknown_runtime_and_an_unknown_filter_are_refused():
@@ -111,9 +155,16 @@ def test_abilities_that_are_not_mentioned_are_missing():
         check_engine(facts)
 
 
-def body(uid: int = 7, ceilings: Ceilings | None = None) -> dict[str, Any]:
+def body(uid: int = 7, ceilings: Ceilings | None = None, lacks: tuple[str, ...] = ()) -> dict[str, Any]:
     return create_body(
-        profile(ceilings=ceilings), image="sha256:i", seccomp="{}", uid=uid, folder="/f", instance="i", sandbox="s"
+        profile(ceilings=ceilings),
+        image="sha256:i",
+        seccomp="{}",
+        uid=uid,
+        folder="/f",
+        instance="i",
+        sandbox="s",
+        lacks=lacks,
     )
 
 
