@@ -73,7 +73,7 @@ class Ceilings(Value, frozen=True):
     memory: int = 512 << 20  # memory limit, swap included; tmpfs is charged to it
     cpus_milli: int = 1000  # CPU quota in thousandths of a core
     pids: int = 128
-    workspace: int = 256 << 20  # tmpfs size of /workspace
+    workspace: int = 256 << 20  # size of /workspace, in memory or on disk as the profile says
     workspace_inodes: int = 65_536
     tmp: int = 32 << 20  # tmpfs size of /tmp
     shm: int = 0  # tmpfs size of /dev/shm; 0 = none (multiprocessing locks need one)
@@ -89,6 +89,10 @@ class Ceilings(Value, frozen=True):
 
 # What a host may lack and a profile may do without, openly; profiles/README.md says what each one costs.
 Lack = Literal["cpu", "freezer", "scope", "swap", "tcp", "truncate"]
+# "memory" is a tmpfs that ends with its sandbox, "disk" an ext4 filesystem that ends with its task.
+WorkspaceKind = Literal["memory", "disk"]
+# "changed" hashes the files whose size, times or inode differ from the last snapshot's, "full" hashes every one.
+Snapshot = Literal["none", "changed", "full"]
 
 
 class TaskProfile(Value, frozen=True):
@@ -104,6 +108,8 @@ class TaskProfile(Value, frozen=True):
     idle_timeout_s: int = 1800
     runtime: str = ""  # an OCI runtime registered with the engine; "" = its default
     accept: tuple[Lack, ...] = ()  # walls it does without where a host has none of that kind
+    workspace_kind: WorkspaceKind = "memory"
+    snapshot: Snapshot = "none"  # how the workspace is hashed after each call that may write it
 
 
 class ToolProfile(Value, frozen=True):
@@ -302,3 +308,6 @@ class Measured(Value, frozen=True):
     cpu_quota_milli: int
     cgroup_version: int
     accepted: tuple[str, ...] = ()  # what this host lacks and the profile does without
+    workspace: str = ""  # the filesystem of /workspace: tmpfs or ext4
+    workspace_size: int = 0  # bytes it takes of memory or of the host's disk, at most
+    workspace_inodes: int = 0

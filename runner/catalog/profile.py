@@ -12,7 +12,7 @@ from runner.catalog.files import Contents
 from runner.catalog.place import Place
 from runner.config import decode_toml, milliseconds, parse_toml, size
 from runner.errors import RunnerError, refuse
-from runner.model import Ceilings, Isolation, Lack, TaskProfile, ToolProfile
+from runner.model import Ceilings, Isolation, Lack, Snapshot, TaskProfile, ToolProfile, WorkspaceKind
 
 T = TypeVar("T")
 
@@ -52,6 +52,8 @@ class _TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     idle_timeout: str = "30m"
     runtime: str = ""
     accept: tuple[Lack, ...] = ()
+    workspace_kind: WorkspaceKind = "memory"
+    snapshot: Snapshot = "none"
     ceilings: _CeilingsFile = _CeilingsFile()
 
 
@@ -165,10 +167,12 @@ def _task_profile(task: _TaskFile, name: str, text: bytes, digest: str) -> TaskP
         output=field.amount("output", given.output, size, 1024),
         result=field.amount("result", given.result, size, 1024),
     )
-    needed = ceilings.workspace + ceilings.tmp + ceilings.shm + RESERVE
+    on_disk = task.workspace_kind == "disk"
+    needed = (0 if on_disk else ceilings.workspace) + ceilings.tmp + ceilings.shm + RESERVE
     if ceilings.memory < needed:
         least = amount_text(needed)
-        reason = f"is less than workspace + tmp + shm + {amount_text(RESERVE)} = {least}; tmpfs is charged to it"
+        what = "tmp + shm" if on_disk else "workspace + tmp + shm"
+        reason = f"is less than {what} + {amount_text(RESERVE)} = {least}; tmpfs is charged to it"
         raise field.wrong("memory", reason, f"raise memory to {least} or lower the others")
     return TaskProfile(
         name=task.name,
@@ -181,6 +185,8 @@ def _task_profile(task: _TaskFile, name: str, text: bytes, digest: str) -> TaskP
         idle_timeout_s=top.amount("idle_timeout", task.idle_timeout, _seconds),
         runtime=task.runtime,
         accept=tuple(sorted(set(task.accept))),
+        workspace_kind=task.workspace_kind,
+        snapshot=task.snapshot,
     )
 
 

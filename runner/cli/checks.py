@@ -19,6 +19,7 @@ import msgspec
 
 from runner.config import Config
 from runner.engine.cgroup import CgroupTree
+from runner.engine.disk import unsupported
 from runner.engine.docker import INPUTS_LABEL, Docker, HostFacts, Image
 from runner.engine.host import COSTS, SCOPE_ABI, check_engine, check_host, host_facts, lacking, landlock_abi
 from runner.errors import RunnerError
@@ -238,7 +239,16 @@ def place_findings(config: Config) -> list[Finding]:
             if _mode(run / name)
         ],
         disk(config.state, _free(Path(config.state))),
+        disk_workspaces(unsupported()),
     ]
+
+
+def disk_workspaces(missing: str) -> Finding:
+    """What task profiles with `workspace_kind = "disk"` need; the others do without it."""
+    if missing:
+        remedy = 'needed by profiles with workspace_kind = "disk": take them out of the catalogue, or provide it'
+        return Finding(name="disk workspaces", status="warn", found=f"no {missing}", remedy=remedy)
+    return Finding(name="disk workspaces", status="ok", found="loop devices, ext4, mkfs.ext4")
 
 
 def folder(name: str, path: Path, mode: tuple[int, int] | None) -> Finding:

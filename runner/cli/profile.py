@@ -113,12 +113,23 @@ def task_promises(profile: TaskProfile) -> list[str]:
     memory, workspace, tmp = amount_text(most.memory), amount_text(most.workspace), amount_text(most.tmp)
     output, result, file = amount_text(most.output), amount_text(most.result), amount_text(most.file_size)
     shm = f"shared memory of {amount_text(most.shm)}" if most.shm else "no shared memory in /dev/shm"
+    where = (
+        "on the host's disk, kept until the task ends"
+        if profile.workspace_kind == "disk"
+        else "in memory, gone with the sandbox"
+    )
     return [
         f"one container per task, from image {profile.image}, gone after {profile.idle_timeout_s} s without a call",
         "no network, no capability, no way to gain privileges, a read-only root, a user of its own",
         f"only system calls that profiles/seccomp/{profile.seccomp}.json lists",
         f"at most {memory} of memory, no swap, {most.cpus_milli / 1000:g} CPU, {most.pids} processes and threads",
-        f"a workspace of {workspace} and {most.workspace_inodes} files, /tmp of {tmp}, {shm}",
+        f"a workspace of {workspace} and {most.workspace_inodes} files {where}, /tmp of {tmp}, {shm}",
+        {
+            "none": "the workspace's content is not in the ledger",
+            "changed": "after each call that may write it, the workspace's files, those that changed hashed anew, "
+            "are in the ledger",
+            "full": "after each call that may write it, the workspace's files, all hashed anew, are in the ledger",
+        }[profile.snapshot],
         f"at most {most.concurrent_calls} calls at once",
         f"each call ends after {most.wall_ms / 1000:g} s or {most.cpu_s} s of CPU, whole tree killed",
         f"each call writes at most {output} of output, {result} of result and files of {file}",

@@ -1,6 +1,7 @@
 """One container, from nothing to measured and back to nothing.
 
-    lease a uid → folder and socket → create → start → accept PID 1 → measure → (in use) → kill → remove → give back
+    lease a uid (and the task's disk) → folder and socket → create → start → accept PID 1 → measure → (in use) → kill
+    → remove → give back
 
 Whatever fails on the way, everything made before it is taken back."""
 
@@ -14,6 +15,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 import anyio.to_thread
@@ -21,8 +23,11 @@ import anyio.to_thread
 from runner.engine import measure
 from runner.engine.cgroup import CgroupTree
 from runner.engine.control import ControlSocket, remove_folder
+from runner.engine.disk import Disk, Disks
+from runner.engine.disk_found import DiskPromise
 from runner.engine.docker import Docker
 from runner.engine.host import CompiledProfile
+from runner.engine.loop import Loop
 from runner.engine.template import create_body
 from runner.engine.uids import UidLease, UidRange
 from runner.errors import RunnerError, refuse
@@ -42,16 +47,27 @@ class Workshop:
     """What every container of this engine is made with."""
 
     def __init__(
-        self, *, docker: Docker, tree: CgroupTree, uids: UidRange, folder: Path, instance: str, start_s: float
+        self,
+        *,
+        docker: Docker,
+        tree: CgroupTree,
+        uids: UidRange,
+        disks: Disks,
+        folder: Path,
+        instance: str,
+        start_s: float,
     ) -> None:
         self.docker = docker
         self.tree = tree
         self.uids = uids
+        self.disks = disks
         self.folder = folder
         self.instance = instance
         self.start_s = start_s
         self.known: set[str] = set()  # sandboxes that a `Container` accounts for; whatever else is there is an orphan
         self.on_left: Callable[[], None] = lambda: None  # told when a container could not be removed
+        # task -> held while a container of it has its disk, or while the disk is removed
+        self.disk_users: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._threads = anyio.CapacityLimiter(32)  # Docker calls at once; more only queue inside dockerd
 
     async def blocking(self, call: Callable[[], T]) -> T:
@@ -62,9 +78,14 @@ class Workshop:
 class Container:
     """A container and everything held for it on the host."""
 
-    def __init__(self, workshop: Workshop, sandbox: str, compiled: CompiledProfile) -> None:
+    def __init__(self, workshop: Workshop, sandbox: str, compiled: CompiledProfile, task: str = "") -> None:
+        """`task` is whose disk it gets, when the profile has disks."""
         self.sandbox = sandbox
         self.compiled = compiled
+        self._task = task
+        self._turn: asyncio.Lock | None = None
+        self._disk: Disk | None = None
+        self._loop: Loop | None = None
         self.measured: Measured | None = None
         self._workshop = workshop
         self._lease: UidLease | None = None
@@ -106,7 +127,11 @@ class Container:
 
     async def _make(self) -> None:
         shop = self._workshop
-        self._lease = await shop.blocking(shop.uids.lease)
+        if self.compiled.profile.workspace_kind == "disk":
+            await self._take_disk()
+        else:
+            self._lease = await shop.blocking(shop.uids.lease)
+        assert self._lease is not None
         uid = self._lease.uid
         folder = shop.folder / self.sandbox
         self._socket = ControlSocket(folder, uid)
@@ -119,6 +144,7 @@ class Container:
             instance=shop.instance,
             sandbox=self.sandbox,
             lacks=self.compiled.lacks,
+            disk=self._loop.path if self._loop is not None else "",
         )
         self._id = await shop.blocking(lambda: shop.docker.create(body, f"toolrunner-{shop.instance}-{self.sandbox}"))
         await shop.blocking(lambda: shop.docker.start(self._id))
@@ -131,11 +157,14 @@ class Container:
             raise self._died(state.exit_code) from None
         self._control = await self._connected(state.pid, uid)
         try:
+            await self._settle_disk(state.pid)
             found = await shop.blocking(lambda: measure.read(state.pid, shop.tree, lacks=self.compiled.lacks))
             self._membership = found.membership
         except OSError as error:
             raise self._died(-1) from error
-        promised = measure.Expected(uid=uid, ceilings=self.compiled.profile.ceilings, lacks=self.compiled.lacks)
+        promised = measure.Expected(
+            uid=uid, ceilings=self.compiled.profile.ceilings, lacks=self.compiled.lacks, disk=self._promise()
+        )
         wrong = measure.differences(found, promised)
         if state.image != self.compiled.image:
             wrong.append(f"the image is {state.image}, not {self.compiled.image}")
@@ -150,6 +179,31 @@ class Container:
         self.measured = measure.measured(
             found, pid=state.pid, image=state.image, runtime=state.runtime, accepted=self.compiled.lacks
         )
+        if self._disk is not None:
+            self._disk.fresh = False
+
+    async def _take_disk(self) -> None:
+        """The task's disk, once the container that had it before is gone."""
+        shop = self._workshop
+        turn = shop.disk_users.setdefault(self._task, asyncio.Lock())
+        await turn.acquire()
+        self._turn = turn
+        ceilings = self.compiled.profile.ceilings
+        disk, self._lease = await shop.blocking(lambda: shop.disks.open(self._task, ceilings))
+        self._disk = disk
+        self._loop = await shop.blocking(disk.attach)
+
+    async def _settle_disk(self, pid: int) -> None:
+        """From here on the container's mount alone holds the loop device."""
+        if self._loop is not None:
+            self._loop.close()
+        disk = self._disk
+        if disk is not None and disk.fresh:
+            await self._workshop.blocking(lambda: disk.settle(pid))
+
+    def _promise(self) -> DiskPromise | None:
+        disk = self._disk
+        return DiskPromise(image=str(disk.image), size=disk.size, inodes=disk.inodes) if disk is not None else None
 
     async def _connected(self, pid: int, uid: int) -> int:
         """PID 1's connection, or a refusal as soon as it ends without one."""
@@ -208,9 +262,20 @@ class Container:
             raise
         finally:
             self._workshop.known.discard(self.sandbox)
-            # The uid goes back only now: the next lease looks for processes that still run as it.
-            if self._lease is not None:
-                self._lease.release()
+            await self._give_back()
+
+    async def _give_back(self) -> None:
+        if self._loop is not None:
+            self._loop.close()
+        disk, self._disk = self._disk, None
+        if disk is not None and disk.fresh:  # nothing ever ran with it
+            await self._workshop.blocking(lambda: self._workshop.disks.remove(disk.task))
+        # The uid goes back only now: the next lease looks for processes that still run as it.
+        if self._lease is not None:
+            self._lease.release()
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.release()
 
     def _close_control(self) -> None:
         if self._socket is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from runner.engine import seccomp
+from runner.engine import disk, seccomp
 from runner.engine.cgroup import CgroupTree
 from runner.engine.docker import API_FLOOR, Docker, HostFacts
 from runner.engine.template import least_memory
@@ -156,7 +156,10 @@ def _check_ceilings(profile: TaskProfile, where: str) -> None:
     ceilings = profile.ceilings
     if min(ceilings.pids, ceilings.workspace, ceilings.workspace_inodes, ceilings.tmp) <= 0 or ceilings.cpus_milli < 10:
         raise refuse("profile", "pids, workspace, workspace_inodes, tmp and cpus must be above zero", field=where)
-    least = least_memory(ceilings)
+    on_disk = profile.workspace_kind == "disk"
+    if on_disk:
+        disk.check(ceilings, where)
+    least = least_memory(ceilings, disk=on_disk)
     if ceilings.memory < least:
         raise refuse(
             "profile",

@@ -10,7 +10,8 @@ from pathlib import Path
 import msgspec
 
 from runner.engine.cgroup import UNLIMITED, CgroupLimits, CgroupTree, parse_membership
-from runner.engine.template import CONTROL_FOLDER, MASKED, READ_ONLY, Tmpfs, places
+from runner.engine.disk_found import DiskFound, DiskPromise, disk_differences, read_disk
+from runner.engine.template import CONTROL_FOLDER, MASKED, READ_ONLY, WORKSPACE, Tmpfs, places
 from runner.model import Ceilings, Measured
 
 PROC = Path("/proc")
@@ -40,6 +41,7 @@ class Mount(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     options: frozenset[str]
     filesystem: dict[str, str]
+    device: str = ""  # major:minor
 
 
 class Found(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,7 @@ class Found(msgspec.Struct, frozen=True, kw_only=True):
     mounts: tuple[Mount, ...]
     cgroup: CgroupLimits
     membership: dict[str, str]  # cgroup controller -> path
+    disk: DiskFound | None = None  # when /workspace is none in memory
 
 
 class Expected(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,6 +62,7 @@ class Expected(msgspec.Struct, frozen=True, kw_only=True):
     uid: int
     ceilings: Ceilings
     lacks: tuple[str, ...] = ()  # limits that this host has not and the profile does without
+    disk: DiskPromise | None = None  # None = /workspace is a tmpfs
 
 
 def read(pid: int, tree: CgroupTree, proc: Path = PROC, lacks: tuple[str, ...] = ()) -> Found:
@@ -67,13 +71,17 @@ def read(pid: int, tree: CgroupTree, proc: Path = PROC, lacks: tuple[str, ...] =
     Raises OSError when the process is gone."""
     place = proc / str(pid)
     membership = parse_membership((place / "cgroup").read_text())
+    mounts = parse_mounts((place / "mountinfo").read_text())
+    workspace = _at(mounts, WORKSPACE)
+    on_disk = workspace is not None and workspace.kind != "tmpfs"
     return Found(
         status=parse_status((place / "status").read_text()),
         namespaces=_namespaces(place, proc / "self"),
         interfaces=parse_interfaces((place / "net/dev").read_text()),
-        mounts=parse_mounts((place / "mountinfo").read_text()),
+        mounts=mounts,
         cgroup=tree.limits(membership, lacks),
         membership=membership,
+        disk=read_disk(place, workspace.device) if workspace is not None and on_disk else None,
     )
 
 
@@ -102,6 +110,7 @@ def parse_mounts(text: str) -> tuple[Mount, ...]:
                 kind=kind_fields[0],
                 options=frozenset(fields[5].split(",")),
                 filesystem=filesystem,
+                device=fields[2],
             )
         )
     return tuple(found)
@@ -111,7 +120,7 @@ def differences(found: Found, expected: Expected) -> list[str]:
     """Every way in which the container is not what was promised, in words; empty when it is."""
     return [
         *_process_differences(found, expected.uid),
-        *_mount_differences(found.mounts, expected),
+        *_mount_differences(found, expected),
         *_limit_differences(found.cgroup, expected),
     ]
 
@@ -119,7 +128,8 @@ def differences(found: Found, expected: Expected) -> list[str]:
 def measured(found: Found, *, pid: int, image: str, runtime: str, accepted: tuple[str, ...] = ()) -> Measured:
     """The measurement as it goes to gate and into the ledger."""
     status = found.status
-    root = next((mount for mount in found.mounts if mount.point == "/"), None)
+    root, workspace = _at(found.mounts, "/"), _at(found.mounts, WORKSPACE)
+    size, inodes = (found.disk.size, found.disk.inodes) if found.disk else _tmpfs_bounds(workspace)
     sets = {name: status.get(name, "?") for name in _CAPABILITY_SETS}
     empty = all(set(value) == {"0"} for value in sets.values())
     return Measured(
@@ -140,6 +150,9 @@ def measured(found: Found, *, pid: int, image: str, runtime: str, accepted: tupl
         cpu_quota_milli=found.cgroup.cpu_milli,
         cgroup_version=found.cgroup.version,
         accepted=accepted,
+        workspace=workspace.kind if workspace is not None else "",
+        workspace_size=size,
+        workspace_inodes=inodes,
     )
 
 
@@ -166,10 +179,10 @@ def _process_differences(found: Found, uid: int) -> list[str]:
     return wrong
 
 
-def _mount_differences(mounts: tuple[Mount, ...], expected: Expected) -> list[str]:
-    last = {mount.point: mount for mount in mounts}
-    writable = places(expected.ceilings)
-    wrong = [f"{path} is not mounted" for path in ("/", CONTROL_FOLDER, *writable) if path not in last]
+def _mount_differences(found: Found, expected: Expected) -> list[str]:
+    last = {mount.point: mount for mount in found.mounts}
+    writable = places(expected.ceilings, disk=expected.disk is not None)
+    wrong = [f"{path} is not mounted" for path in {"/", CONTROL_FOLDER, WORKSPACE, *writable} - last.keys()]
     # What exists on this host and is neither masked nor hidden by a mask above it was forgotten.
     wrong += [
         f"{path} is neither masked nor read-only"
@@ -180,7 +193,10 @@ def _mount_differences(mounts: tuple[Mount, ...], expected: Expected) -> list[st
         and Path(path) == Path(path).resolve()
     ]
     for point, mount in last.items():
-        wrong += _one_mount(point, mount, writable, expected.uid)
+        if point == WORKSPACE and expected.disk is not None:
+            wrong += disk_differences(mount.kind, mount.root, mount.options, found.disk, expected.disk, expected.uid)
+        else:
+            wrong += _one_mount(point, mount, writable, expected.uid)
     return wrong
 
 
@@ -214,6 +230,16 @@ def _tmpfs_differences(point: str, mount: Mount, place: Tmpfs, uid: int) -> list
     if got.get("uid") != str(uid) or int(got.get("mode", "0"), 8) != place.mode:
         wrong.append(f"{point} has owner {got.get('uid', '0')} and mode {got.get('mode', 'default')}")
     return wrong
+
+
+def _at(mounts: tuple[Mount, ...], point: str) -> Mount | None:
+    """What is mounted there; of several the last, which hides the others."""
+    return next((mount for mount in reversed(mounts) if mount.point == point), None)
+
+
+def _tmpfs_bounds(mount: Mount | None) -> tuple[int, int]:
+    got = mount.filesystem if mount is not None else {}
+    return _kibibytes(got.get("size", "0")), int(got.get("nr_inodes", "0"))
 
 
 def _limit_differences(found: CgroupLimits, expected: Expected) -> list[str]:

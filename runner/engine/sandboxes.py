@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import anyio.to_thread
 from runner.config import Config
 from runner.engine.cgroup import CgroupTree
 from runner.engine.containers import Container, Workshop
+from runner.engine.disk import Disks
 from runner.engine.docker import Docker, HostFacts
 from runner.engine.host import CompiledProfile, check_engine, compile_profile, host_facts
 from runner.engine.image import REPOSITORY, Pins, tag
@@ -43,6 +44,8 @@ class Engine:
         self._config = config
         self._folder = run_dir / "sandboxes"
         self._pins = Pins(state_dir / "engine" / "images.json")
+        self._uids = UidRange(config.sandboxes.uid_first, config.sandboxes.uid_count)
+        self._disks = Disks(state_dir / "engine" / "disks", self._uids)
         self._on_end = on_end
         self._docker: Docker | None = None
         self._facts: HostFacts | None = None
@@ -76,13 +79,15 @@ class Engine:
         self._workshop = Workshop(
             docker=docker,
             tree=CgroupTree(),
-            uids=UidRange(settings.uid_first, settings.uid_count),
+            uids=self._uids,
+            disks=self._disks,
             folder=self._folder,
             instance=self._instance,
             start_s=self._config.limits.sandbox_start_s,
         )
         self._orphans = Orphans(self._workshop)
         await anyio.to_thread.run_sync(self._orphans.remove)
+        await anyio.to_thread.run_sync(self._disks.start)
 
     def compile(self, profiles: Mapping[str, TaskProfile], seccomp: Mapping[str, bytes]) -> Compiled:
         """Resolve images and check every promise against this host; changes nothing. Blocks on Docker: may be called
@@ -106,12 +111,12 @@ class Engine:
     async def create(self, plan: SandboxPlan) -> tuple[Measured, int]:
         """A measured sandbox and the descriptor of its control connection, which the caller now owns.
 
-        Raises `RunnerError` (unavailable, host, busy); then nothing of it is left."""
+        Raises `RunnerError` (unavailable, host, busy); then nothing of it is left, but the disk that the task had."""
         compiled = self._check(plan)
         done = self._making[plan.sandbox] = asyncio.Event()
         try:
             assert self._workshop is not None
-            container = Container(self._workshop, plan.sandbox, compiled)
+            container = Container(self._workshop, plan.sandbox, compiled, plan.task)
             await container.make()
             assert container.measured is not None
             self._live[plan.sandbox] = container
@@ -142,6 +147,12 @@ class Engine:
                 f"profile {plan.profile!r} is not the one that was planned with: its digest differs",
                 next_step="the catalogue was swapped meanwhile; retry",
             )
+        if not _on_disk(compiled) and self._disks.has(plan.task):
+            raise refuse(
+                "unavailable",
+                f"the task has a disk, and profile {plan.profile!r} has none any more",
+                next_step="end the task and begin another, or give the profile its disk back",
+            )
         maximum = self._config.sandboxes.maximum
         if len(self._live) + len(self._making) >= maximum:
             raise refuse("busy", f"{maximum} sandboxes live already", next_step="end tasks, or raise sandboxes.maximum")
@@ -160,6 +171,18 @@ class Engine:
         ending = self._ending.get(sandbox)
         if ending is not None:
             await asyncio.shield(ending)
+
+    async def keep_disks(self, tasks: Collection[str]) -> tuple[str, ...]:
+        """Of what an earlier run left, keep the disks of `tasks` and remove the others. Returns who has a disk."""
+        assert self._workshop is not None
+        return await self._workshop.blocking(lambda: self._disks.keep(tasks))
+
+    async def remove_disk(self, task: str) -> None:
+        """The task is over: delete its disk, once no container has it. One that is not there is no error."""
+        assert self._workshop is not None
+        turn = self._workshop.disk_users.setdefault(task, asyncio.Lock())
+        async with turn:
+            await self._workshop.blocking(lambda: self._disks.remove(task))
 
     def _begin_end(self, sandbox: str, how: Callable[[Container], Coroutine[Any, Any, None]]) -> None:
         """From here on the sandbox is nobody's; exactly one task takes it apart."""
@@ -202,6 +225,10 @@ class Engine:
             await self._orphans.close()
         if self._docker is not None:
             await anyio.to_thread.run_sync(self._docker.close)
+
+
+def _on_disk(compiled: CompiledProfile) -> bool:
+    return compiled.profile.workspace_kind == "disk"
 
 
 def _reason(code: int, oom: bool) -> str:

@@ -12,6 +12,7 @@ import msgspec
 from runner.engine.docker import INSTANCE_LABEL, SANDBOX_LABEL
 from runner.model import Ceilings, TaskProfile
 
+WORKSPACE = "/workspace"
 CONTROL_FOLDER = "/run/runner"
 CONTROL_NAME = "control.sock"
 HOSTNAME = "sandbox"
@@ -21,6 +22,7 @@ TOOLS_SIZE = 8 << 20  # tool code, written by PID 1 alone
 LEAST_FOR_TOOLS = 64 << 20  # below this a Python tool dies of memory before it does anything
 OPEN_FILES = 4096  # PID 1 holds pipes of every running call; a call's own limit is far lower
 CORE = 1  # byte: no dump, and unlike 0 also none to a handler that the host's core_pattern pipes dumps to (core(5))
+DISK_OPTIONS = "nosuid,nodev,noatime,errors=remount-ro"  # noatime: looking changes nothing on the disk
 OOM_SCORE = 500  # the host's processes outlive a sandbox; launchers raise theirs to 1000
 
 # Docker's own list (20.10 and 28), and what else tells about the host or holds queues.
@@ -82,25 +84,26 @@ class Tmpfs(msgspec.Struct, frozen=True, kw_only=True):
     mode: int = 0o700
 
 
-def places(ceilings: Ceilings) -> dict[str, Tmpfs]:
-    """Every writable place of a sandbox. There is no other.
+def places(ceilings: Ceilings, *, disk: bool = False) -> dict[str, Tmpfs]:
+    """Every writable place of a sandbox that lies in memory. There is no other but /workspace on a task's `disk`.
 
     Agents build programs in /workspace and run them there; /tmp and /dev/shm are scratch, where an executable is
     more likely an attack than work; /run/tools holds code that PID 1 checked against its digest."""
     found = {
-        "/workspace": Tmpfs(size=ceilings.workspace, inodes=ceilings.workspace_inodes, programs=True),
         "/tmp": Tmpfs(size=ceilings.tmp, inodes=8192, programs=False),  # noqa: S108  # a path inside the container
         "/run/tools": Tmpfs(size=TOOLS_SIZE, inodes=4096, programs=True),
     }
+    if not disk:
+        found[WORKSPACE] = Tmpfs(size=ceilings.workspace, inodes=ceilings.workspace_inodes, programs=True)
     if ceilings.shm:
         found["/dev/shm"] = Tmpfs(size=ceilings.shm, inodes=1024, programs=False)  # noqa: S108  # same
     return found
 
 
-def least_memory(ceilings: Ceilings) -> int:
+def least_memory(ceilings: Ceilings, *, disk: bool = False) -> int:
     """The smallest memory limit under which a full workspace gives ENOSPC instead of an out-of-memory kill:
-    tmpfs pages are charged to the limit."""
-    return sum(place.size for place in places(ceilings).values()) + GUEST_MEMORY + LEAST_FOR_TOOLS
+    tmpfs pages are charged to the limit. Cached pages of a disk are charged too, but the kernel can drop them."""
+    return sum(place.size for place in places(ceilings, disk=disk).values()) + GUEST_MEMORY + LEAST_FOR_TOOLS
 
 
 def create_body(
@@ -113,16 +116,17 @@ def create_body(
     instance: str,
     sandbox: str,
     lacks: Collection[str] = (),
+    disk: str = "",
 ) -> dict[str, Any]:
     """The whole create request. `image` is an id, `seccomp` the filter's text, `folder` the socket's on the host,
-    `lacks` what this host cannot limit and the profile does without."""
+    `lacks` what this host cannot limit and the profile does without, `disk` the block device of a disk workspace."""
     return {
         "Image": image,
         "User": f"{uid}:{uid}",
         "Hostname": HOSTNAME,
         "Domainname": "",
-        "WorkingDir": "/workspace",
-        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", "HOME=/workspace"],
+        "WorkingDir": WORKSPACE,
+        "Env": ["PATH=/usr/local/bin:/usr/bin:/bin", "LANG=C.UTF-8", f"HOME={WORKSPACE}"],
         "Labels": {INSTANCE_LABEL: instance, SANDBOX_LABEL: sandbox},
         "Healthcheck": {"Test": ["NONE"]},
         "StopSignal": "SIGKILL",
@@ -132,12 +136,12 @@ def create_body(
         "AttachStderr": False,
         "OpenStdin": False,
         "Tty": False,
-        "HostConfig": _host_config(profile, seccomp=seccomp, uid=uid, folder=folder, lacks=lacks),
+        "HostConfig": _host_config(profile, seccomp=seccomp, uid=uid, folder=folder, lacks=lacks, disk=disk),
     }
 
 
 def _host_config(
-    profile: TaskProfile, *, seccomp: str, uid: int, folder: str, lacks: Collection[str]
+    profile: TaskProfile, *, seccomp: str, uid: int, folder: str, lacks: Collection[str], disk: str
 ) -> dict[str, Any]:
     ceilings = profile.ceilings
     config: dict[str, Any] = {
@@ -163,7 +167,7 @@ def _host_config(
             {"Name": name, "Soft": most, "Hard": most}
             for name, most in (("core", CORE), ("msgqueue", 0), ("memlock", 0), ("nofile", OPEN_FILES))
         ],
-        "Tmpfs": {path: _tmpfs_options(place, uid) for path, place in places(ceilings).items()},
+        "Tmpfs": {path: _tmpfs_options(place, uid) for path, place in places(ceilings, disk=bool(disk)).items()},
         "Mounts": [
             {
                 "Type": "bind",
@@ -181,7 +185,20 @@ def _host_config(
     }
     if profile.runtime:
         config["Runtime"] = profile.runtime
+    if disk:
+        config["Mounts"].append(_volume(disk))
     return config
+
+
+def _volume(device: str) -> dict[str, Any]:
+    """An anonymous volume, mounted by dockerd itself wherever its mounts are, gone with its container. Nothing of the
+    image is copied into it."""
+    options = {"type": "ext4", "device": device, "o": DISK_OPTIONS}
+    return {
+        "Type": "volume",
+        "Target": WORKSPACE,
+        "VolumeOptions": {"NoCopy": True, "DriverConfig": {"Name": "local", "Options": options}},
+    }
 
 
 def _tmpfs_options(place: Tmpfs, uid: int) -> str:

@@ -37,28 +37,55 @@ class UidRange:
         self._folder = folder
         self._proc = proc
 
-    def lease(self) -> UidLease:
-        """The lowest uid that nobody leases, no account has and no process runs as. Raises `RunnerError` (busy)."""
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def lease(self, keep: Path | None = None) -> UidLease:
+        """The lowest uid that nobody leases, nothing keeps, no account has and no process runs as.
+
+        With `keep`, nobody else gets this uid while that path exists, even after the lease is over: files of it lie
+        there. The lock file says so, until the host restarts. Raises `RunnerError` (busy)."""
         for uid in self._range:
-            descriptor = os.open(
-                self._folder / f"uid-{uid}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
-                continue
-            # Looked at under the lock: whoever had it before may have died with processes left behind.
-            if uid in uids_in_use(self._proc) or _has_account(uid):
-                os.close(descriptor)
-                continue
-            return UidLease(uid, descriptor)
+            descriptor = self._take(uid, keep)
+            if descriptor >= 0:
+                return UidLease(uid, descriptor)
         raise refuse(
             "busy",
             f"every sandbox uid from {self._range.start} to {self._range.stop - 1} is in use on this host",
             next_step="end tasks, or raise sandboxes.uid_count",
         )
+
+    def lease_again(self, uid: int, keep: Path) -> UidLease:
+        """The very uid that owns the files in `keep`. Raises `RunnerError` (busy) when it is not to be had now."""
+        descriptor = self._take(uid, keep)
+        if descriptor < 0:
+            raise refuse(
+                "busy",
+                f"uid {uid}, which owns the task's disk, is in use elsewhere on this host",
+                next_step="retry; or end the task: its disk goes with it",
+                retry_after_ms=1000,
+            )
+        return UidLease(uid, descriptor)
+
+    def _take(self, uid: int, keep: Path | None) -> int:
+        """The descriptor that holds the lock on `uid`, -1 when the uid is not free."""
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(self._folder / f"uid-{uid}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return -1
+        # Looked at under the lock: whoever had it before may have died with processes left behind.
+        if _kept_by_another(descriptor, keep) or uid in uids_in_use(self._proc) or _has_account(uid):
+            os.close(descriptor)
+            return -1
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, os.fsencode(keep) if keep else b"", 0)
+        return descriptor
+
+
+def _kept_by_another(descriptor: int, keep: Path | None) -> bool:
+    """Whether the lock file names a path that exists and is not ours."""
+    named = os.pread(descriptor, 4096, 0)
+    return bool(named) and (keep is None or named != os.fsencode(keep)) and os.path.lexists(named)
 
 
 def uids_in_use(proc: Path = Path("/proc")) -> set[int]:

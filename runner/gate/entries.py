@@ -249,4 +249,7 @@ def isolation(measured: Measured) -> entries.Isolation:
         cpu_quota_milli=measured.cpu_quota_milli,
         cgroup_version=measured.cgroup_version,
         accepted=measured.accepted,
+        workspace=measured.workspace,
+        workspace_size=measured.workspace_size,
+        workspace_inodes=measured.workspace_inodes,
     )

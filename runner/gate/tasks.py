@@ -1,7 +1,7 @@
 """Tasks: begun by their first accepted call, ended by their holder, an operator, revocation, expiry or idleness.
 
 A task belongs to the root token that names it. Reconnecting with the same root token resumes it, workspace
-included, for as long as its sandbox lives.
+included: one in memory for as long as its sandbox lives, one on disk for as long as the task does.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ class Sandboxes(Protocol):
     def sandbox_of(self, task: str) -> str:
         """The id of the task's sandbox, "" when it has none."""
 
+    def has_disk(self, task: str) -> bool:
+        """Whether the task's workspace lies on a disk that outlives its sandboxes."""
+
     async def release(self, task: str, reason: str) -> None:
-        """Remove the task's sandbox; done when no process of it is left."""
+        """Remove the task's sandbox and disk; done when no process of it is left."""
 
 
 class Task:
@@ -133,6 +136,17 @@ class Tasks:
         task.used = self._clock()
         return task
 
+    def remember(self, principal: Principal, *, token: str, profile: str) -> None:
+        """A task that an earlier run of the daemon began and nobody has ended: it expires and idles like any other."""
+        self.live[principal.task] = Task(
+            principal,
+            token=token,
+            profile=profile,
+            expires=self._state.token_expires(token),
+            begun=True,
+            now=self._clock(),
+        )
+
     def leave(self, task: Task) -> None:
         """A connection closed. A task that never began is forgotten with its last one."""
         task.connections -= 1
@@ -141,8 +155,8 @@ class Tasks:
             del self.live[task.id]
 
     def workspace_lost(self, task: Task) -> bool:
-        """Whether what the task had in its workspace is gone, with the sandbox it was in."""
-        return task.begun and not self._sandboxes.sandbox_of(task.id)
+        """Whether what the task had in its workspace is gone, with the sandbox it was in. A disk outlives that."""
+        return task.begun and not self._sandboxes.sandbox_of(task.id) and not self._sandboxes.has_disk(task.id)
 
     async def begin(self, task: Task) -> None:
         """The first accepted call: write the task's beginning, once. Raises `RunnerError` (task_ended)."""

@@ -209,6 +209,9 @@ class Isolation(Part, frozen=True):
     cpu_quota_milli: Int
     cgroup_version: Int
     accepted: tuple[str, ...] = ()  # walls this host lacks and the profile does without
+    workspace: str = ""  # the filesystem of /workspace: tmpfs, or ext4 on a disk that outlives the sandbox
+    workspace_size: Int = 0
+    workspace_inodes: Int = 0
 
 
 class SandboxBegin(Entry, frozen=True, tag="sandbox"):

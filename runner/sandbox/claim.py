@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from runner.errors import RunnerError, refuse
@@ -25,6 +25,12 @@ class Engine(Protocol):
 
     async def destroy(self, sandbox: str, reason: str) -> None:
         """Kill and remove; done when this returns."""
+
+    async def keep_disks(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Keep the disks of these tasks and no others; returns the tasks that have one."""
+
+    async def remove_disk(self, task: str) -> None:
+        """Delete a task's disk."""
 
 
 class Journal(Protocol):
@@ -59,6 +65,7 @@ class Claims:
         self._start_s = start_s
         self._opening: dict[str, asyncio.Task[Sandbox]] = {}
         self._ending: dict[str, tuple[str, asyncio.Task[None]]] = {}  # sandbox -> its task, and what takes it apart
+        self._disks: set[str] = set()  # tasks that have a disk, or may have one
         self._pool = Pool(self._make, lambda spare, why: self._begin_end(spare, "", why), new_sandbox, spares)
 
     def stock(self, profiles: Mapping[str, TaskProfile], tools: Mapping[str, Manifest]) -> None:
@@ -80,6 +87,23 @@ class Claims:
         """Sandboxes that wait for a task."""
         return self._pool.ready
 
+    def has_disk(self, task: str) -> bool:
+        """Whether the task's workspace lies on a disk that outlives its sandboxes."""
+        return task in self._disks
+
+    async def keep_disks(self, tasks: Iterable[str]) -> None:
+        """Have a fresh engine keep what these tasks, those that live, have on disk, and learn which of them do."""
+        engine, before = self.engine, frozenset(self._disks)
+        if engine is None:
+            return
+        try:
+            kept = await engine.keep_disks(tuple(tasks))
+        except RunnerError as error:
+            _log.error("the disks of tasks were not found again: %s", error.refused.line())
+            return
+        self._disks -= before.difference(kept)
+        self._disks.update(kept)
+
     def name_for(self, task: str, profile: TaskProfile) -> str:
         """The id of the task's sandbox, or the one its next sandbox will have: that of a spare, if there is one."""
         if task not in self._names:
@@ -93,21 +117,22 @@ class Claims:
             return None
         return None if opening.exception() is not None or opening.result().lost else opening.result()
 
-    async def claim(self, plan: SandboxPlan, concurrent: int) -> Sandbox:
-        """The sandbox of `plan.task`; made from `plan` if there is none, to serve `concurrent` calls at a time.
+    async def claim(self, plan: SandboxPlan, concurrent: int, *, disk: bool = False) -> Sandbox:
+        """The sandbox of `plan.task`; made from `plan` if there is none, to serve `concurrent` calls at a time, with
+        the task's `disk` where its profile has one.
 
         Raises `RunnerError` (unavailable, host). A recorded plan names its sandbox: it never runs in another one."""
         if self._names.get(plan.task) != plan.sandbox:
             raise refuse("unavailable", "the sandbox was replaced after this call was planned", retry_after_ms=100)
         opening = self._opening.get(plan.task)
         if opening is None:
-            opening = asyncio.create_task(self._open(plan, concurrent), name=plan.sandbox)
+            opening = asyncio.create_task(self._open(plan, concurrent, disk), name=plan.sandbox)
             opening.add_done_callback(lambda done: self._opened(plan.task, done))
             self._opening[plan.task] = opening
         return await asyncio.shield(opening)
 
     async def release(self, task: str, reason: str) -> None:
-        """Remove the task's sandbox; done when no process of it is left. Idempotent."""
+        """Remove the task's sandbox and its disk; done when no process of it is left. Idempotent."""
         opening = self._opening.pop(task, None)
         self._pool.give_back(self._names.pop(task, ""))
         if opening is not None:
@@ -115,6 +140,9 @@ class Claims:
                 self._begin_end(await opening, task, reason)
         for ending in [ending for its, ending in self._ending.values() if its == task]:
             await asyncio.shield(ending)
+        if task in self._disks:
+            self._disks.discard(task)
+            await self._remove_disk(task)
 
     def drop(self, sandbox: Sandbox, task: str, reason: str) -> None:
         """Destroy a sandbox that does not obey; the task may go on in a new one."""
@@ -149,13 +177,17 @@ class Claims:
         if self._names.get(task) == sandbox:
             del self._names[task]
 
-    async def _open(self, plan: SandboxPlan, concurrent: int) -> Sandbox:
+    async def _open(self, plan: SandboxPlan, concurrent: int, disk: bool) -> Sandbox:
         engine = self.engine
         spare = self._pool.take(plan.sandbox)
         if spare is not None and spare.profile != plan.profile_digest:
             self._begin_end(spare.sandbox, "", "the catalogue was swapped")
             raise refuse("unavailable", "the catalogue was swapped after this call was planned", retry_after_ms=100)
+        if disk:
+            self._disks.add(plan.task)  # from now on there may be one, also when no answer comes
         sandbox, measured, _ = spare or await self._make_or_make_room(plan, concurrent)
+        if disk:
+            self._disks.add(plan.task)  # an engine that came back meanwhile may not have known of it
         await self._journal.write(
             entries.SandboxBegin(
                 time=self._journal.stamp(),
@@ -238,6 +270,14 @@ class Claims:
             )
         except RunnerError:
             return  # the journal has stopped the daemon already
+
+    async def _remove_disk(self, task: str) -> None:
+        if self.engine is None:
+            return  # its successor removes what no live task has
+        try:
+            await self.engine.remove_disk(task)
+        except RunnerError as error:
+            _log.error("the disk of task %s was not removed: %s", task, error.refused.line())
 
     async def _destroy(self, sandbox: str, reason: str) -> None:
         if self.engine is None:

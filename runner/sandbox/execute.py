@@ -219,7 +219,9 @@ class Executor:
             raise refuse("unavailable", running.cancelled[1]) from None
 
     async def _made_ready(self, wanted: SandboxPlan, profile: TaskProfile, manifest: Manifest) -> Sandbox:
-        sandbox = await self._claims.claim(wanted, profile.ceilings.concurrent_calls)
+        sandbox = await self._claims.claim(
+            wanted, profile.ceilings.concurrent_calls, disk=profile.workspace_kind == "disk"
+        )
         await sandbox.slots.acquire()
         try:
             await sandbox.provide(manifest)

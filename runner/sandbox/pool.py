@@ -53,10 +53,12 @@ class Pool:
         return len(self._ready)
 
     def stock(self, profiles: Mapping[str, TaskProfile], tools: Mapping[str, Manifest]) -> None:
-        """Keep spares for these profiles from now on, and end those made for others."""
+        """Keep spares for these profiles from now on, and end those made for others. A disk belongs to one task, so its
+        sandbox cannot be made before the task is known."""
         self._wanted = {
             profile.digest: (profile, [tools[name] for name in profile.tools if name in tools])
             for profile in profiles.values()
+            if profile.workspace_kind == "memory"
         }
         for name, opened in list(self._ready.items()):
             if opened.profile not in self._wanted:

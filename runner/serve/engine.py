@@ -107,14 +107,24 @@ class EngineProcess:
                 created = wire.Created(number=message.number, sandbox=message.plan.sandbox, measured=measured)
                 self._gate.post(created, descriptor)  # the channel closes our copy: PID 1 must see gate's EOF
             else:
-                await self._engine.destroy(message.sandbox, message.reason)
-                self._gate.post(wire.Done(number=message.number))
+                self._gate.post(await self._carry_out(self._engine, message))
         except RunnerError as error:
             self._gate.post(wire.Failed(number=message.number, refusal=error.refused))
         except Exception:
             _log.exception("a request of gate failed")
             broken = refusal("unavailable", "engine has a defect; the log has the details")
             self._gate.post(wire.Failed(number=message.number, refusal=broken))
+
+    async def _carry_out(self, engine: Engine, message: wire.FromGate) -> wire.FromEngine:
+        """Every request that passes no descriptor."""
+        match message:
+            case wire.Destroy():
+                await engine.destroy(message.sandbox, message.reason)
+            case wire.KeepDisks():
+                return wire.Kept(number=message.number, tasks=await engine.keep_disks(message.tasks))
+            case wire.RemoveDisk():
+                await engine.remove_disk(message.task)
+        return wire.Done(number=message.number)
 
     def _sandbox_ended(self, sandbox: str, reason: str, oom: bool) -> None:
         assert self._gate is not None

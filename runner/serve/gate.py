@@ -38,6 +38,7 @@ from runner.gate.serving import Serving
 from runner.gate.strangers import Strangers
 from runner.gate.tasks import Tasks
 from runner.ledger import entry as entries
+from runner.model import Principal
 from runner.pipeline import Pipeline
 from runner.sandbox.claim import Claims
 from runner.sandbox.execute import Executor
@@ -172,6 +173,10 @@ class GateProcess:
             spares=config.sandboxes.pool,
         )
         tasks = Tasks(self._journal, self._store, calls, self._claims, maximum=limits.tasks, clock=time.monotonic)
+        for row in self._store.tasks(ended=False):
+            known = Principal(agent=row.agent, owner=row.owner, task=row.task, session=row.session)
+            tasks.remember(known, token=row.token, profile=row.profile)
+        await self._claims.keep_disks(tasks.live)
         authority = Authority(self._store)
         audience = f"runner:{self._instance}"
         self._parts = Parts(
@@ -307,6 +312,7 @@ class GateProcess:
         if self._server is not None:
             self._claims.engine = engine_wire.EngineCaller(self._engine)
             self._claims.stock(self._parts.serving.task_profiles, self._parts.serving.tools)
+            self._beside(self._claims.keep_disks(self._parts.tasks.live))
             self._beside(self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored")))
 
     def _offer(self, offer: parent.Offer) -> None:

@@ -31,6 +31,28 @@ class Destroy(Message, frozen=True, tag="destroy"):
     reason: str
 
 
+class KeepDisks(Message, frozen=True, tag="keep_disks"):
+    """First request of a gate: the tasks that live. Disks of others, left by an earlier run, are removed. Answered by
+    `Kept`."""
+
+    number: int
+    tasks: tuple[str, ...]
+
+
+class RemoveDisk(Message, frozen=True, tag="remove_disk"):
+    """The task is over: delete its disk. Answered by `Done`, also when there is none."""
+
+    number: int
+    task: str
+
+
+class Kept(Message, frozen=True, tag="kept"):
+    """The tasks that still have a disk."""
+
+    number: int
+    tasks: tuple[str, ...]
+
+
 class Done(Message, frozen=True, tag="done"):
     """The request is carried out."""
 
@@ -60,8 +82,8 @@ class SandboxEnded(Message, frozen=True, tag="sandbox_ended"):
     oom: bool = False
 
 
-FromGate = Create | Destroy
-FromEngine = Created | Done | Failed | SandboxEnded
+FromGate = Create | Destroy | KeepDisks | RemoveDisk
+FromEngine = Created | Done | Failed | Kept | SandboxEnded
 
 
 class Requester(Protocol):
@@ -91,6 +113,20 @@ class EngineCaller:
 
     async def destroy(self, sandbox: str, reason: str) -> None:
         """Kill and remove; done when this returns."""
-        answer, _ = await self._channel.request(Destroy(number=self._channel.number(), sandbox=sandbox, reason=reason))
+        await self._ask(Destroy(number=self._channel.number(), sandbox=sandbox, reason=reason))
+
+    async def keep_disks(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """Keep what these tasks have on disk, remove what others had. Returns those that have a disk."""
+        answer = await self._ask(KeepDisks(number=self._channel.number(), tasks=tasks))
+        assert isinstance(answer, Kept)
+        return answer.tasks
+
+    async def remove_disk(self, task: str) -> None:
+        """The task is over, and so is its disk."""
+        await self._ask(RemoveDisk(number=self._channel.number(), task=task))
+
+    async def _ask(self, message: Message) -> FromEngine:
+        answer, _ = await self._channel.request(message)
         if isinstance(answer, Failed):
             raise RunnerError(answer.refusal)
+        return answer

@@ -32,6 +32,19 @@ def test_a_whole_catalogue(folders: Any) -> None:
     assert set(catalog.seccomp) == {"base"}
 
 
+def test_a_disk_workspace_is_not_charged_to_memory(folders: Any) -> None:
+    base = folders.compile().task_profiles["base"]
+    assert (base.workspace_kind, base.snapshot) == ("memory", "none")
+    folders.edit("profiles/base.toml", 'seccomp = "base"', 'seccomp = "base"\nsnapshot = "changed"')
+    folders.edit("profiles/base.toml", "32MiB", "8GiB")
+    assert "workspace + tmp + shm" in folders.refusal().reason
+    folders.edit("profiles/base.toml", 'seccomp = "base"', 'seccomp = "base"\nworkspace_kind = "disk"')
+    base = folders.compile().task_profiles["base"]
+    assert (base.workspace_kind, base.snapshot, base.ceilings.workspace) == ("disk", "changed", 8 << 30)
+    folders.edit("profiles/base.toml", '"128MiB"', '"39MiB"')
+    assert folders.refusal().reason.startswith("ceilings.memory: is less than tmp + shm")
+
+
 def test_every_digest_resolves(folders: Any) -> None:
     catalog = folders.compile()
     for digest, data in catalog.contents.items():

@@ -59,6 +59,8 @@ PROFILES = [
     (BASE, '"90s"', '"90 seconds"', 7, "is not a time"),
     (BASE, '"128MiB"', '"128 megabytes"', 10, "is not a size"),
     (BASE, '"128MiB"', '"71MiB"', 10, "tmpfs is charged"),
+    (BASE, 'seccomp = "base"', 'seccomp = "base"\nworkspace_kind = "nfs"', 6, "Invalid enum value"),
+    (BASE, 'seccomp = "base"', 'seccomp = "base"\nsnapshot = "all"', 6, "Invalid enum value"),
     (BASE, "cpus = 0.5", "cpus = 0", 11, "less than the least"),
     (BASE, "cpus = 0.5", "cpus = inf", 11, "cpus"),
     (BASE, "cpus = 0.5", "cpus = nan", 11, "cpus"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 
+import msgspec
 import pytest
 
 from runner.engine.cgroup import CgroupLimits
+from runner.engine.disk_found import DiskFound, DiskPromise
 from runner.engine.measure import (
     MUST_DIFFER,
     Expected,
@@ -166,3 +168,72 @@ def test_each_limit_that_differs_is_found(name, value, named):
     wrong = differences(found(limits=CgroupLimits(**values)), EXPECTED)
     assert len(wrong) == 1
     assert re.search(named, wrong[0])
+
+
+# --- a workspace on disk -------------------------------------------------------------------------------------
+
+MIB = 1 << 20
+DISK = DiskFound(image="/s/image", autoclear=True, size=64 * MIB, usable=59 * MIB, inodes=1008, uid=UID, mode=0o700)
+PROMISE = DiskPromise(image="/s/image", size=64 * MIB, inodes=1000)
+ON_DISK = re.sub(r".* /workspace .*\n", "90 74 7:3 / /workspace rw,nosuid,nodev,noatime - ext4 /dev/loop3 rw\n", MOUNTS)
+
+
+def on_disk(mounts: str = ON_DISK, disk: DiskFound | None = DISK, promise: DiskPromise | None = PROMISE) -> list[str]:
+    return differences(
+        msgspec.structs.replace(found(mounts=mounts), disk=disk), Expected(uid=UID, ceilings=Ceilings(), disk=promise)
+    )
+
+
+def test_an_honest_disk_has_no_differences_and_is_what_the_measurement_says():
+    assert on_disk() == []
+    result = measured(
+        msgspec.structs.replace(found(mounts=ON_DISK), disk=DISK), pid=7, image="sha256:a", runtime="runc"
+    )
+    assert (result.workspace, result.workspace_size, result.workspace_inodes) == ("ext4", 64 * MIB, 1008)
+    plain = measured(found(), pid=7, image="sha256:a", runtime="runc")
+    assert (plain.workspace, plain.workspace_size, plain.workspace_inodes) == ("tmpfs", 256 * MIB, 65536)
+    assert next(mount for mount in parse_mounts(ON_DISK) if mount.point == "/workspace").device == "7:3"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"image": "/s/another"}, "not on the task's disk"),
+        ({"image": ""}, "no loop device"),
+        ({"autoclear": False}, "outlive its mount"),
+        ({"size": 65 * MIB}, "has 68157440 bytes"),
+        ({"usable": 30 * MIB}, "holds 31457280 bytes"),
+        ({"usable": 65 * MIB}, "holds 68157440 bytes"),
+        ({"inodes": 999}, "999 inodes"),
+        ({"inodes": 5000}, "5000 inodes"),
+        ({"uid": 0}, "owner 0"),
+        ({"mode": 0o777}, "mode 0777"),
+    ],
+)
+def test_each_change_of_a_disk_is_found(change, named):
+    (wrong,) = on_disk(disk=msgspec.structs.replace(DISK, **change))
+    assert named in wrong
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("rw,nosuid,nodev,noatime", "rw,nodev", "lacks nosuid"),
+        ("rw,nosuid,nodev,noatime", "rw,nosuid", "lacks nodev"),
+        ("rw,nosuid,nodev,noatime", "ro,nosuid,nodev", "lacks rw"),
+        ("rw,nosuid,nodev,noatime", "rw,nosuid,nodev,noexec", "noexec"),
+        ("7:3 / /workspace", "7:3 /folder /workspace", "not on the task's disk"),
+        ("- ext4", "- xfs", "/workspace is xfs"),
+    ],
+)
+def test_each_change_of_the_disks_mount_is_found(old, new, named):
+    assert old in ON_DISK
+    (wrong,) = on_disk(ON_DISK.replace(old, new))
+    assert named in wrong
+
+
+def test_memory_is_not_taken_for_a_disk_nor_a_disk_for_memory():
+    assert on_disk(MOUNTS, None) == ["/workspace is tmpfs, not the task's disk"]
+    assert on_disk(promise=None) == ["/workspace is ext4, not tmpfs"]
+    unmounted = re.sub(r".* /workspace .*\n", "", MOUNTS)
+    assert on_disk(unmounted, None) == ["/workspace is not mounted"]

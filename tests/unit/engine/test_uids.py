@@ -73,3 +73,35 @@ def test_lock_files_are_roots_own_and_not_followed(tmp_path):
 def test_every_kind_of_uid_counts_as_in_use(tmp_path):
     assert uids_in_use(proc_with(tmp_path / "proc", 7, 8)) == {0, 7, 8}
     assert os.getuid() in uids_in_use()
+
+
+def test_a_uid_that_owns_files_is_kept_for_them_while_they_exist(tmp_path):
+    ours = UidRange(FIRST, 2, folder=tmp_path / "locks", proc=proc_with(tmp_path / "proc"))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    lease = ours.lease(disk)
+    lease.release()
+    others = [ours.lease()]
+    assert others[0].uid == FIRST + 1
+    with pytest.raises(RunnerError, match="every sandbox uid"):
+        ours.lease()  # the first is nobody's now, and still not to be had
+    with pytest.raises(RunnerError, match="owns the task's disk"):
+        ours.lease_again(FIRST, tmp_path / "another")
+    again = ours.lease_again(FIRST, disk)
+    with pytest.raises(RunnerError, match="owns the task's disk"):
+        ours.lease_again(FIRST, disk)
+    again.release()
+    disk.rmdir()
+    others.append(ours.lease())
+    assert others[1].uid == FIRST
+    for other in others:
+        other.release()
+
+
+def test_a_kept_uid_is_not_given_while_a_process_runs_as_it(tmp_path):
+    proc = proc_with(tmp_path / "proc", FIRST)
+    uids = UidRange(FIRST, 1, folder=tmp_path / "locks", proc=proc)
+    with pytest.raises(RunnerError, match="owns the task's disk"):
+        uids.lease_again(FIRST, tmp_path)
+    (proc / "1/status").write_text("Uid:\t0\t0\t0\t0\n")
+    uids.lease_again(FIRST, tmp_path).release()

@@ -55,6 +55,10 @@ class Sandboxes:
         self.gate = asyncio.Event()
         self.gate.set()
         self.names: dict[str, str] = {}
+        self.disks: set[str] = set()
+
+    def has_disk(self, task: str) -> bool:
+        return task in self.disks
 
     def sandbox_of(self, task: str) -> str:
         return self.names.get(task, "")
@@ -224,8 +228,36 @@ def test_a_workspace_is_lost_while_a_task_that_began_has_no_sandbox() -> None:
         assert not house.tasks.workspace_lost(task)
         del house.sandboxes.names["t"]
         assert house.tasks.workspace_lost(task)
+        house.sandboxes.disks.add("t")
+        assert not house.tasks.workspace_lost(task)
 
     on_loop(work)
+
+
+def test_a_remembered_task_expires_and_idles_like_one_that_joined() -> None:
+    async def work() -> None:
+        house = House()
+        who = Principal(agent="a", owner="o", task="old", session="s")
+        house.tasks.remember(who, token="root", profile="p")
+        assert house.join("old").begun
+        with pytest.raises(RunnerError):
+            house.join("old", token="other")
+        house.tasks.leave(house.tasks.live["old"])
+        house.time = 50.0
+        await house.tasks.sweep(0, lambda _: 60)
+        assert "old" in house.tasks.live
+        house.time = 111.0
+        await house.tasks.sweep(0, lambda _: 60)
+        await _ended(house, "old")
+        assert [entry.task for entry in house.journal.written if isinstance(entry, entries.TaskEnd)] == ["old"]
+        assert house.sandboxes.released == ["old"]
+
+    on_loop(work)
+
+
+async def _ended(house: House, task: str) -> None:
+    while task in house.tasks.live:
+        await asyncio.sleep(0)
 
 
 def test_a_task_of_an_earlier_run_is_ended_in_the_ledger_too() -> None:

@@ -32,6 +32,14 @@ class Engine:
         self.first = READY
         self.refusal: RunnerError | None = None
         self.maximum = 64
+        self.disks: set[str] = set()
+        self.removed: list[str] = []
+
+    async def keep_disks(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(task for task in tasks if task in self.disks)
+
+    async def remove_disk(self, task: str) -> None:
+        self.removed.append(task)
 
     async def create(self, plan: SandboxPlan) -> Any:
         self.created.append(plan.sandbox)
@@ -68,7 +76,9 @@ class Journal:
 
 
 ISOLATION: Any = None
-PROFILE: Any = SimpleNamespace(digest="d", name="p", tools=(), ceilings=SimpleNamespace(concurrent_calls=4))
+PROFILE: Any = SimpleNamespace(
+    digest="d", name="p", tools=(), workspace_kind="memory", ceilings=SimpleNamespace(concurrent_calls=4)
+)
 
 
 class House:
@@ -324,3 +334,47 @@ def test_a_lost_engine_takes_the_spares_and_its_successor_brings_new_ones() -> N
         assert house.engine.created == ["s0", "s1"]
 
     on_loop(work, spares=1)
+
+
+def test_a_disk_outlives_its_sandbox_and_goes_with_its_task() -> None:
+    async def work(house: House) -> None:
+        await house.claims.claim(house.plan(), 4, disk=True)
+        assert house.claims.has_disk("t")
+        house.engine.peers["s0"].close()
+        while house.claims.sandbox_of("t"):
+            await asyncio.sleep(0.005)
+        assert house.claims.has_disk("t")
+        assert house.engine.removed == []
+        await house.claims.claim(house.plan("u"), 4)
+        await house.claims.release("u", "over")
+        await house.claims.release("t", "over")
+        await house.claims.release("t", "again")
+        assert house.engine.removed == ["t"]  # once, and only for the task that had one
+        assert not house.claims.has_disk("t")
+
+    on_loop(work)
+
+
+def test_a_disk_that_was_asked_for_is_removed_even_when_no_answer_came() -> None:
+    async def work(house: House) -> None:
+        house.engine.refusal = refuse("unavailable", "no")
+        with pytest.raises(RunnerError):
+            await house.claims.claim(house.plan(), 4, disk=True)
+        await house.claims.release("t", "over")
+        assert house.engine.removed == ["t"]
+
+    on_loop(work)
+
+
+def test_what_a_fresh_engine_still_has_is_what_counts() -> None:
+    async def work(house: House) -> None:
+        for task in ("kept", "lost"):
+            await house.claims.claim(house.plan(task), 4, disk=True)
+        house.engine.disks = {"kept", "found"}
+        await house.claims.keep_disks(["kept", "lost", "found"])
+        assert [task for task in ("kept", "lost", "found") if house.claims.has_disk(task)] == ["kept", "found"]
+        house.claims.engine = None
+        await house.claims.keep_disks([])
+        assert house.claims.has_disk("kept")
+
+    on_loop(work)

@@ -66,7 +66,7 @@ class Claims:
     def opened(self, plan: Any) -> None:
         return None
 
-    async def claim(self, plan: Any, concurrent: int) -> Any:
+    async def claim(self, plan: Any, concurrent: int, *, disk: bool = False) -> Any:
         await self.waiting.wait()
         return self.sandbox
 
