@@ -60,6 +60,10 @@ class Compact(Value, frozen=True):
         return b64(hashlib.sha256(self.signing_input).digest())
 
 
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+_TO_URL = bytes.maketrans(b"+/", b"-_")
+
+
 def b64(data: bytes) -> str:
     """base64url without padding (RFC 7515, Appendix C)."""
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
@@ -69,10 +73,11 @@ def unb64(text: str) -> bytes:
     """The bytes of canonical base64url: its alphabet alone, no padding, spare bits zero. Raises ValueError."""
     try:
         encoded = text.encode("ascii")
-        data = base64.urlsafe_b64decode(encoded + b"=" * (-len(encoded) % 4))
+        data = binascii.a2b_base64(encoded.translate(_TO_STANDARD) + b"=" * (-len(encoded) % 4))
     except (UnicodeEncodeError, binascii.Error):
         raise ValueError("not base64url") from None
-    if base64.urlsafe_b64encode(data).rstrip(b"=") != encoded:
+    # The decoder skips what it does not know and drops spare bits: what was read must write the same text.
+    if binascii.b2a_base64(data, newline=False).translate(_TO_URL).rstrip(b"=") != encoded:
         raise ValueError("not canonical base64url")
     return data
 

@@ -17,7 +17,7 @@ MAX_FACT = 128
 
 
 def check_text(field: str, value: str, most: int, code: str) -> None:
-    if len(value) > most or len(value.encode()) > most:
+    if len(value) > most or (not value.isascii() and len(value.encode()) > most):
         raise refuse(code, "the text is too long", field=field, allowed=f"{most} bytes")
 
 

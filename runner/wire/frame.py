@@ -43,6 +43,9 @@ class FrameReader:
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Add `data`; yield each complete body. Raises `RunnerError` (protocol) on an impossible length."""
         buffer = self._buffer
+        if not buffer and len(data) > HEADER and _LENGTH.unpack_from(data)[0] == len(data) - HEADER <= self._maximum:
+            yield bytes(data[HEADER:])  # one whole frame: what nearly always arrives
+            return
         buffer += data
         start = 0
         try:
@@ -106,60 +109,52 @@ def _head(tag: int) -> _Head:
 
 
 _HEADS: tuple[_Head, ...] = tuple(_head(tag) for tag in range(256))
-
-
-class _Open:
-    """A container that is not complete: values still to come, and for a map the keys seen and whose turn it is."""
-
-    __slots__ = ("key_next", "keys", "left")
-
-    def __init__(self, kind: int, count: int) -> None:
-        self.left = 2 * count if kind == _MAP else count
-        self.keys: set[bytes] | None = set() if kind == _MAP else None
-        self.key_next = kind == _MAP
+_CUT: _Head = (_UNUSED, 0, 0)
+_CONTAINERS = (_ARRAY, _MAP)
+# A container that is not complete: values still to come, and for a map the keys seen and whether a key is next.
+_Open = tuple[int, set[bytes] | None, bool]
+_FRAME: _Open = (1, None, False)
 
 
 def scan(body: bytes, elements: int, depth: int) -> None:
     """Refuse a body with more than `elements` values, nested deeper than `depth`, with a repeated or non-string
     key, an extension type, a cut value or bytes after the first value. Raises `RunnerError` (protocol)."""
     size, position, left = len(body), 0, elements
-    stack: list[_Open] = []
-    while True:
+    outer: list[_Open] = []
+    values, keys, key_next = _FRAME  # of the innermost container that is not complete
+    while values:
         left -= 1
-        kind, width, number = _HEADS[body[position]] if position < size else (_UNUSED, 0, 0)
+        kind, width, number = _HEADS[body[position]] if position < size else _CUT
         position += 1 + width
         if width:
             number = int.from_bytes(body[position - width : position], "big")
-        is_container = kind in (_ARRAY, _MAP)
+        is_container = kind in _CONTAINERS
         if kind == _UNUSED or position > size or (not is_container and number > size - position):
             raise refuse("protocol", "a value is cut, or of a type that is not used here")
         if left < 0 or (is_container and number > left):
             raise refuse("protocol", f"more than {elements} values in a frame")
-        if stack:
-            _place(stack[-1], kind, body[position : position + number] if kind == _STRING else b"")
-        if is_container:
-            if number and len(stack) >= depth:
-                raise refuse("protocol", f"nested deeper than {depth}")
-            stack.append(_Open(kind, number))
-        else:
+        values -= 1
+        if keys is not None:
+            if key_next:
+                _add_key(keys, kind, body[position : position + number])
+            key_next = not key_next
+        if not is_container:
             position += number
-        while stack and not stack[-1].left:
-            stack.pop()
-        if not stack:
-            break
+        elif number:
+            if len(outer) >= depth:
+                raise refuse("protocol", f"nested deeper than {depth}")
+            outer.append((values, keys, key_next))
+            values, keys, key_next = (2 * number, set(), True) if kind == _MAP else (number, None, False)
+        while not values and outer:
+            values, keys, key_next = outer.pop()
     if position != size:
         raise refuse("protocol", "bytes after the message")
 
 
-def _place(container: _Open, kind: int, text: bytes) -> None:
-    """Count one value into its container; a key must be a string that was not seen in this map."""
-    container.left -= 1
-    if container.keys is None:
-        return
-    if container.key_next:
-        if kind != _STRING:
-            raise refuse("protocol", "a map key is not a string")
-        if text in container.keys:
-            raise refuse("protocol", "a map key is repeated")
-        container.keys.add(text)
-    container.key_next = not container.key_next
+def _add_key(keys: set[bytes], kind: int, text: bytes) -> None:
+    """A key must be a string that was not seen in this map."""
+    if kind != _STRING:
+        raise refuse("protocol", "a map key is not a string")
+    if text in keys:
+        raise refuse("protocol", "a map key is repeated")
+    keys.add(text)

@@ -222,16 +222,16 @@ class Session:
         self.state = after
 
     def _sent_number(self, message: Any, number: int) -> None:
-        phase = self.phase(number)
+        live = self._live.get(number)
+        phase = live.phase if live is not None else self.phase(number)
         after = NUMBER_SENDS[phase].get(type(message))
-        if after is None:
+        if after is None or live is None:
             raise refuse(
                 "internal", f"the daemon would send `{_tag(type(message))}` for a number that is {phase.value}"
             )
         if after is Phase.FINISHED:
             del self._live[number]
             return
-        live = self._live[number]
         live.phase = after
         if isinstance(message, Output):
             if len(message.data) > live.room:
