@@ -7,6 +7,7 @@ recorder ends: no call unrecorded.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import pwd
@@ -91,6 +92,14 @@ def uids_of(names: tuple[int | str, ...], field: str) -> frozenset[int]:
         except KeyError:
             raise refuse("config", f"there is no user `{name}`", field=f"peers.{field}") from None
     return frozenset(found)
+
+
+def settle() -> None:
+    """Take what lives as long as the catalogue out of the garbage collector's sight: walking its 45,000 objects takes
+    7 to 16 ms, in which no call moves."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 class GateProcess:
@@ -209,6 +218,7 @@ class GateProcess:
             self._parts, self._store, authority, self._view, lambda: server.revoked(authority.revoked)
         )
         self._admin = AdminServer(operations, operators)
+        settle()
         await self._server.start(self._sockets[0])
         await self._admin.start(self._sockets[1])
         self._claims.stock(serving.task_profiles, serving.tools)
@@ -362,6 +372,7 @@ class GateProcess:
         self._admin.admit_only(peers[1])
         self._server.tools_changed()
         self._claims.stock(serving.task_profiles, serving.tools)
+        settle()
         _log.info("catalogue %s is in force", serving.catalog.digest[:16])
 
     # --- time -------------------------------------------------------------------------------------------------
