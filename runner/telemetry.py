@@ -6,16 +6,13 @@ Spans are telemetry, not evidence: they hold names, outcomes and times, never ar
 
 from __future__ import annotations
 
-import base64
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
+import msgspec
 from opentelemetry import trace
-from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
@@ -23,6 +20,10 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from runner.model import Authenticated, Decision
+
+# Numbers of OTLP, which writes enums as integers.
+_INTERNAL, _ERROR = 1, 2
+_KNOWN_ORIGIN, _REMOTE = 0x100, 0x200
 
 
 class Span:
@@ -79,26 +80,70 @@ class OtlpFile(SpanExporter):
     """Appends each batch as one line of OTLP JSON (OpenTelemetry Protocol File Exporter), as collectors read it."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab")
         path.chmod(0o600)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Write one batch."""
-        message = MessageToDict(encode_spans(spans))
-        for resource in message.get("resourceSpans", ()):
-            for scope in resource.get("scopeSpans", ()):
-                for span in scope.get("spans", ()):
-                    # OTLP's JSON differs from protobuf's: ids are hex, not base64.
-                    for name in ("traceId", "spanId", "parentSpanId"):
-                        if name in span:
-                            span[name] = base64.b64decode(span[name]).hex()
-        self._file.write(json.dumps(message, separators=(",", ":")) + "\n")
-        self._file.flush()
+        if spans:
+            self._file.write(msgspec.json.encode(otlp(spans)) + b"\n")
+            self._file.flush()
         return SpanExportResult.SUCCESS
 
     def shutdown(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def otlp(spans: Sequence[ReadableSpan]) -> dict[str, Any]:
+    """Spans of one provider and tracer, as OTLP's JSON. By hand, because the way over protobuf takes ten times as long
+    (110 µs a span), in the process that every call waits for; a test holds it to what that way writes."""
+    scope = spans[0].instrumentation_scope
+    named = {"name": scope.name, "version": scope.version} if scope is not None else {}
+    resource = {"attributes": _attributes(spans[0].resource.attributes)}
+    return {"resourceSpans": [{"resource": resource, "scopeSpans": [{"scope": named, "spans": [*map(_span, spans)]}]}]}
+
+
+def _span(span: ReadableSpan) -> dict[str, Any]:
+    context, parent = span.get_span_context(), span.parent
+    assert context is not None
+    found: dict[str, Any] = {
+        "traceId": f"{context.trace_id:032x}",
+        "spanId": f"{context.span_id:016x}",
+        "name": span.name,
+        "kind": _INTERNAL,
+        "startTimeUnixNano": str(span.start_time),
+        "endTimeUnixNano": str(span.end_time),
+        "status": {"code": _ERROR} if span.status.status_code is StatusCode.ERROR else {},
+        "flags": _KNOWN_ORIGIN | (_REMOTE if parent is not None and parent.is_remote else 0),
+    }
+    if parent is not None:
+        found["parentSpanId"] = f"{parent.span_id:016x}"
+    if span.attributes:
+        found["attributes"] = _attributes(span.attributes)
+    if span.events:
+        found["events"] = [
+            {"timeUnixNano": str(event.timestamp), "name": event.name}
+            | ({"attributes": _attributes(event.attributes)} if event.attributes else {})
+            for event in span.events
+        ]
+    return found
+
+
+def _attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
+
+
+def _value(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {"stringValue": value}
+    if isinstance(value, bool):
+        return {"boolValue": value}
+    if isinstance(value, int):
+        return {"intValue": str(value)}  # 64 bits: a string, as in protobuf's JSON
+    if isinstance(value, float):
+        return {"doubleValue": value}
+    return {"arrayValue": {"values": [_value(each) for each in value]} if value else {}}
 
 
 class Telemetry:

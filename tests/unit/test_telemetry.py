@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from google.protobuf.json_format import MessageToDict
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from runner.errors import refuse
-from runner.telemetry import Telemetry
+from runner.telemetry import Span, Telemetry, otlp
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -42,7 +53,40 @@ def test_a_span_is_a_child_of_the_clients_and_holds_no_arguments(tmp_path: Path)
     assert found[0]["name"] == "execute_tool shell_run"
     assert found[0]["traceId"] == PARENT.split("-")[1]
     assert found[0]["parentSpanId"] == PARENT.split("-")[2]
-    assert found[1]["status"]["code"] == "STATUS_CODE_ERROR"
+    assert found[1]["status"]["code"] == 2
+
+
+@given(
+    st.dictionaries(
+        st.text(min_size=1),
+        st.text() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False),
+        max_size=4,
+    ),
+    st.sampled_from([PARENT, ""]),
+    st.lists(st.tuples(st.text(min_size=1), st.lists(st.text(), max_size=3)), max_size=3),
+    st.booleans(),
+)
+def test_spans_are_written_as_opentelemetrys_own_encoder_writes_them(
+    attributes: dict[str, Any], parent: str, events: list[tuple[str, list[str]]], failed: bool
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider(resource=Resource({"service.name": "s", "service.version": "v"}))
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    for _ in range(2):
+        span = Span(provider.get_tracer("runner", "1"), parent)
+        with contextlib.suppress(ValueError), span:
+            assert span._span is not None
+            span._span.set_attributes(attributes)
+            for name, values in events:
+                span._span.add_event(name, {"values": values} if values else {})
+            if failed:
+                raise ValueError
+    found = spans.get_finished_spans()
+    message = MessageToDict(encode_spans(found), use_integers_for_enums=True)
+    for span in message["resourceSpans"][0]["scopeSpans"][0]["spans"]:
+        for name in {"traceId", "spanId", "parentSpanId"} & span.keys():
+            span[name] = base64.b64decode(span[name]).hex()  # OTLP's JSON differs from protobuf's
+    assert json.loads(msgspec.json.encode(otlp(found))) == message
 
 
 def test_without_export_nothing_is_written(tmp_path: Path) -> None:
