@@ -201,6 +201,8 @@ class Running:
     def received(self, count: int) -> None:
         """The guest used this much of its credit."""
         self._in_guest -= count
+        if self._hastened:  # what is beyond the cap is never delivered, and the guest must get rid of it to report
+            self._refill()
 
     async def deliver(self, chunk: Chunk, *, last: bool = False) -> int:
         """Hand a chunk on. Returns how much of it reached a client's socket just now; with `last`, when the call is
