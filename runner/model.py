@@ -84,6 +84,7 @@ class Ceilings(Value, frozen=True):
     wall_ms: int = 60_000
     cpu_s: int = 60
     output: int = 8 << 20  # stdout plus stderr; at the cap the call is killed
+    output_rate: int = 64 << 20  # of it a second; a call that is faster is paused, not killed
     result: int = 256 << 10  # a python tool's structured result
 
 
@@ -222,6 +223,7 @@ class CallPlan(Value, frozen=True, kw_only=True):
     wall_ms: int
     cpu_s: int
     output: int
+    output_rate: int = 64 << 20
     result: int
 
 

@@ -39,6 +39,7 @@ class _CeilingsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     wall: str = "60s"
     cpu_time: str = "60s"
     output: str = "8MiB"
+    output_rate: str = "64MiB"
     result: str = "256KiB"
 
 
@@ -165,6 +166,7 @@ def _task_profile(task: _TaskFile, name: str, text: bytes, digest: str) -> TaskP
         wall_ms=field.amount("wall", given.wall, milliseconds, 10),
         cpu_s=field.amount("cpu_time", given.cpu_time, _seconds),
         output=field.amount("output", given.output, size, 1024),
+        output_rate=field.amount("output_rate", given.output_rate, size, 1024),
         result=field.amount("result", given.result, size, 1024),
     )
     on_disk = task.workspace_kind == "disk"

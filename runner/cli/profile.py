@@ -133,6 +133,7 @@ def task_promises(profile: TaskProfile) -> list[str]:
         f"at most {most.concurrent_calls} calls at once",
         f"each call ends after {most.wall_ms / 1000:g} s or {most.cpu_s} s of CPU, whole tree killed",
         f"each call writes at most {output} of output, {result} of result and files of {file}",
+        f"each call is paused when it writes more than {amount_text(most.output_rate)} of output a second",
         f"each call holds at most {most.open_files} open files",
         f"only these tools: {', '.join(profile.tools)}",
         *[f"where the host has none, does without {COSTS[word][0]}: {COSTS[word][1]}" for word in profile.accept],

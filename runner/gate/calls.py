@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, Protocol
 
 from runner.errors import Refusal
+from runner.gate.pace import Pace
 from runner.model import Chunk, Outcome, OutcomeKind, Receipt
 
 _SEGMENT = 64 << 10  # kept output is joined up to this: a tool that writes single bytes must not cost an object each
@@ -137,14 +138,24 @@ class Running:
         self._hastened = False  # nobody's credit paces the output any more
         self._starting: asyncio.Task[Any] | None = None
         self.kept = Kept()  # detached calls only
+        self._pace: Pace | None = None  # how fast it may write, once planned
+        self._clock: Callable[[], float] = float  # of its pace
+        self._paused: asyncio.TimerHandle | None = None  # it was faster: credit goes on then
         self.finished: asyncio.Future[Finished | Refusal] = asyncio.get_running_loop().create_future()
         self._news = asyncio.Event()
 
     # --- steering -----------------------------------------------------------------------------------------
 
+    def planned(self, output: int, rate: int, clock: Callable[[], float]) -> None:
+        """How many bytes it may write, and how many a second of `clock`."""
+        self.output = output
+        self._pace, self._clock = Pace(rate, self._window, clock()), clock
+
     def first_credit(self) -> int:
         """The credit the guest starts with."""
         self._in_guest = self._window if self.detach or self._hastened else min(self._client, self._window)
+        if self._pace is not None:
+            self._pace.spend(self._in_guest)  # a full bucket holds a window
         return self._in_guest
 
     def starts(self, work: asyncio.Task[Any]) -> None:
@@ -219,6 +230,8 @@ class Running:
 
     def finish(self, finished: Finished | Refusal) -> None:
         """The call is sealed, or was refused: wake every follower."""
+        if self._paused is not None:
+            self._paused.cancel()
         if not self.finished.done():
             self.finished.set_result(finished)
         self._news.set()
@@ -238,8 +251,28 @@ class Running:
             room = min(room, self._client - self._in_guest)
         # Small grants cost a frame each: wait until a quarter of the window is free.
         if self._guest is not None and (room >= self._window // 4 or (room > 0 and self._in_guest == 0)):
-            self._in_guest += room
-            self._guest.credit(room)
+            room = self._affordable(room)
+            if room:
+                self._in_guest += room
+                self._guest.credit(room)
+
+    def _affordable(self, room: int) -> int:
+        """What of `room` its pace allows now. When that is too little to be worth a frame, it is tried again in time:
+        until then the tool stands still."""
+        if self._pace is None or self._hastened:
+            return room
+        least = min(room, self._window // 4)
+        most = self._pace.room(self._clock())
+        if most < least:
+            if self._paused is None:
+                self._paused = asyncio.get_running_loop().call_later(self._pace.wait(least), self._resume)
+            return 0
+        self._pace.spend(min(room, most))
+        return min(room, most)
+
+    def _resume(self) -> None:
+        self._paused = None
+        self._refill()
 
 
 class Calls:

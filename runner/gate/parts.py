@@ -104,7 +104,7 @@ class Parts:
         """Take the plan's bounds into account. Raises `RunnerError` (busy) when kept output would exceed its bound."""
         if running.detach and not self.calls.room(planned.output):
             raise refuse("busy", "detached calls hold as much output as may be kept", retry_after_ms=5000)
-        running.output = planned.output
+        running.planned(planned.output, planned.output_rate, self.clock.monotonic)
         return planned
 
     def streams(self) -> Streams:

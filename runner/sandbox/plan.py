@@ -58,6 +58,7 @@ def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, t
         wall_ms=wall,
         cpu_s=_least(ceilings.cpu_s, tool.cpu_s),
         output=_least(ceilings.output, tool.output),
+        output_rate=ceilings.output_rate,
         result=ceilings.result,
     )
 
