@@ -36,6 +36,7 @@ from runner.wire.states import State
 
 _log = logging.getLogger(__name__)
 _HELD = 64 << 10  # bytes of output that wait for the result they leave with
+_TURN = 32  # frames of one connection in one turn of the loop: a flood of small ones must not hold up the others
 _INTERNAL = refusal("internal", "the daemon has a defect; the log has the details")
 
 
@@ -169,6 +170,7 @@ class Connection(asyncio.Protocol):
         self._proven: Session | None = None
         self._replies: dict[int, RequestReply] = {}
         self.writable = True
+        self._reading = True
         self.closed = False
         self._held = bytearray()  # messages that leave with the next one
         self._ending = 0  # the number of the request that ends the task
@@ -206,19 +208,39 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes from the peer."""
-        if self.closed:
+        self._take(data)
+
+    def _take(self, data: bytes = b"") -> None:
+        """Serve the frames that are complete, as many as a connection may have served in a turn: the rest in the next
+        one, or when the peer reads its answers again. Until then nothing more is read from it."""
+        if self.closed or self._transport is None:
             return
-        frames = 0
+        frames, behind = 0, False
+        bodies = self._reader.feed(data)
         try:
-            for body in self._reader.feed(data):
+            for body in bodies:
                 frames += 1
                 self._event(self.session.receive(self._decoder.decode(body)))
                 if self.hung_up():
                     return
+                if behind := frames == _TURN or not self.writable:
+                    break
         except RunnerError as error:
             self.fail(error)
             return
-        self._liveness.heard(self._server.parts.clock.monotonic(), frames, self._reader.pending)
+        finally:
+            bodies.close()
+        pending = 0 if behind else self._reader.pending  # what we have not come to yet is not the peer's delay
+        self._liveness.heard(self._server.parts.clock.monotonic(), frames, pending)
+        if behind and self.writable:
+            asyncio.get_running_loop().call_soon(self._take)
+        self._read_on(not behind and self.writable)
+
+    def _read_on(self, on: bool) -> None:
+        """Have the transport read, or not."""
+        if self._transport is not None and not self._transport.is_closing() and on != self._reading:
+            self._reading = on
+            (self._transport.resume_reading if on else self._transport.pause_reading)()
 
     def eof_received(self) -> bool:
         """A half close ends the connection: frames after it would never come, answers could not be acknowledged."""
@@ -245,16 +267,14 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The peer does not read: whoever wants to send output waits, its tool with it, and nothing more is read."""
         self.writable = False
-        if self._transport is not None:
-            self._transport.pause_reading()
+        self._read_on(False)
 
     def resume_writing(self) -> None:
         """It reads again."""
         self.writable = True
         for reply in self._replies.values():
             reply.wake()
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+        asyncio.get_running_loop().call_soon(self._take)  # what it sent while it did not read
 
     def _abandon(self) -> None:
         """Nobody reads the answers any more. Idempotent."""

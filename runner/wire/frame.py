@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -40,8 +40,10 @@ class FrameReader:
         """Bytes of an unfinished frame held here."""
         return len(self._buffer)
 
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Add `data`; yield each complete body. Raises `RunnerError` (protocol) on an impossible length."""
+    def feed(self, data: bytes) -> Generator[bytes, None, None]:
+        """Add `data`; yield each complete body. Raises `RunnerError` (protocol) on an impossible length.
+
+        Close it half-way to leave the rest for the next `feed`."""
         buffer = self._buffer
         if not buffer and len(data) > HEADER and _LENGTH.unpack_from(data)[0] == len(data) - HEADER <= self._maximum:
             yield bytes(data[HEADER:])  # one whole frame: what nearly always arrives
