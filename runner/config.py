@@ -36,7 +36,9 @@ class Limits(_Section, frozen=True):
     connections_per_uid: Positive = 64  # case S04: a thousand idle connections leave room for the honest
     connections: Positive = 512
     calls_per_connection: Positive = 32
-    calls_per_task: Positive = 64  # running or queued
+    calls_per_task: Positive = 64  # running or waiting for one of the few that run at once (concurrent_calls)
+    calls: Positive = 2048  # of all tasks; past it a task has at most its even share, so that none is shut out
+    call_bytes_per_task: Positive = 8 << 20  # proofs of its calls, arguments inside: what a queue holds in memory
     output_window: Positive = 64 << 10  # output bytes between guest and client per call: 2 MiB a connection (case S05)
     stdin_window: Positive = 256 << 10  # what the guest holds of a stdin that the tool does not read
     send_queue: Positive = 256 << 10  # bytes waiting for one client before its calls are paused
@@ -63,6 +65,7 @@ class Limits(_Section, frozen=True):
     sandbox_start_s: Seconds = 60.0
     kill_grace_s: Seconds = 5.0  # how long gate waits past a deadline before it has the sandbox destroyed
     tasks: Positive = 256
+    tasks_per_owner: Positive = 192  # three quarters: no owner alone can shut out the others
 
 
 class Peers(_Section, frozen=True):
@@ -95,6 +98,8 @@ class Sandboxes(_Section, frozen=True):
     uid_first: Positive = 210_000
     uid_count: Positive = 4096
     maximum: Positive = 64
+    per_owner: Positive = 48  # three quarters of them: no owner alone can shut out the others
+    creating: Positive = 4  # at once: dockerd makes five a second on two cores, and more would only queue inside it
     pool: Annotated[int, msgspec.Meta(ge=0)] = 1  # sandboxes kept open per task profile: 13 MB each
 
 

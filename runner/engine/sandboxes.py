@@ -51,6 +51,7 @@ class Engine:
         self._facts: HostFacts | None = None
         self._workshop: Workshop | None = None
         self._orphans: Orphans | None = None
+        self._creating = asyncio.Semaphore(config.sandboxes.creating)
         self._compiled: Compiled = {}
         self._live: dict[str, Container] = {}
         self._making: dict[str, asyncio.Event] = {}
@@ -117,7 +118,8 @@ class Engine:
         try:
             assert self._workshop is not None
             container = Container(self._workshop, plan.sandbox, compiled, plan.task)
-            await container.make()
+            async with self._creating:  # whatever gate asks for: dockerd is everybody's
+                await container.make()
             assert container.measured is not None
             self._live[plan.sandbox] = container
             asyncio.get_running_loop().add_reader(container.pidfd, self._pid_one_ended, plan.sandbox)

@@ -117,6 +117,7 @@ class Running:
         detach: bool,
         sync: bool,
         chain: tuple[str, ...] = (),
+        size: int = 0,
     ) -> None:
         self.call = call
         self.task = task
@@ -124,6 +125,8 @@ class Running:
         self.detach = detach
         self.sync = sync
         self.chain = chain  # token ids: revoking any of them ends the call
+        self.size = size  # bytes of what it was asked with
+        self.began = 0.0  # when it was accepted
         self.output = 0  # the cap on its output, once planned
         self.recorded = False  # its call entry is in the ledger
         self.key = ""
@@ -284,6 +287,8 @@ class Calls:
         self._keep_s = keep_s
         self._clock = clock
         self.running: dict[str, Running] = {}
+        self._by_task: dict[str, dict[str, Running]] = {}  # the same, by task
+        self._took: dict[str, float] = {}  # task -> mean seconds that its calls take, waiting included
         self.begun = 0  # since this process started
         self._kept: OrderedDict[str, tuple[float, Running]] = OrderedDict()  # by their end, oldest first
         self._count: Counter[str] = Counter()  # kept calls by task
@@ -291,26 +296,52 @@ class Calls:
 
     def add(self, running: Running) -> None:
         """A call was accepted."""
+        running.began = self._clock()
         self.running[running.call] = running
+        self._by_task.setdefault(running.task, {})[running.call] = running
         self.begun += 1
 
-    def room(self, output: int) -> bool:
-        """Whether another detached call with this output cap still fits the bound on kept output."""
-        held = sum(running.output for running in self.running.values() if running.detach)
-        return held + output <= self._keep_bytes
+    @property
+    def tasks(self) -> int:
+        """How many tasks have calls that run or wait."""
+        return len(self._by_task)
+
+    def next_end_ms(self, task: str) -> int:
+        """About when one of the task's calls will end: the mean time of one by their number (Little's law)."""
+        under_way = len(self._by_task.get(task, ()))
+        return int(min(max(1000 * self._took.get(task, 0.5) / max(under_way, 1), 20), 5000))
+
+    def room(self, task: str, output: int) -> bool:
+        """Whether another detached call with this output cap fits the bound on kept output. A task may fill no more
+        of it than it leaves to the others."""
+        held: Counter[str] = Counter()
+        for running in self.running.values():
+            if running.detach:
+                held[running.task] += running.output
+        left = self._keep_bytes - held.total() - output
+        return left >= 0 and held[task] + output <= max(left, output)
 
     def over(self, running: Running, *, keep: bool) -> None:
         """A call is sealed or refused. A sealed detached one stays for followers."""
-        self.running.pop(running.call, None)
+        if self.running.pop(running.call, None) is not None:
+            self._ended(running)
         if keep and running.detach:
             self._kept[running.call] = (self._clock(), running)
             self._count[running.task] += 1
             self._size[running.task] += running.kept.size
             self.prune()
 
+    def _ended(self, running: Running) -> None:
+        of_task = self._by_task[running.task]
+        del of_task[running.call]
+        if not of_task:
+            del self._by_task[running.task]
+        took = self._clock() - running.began
+        self._took[running.task] = 0.8 * self._took.get(running.task, took) + 0.2 * took
+
     def of_task(self, task: str) -> list[Running]:
-        """The running calls of a task."""
-        return [running for running in self.running.values() if running.task == task]
+        """The calls of a task that run or wait."""
+        return list(self._by_task.get(task, {}).values())
 
     def find(self, task: str, call: str) -> Running | None:
         """A running or kept call of this task."""
@@ -321,13 +352,14 @@ class Calls:
 
     def by_key(self, task: str, tool: str, key: str) -> Running | None:
         """The running call that holds an idempotency key."""
-        for running in self.running.values():
-            if running.key == key and running.task == task and running.tool == tool:
+        for running in self._by_task.get(task, {}).values():
+            if running.key == key and running.tool == tool:
                 return running
         return None
 
     def forget_task(self, task: str) -> None:
         """A task ended: nothing of it is kept in memory."""
+        self._took.pop(task, None)
         for call in list(self._of(task)):
             self._drop(call)
 

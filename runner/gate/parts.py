@@ -73,11 +73,8 @@ class Parts:
     def reserve(self, authenticated: Authenticated, reply: Reply) -> Running:
         """The running call, findable by its id and idempotency key from now on. Raises `RunnerError` (busy)."""
         task = authenticated.principal.task
-        if len(self.calls.of_task(task)) >= self.limits.calls_per_task:
-            raise refuse(
-                "busy", f"the task has {self.limits.calls_per_task} calls running or waiting", retry_after_ms=500
-            )
         asked = authenticated.call
+        self._admit(task, len(asked.proof))
         running = Running(
             self.clock.new_call(),
             task,
@@ -88,6 +85,7 @@ class Parts:
             detach=asked.detach,
             sync=asked.sync,
             chain=authenticated.chain,
+            size=len(asked.proof),
         )
         if asked.idempotency_key:
             running.key = asked.idempotency_key
@@ -96,14 +94,42 @@ class Parts:
         reply.steers(running)
         return running
 
+    def _admit(self, task: str, size: int) -> None:
+        """Raises `RunnerError` (busy) naming the bound that one more call of the task would break."""
+        limits, mine = self.limits, self.calls.of_task(task)
+        share = max(1, limits.calls // max(1, self.calls.tasks))
+        reason, most = "", 0
+        if len(mine) >= limits.calls_per_task:
+            reason, most = f"{len(mine)} calls of this task run or wait ahead of this one", limits.calls_per_task
+        elif len(self.calls.running) >= limits.calls and len(mine) >= share:
+            reason = f"{len(self.calls.running)} calls of all tasks run or wait, {len(mine)} of them of this task"
+            most = share
+        if reason:
+            after = self.calls.next_end_ms(task)
+            raise refuse("busy", reason, allowed=f"{most} at a time", retry_after_ms=after)
+        held = sum(running.size for running in mine)
+        if mine and held + size > limits.call_bytes_per_task:
+            raise refuse(
+                "busy",
+                f"{len(mine)} calls of this task run or wait, with {held} bytes of arguments and proofs",
+                next_step="wait for some of them, or pass large inputs through stdin or files",
+                allowed=f"{limits.call_bytes_per_task} bytes at a time",
+                retry_after_ms=self.calls.next_end_ms(task),
+            )
+
     def view(self, authenticated: Authenticated, session: Session) -> SessionView:
         """What policy sees of the session."""
         return session.task.context.view(session.facts.original_request, len(authenticated.chain) - 1)
 
     def admit(self, running: Running, planned: CallPlan) -> CallPlan:
         """Take the plan's bounds into account. Raises `RunnerError` (busy) when kept output would exceed its bound."""
-        if running.detach and not self.calls.room(planned.output):
-            raise refuse("busy", "detached calls hold as much output as may be kept", retry_after_ms=5000)
+        if running.detach and not self.calls.room(running.task, planned.output):
+            kept = self.limits.detached_bytes
+            raise refuse(
+                "busy",
+                f"detached calls that run may write {kept} bytes together, and a task no more than it leaves to others",
+                retry_after_ms=self.calls.next_end_ms(running.task),
+            )
         running.planned(planned.output, planned.output_rate, self.clock.monotonic)
         return planned
 

@@ -90,7 +90,9 @@ class Tasks:
         *,
         maximum: int,
         clock: Callable[[], float],
+        per_owner: int = 1 << 30,
     ) -> None:
+        self._per_owner = per_owner
         self._journal = journal
         self._state = state
         self._calls = calls
@@ -117,6 +119,10 @@ class Tasks:
                 )
             if len(self.live) >= self._maximum:
                 raise refuse("busy", f"{self._maximum} tasks live already", retry_after_ms=5000)
+            if sum(live.principal.owner == principal.owner for live in self.live.values()) >= self._per_owner:
+                most = f"{self._per_owner} at a time"
+                reason = f"owner {principal.owner} has {self._per_owner} tasks that live, its most"
+                raise refuse("busy", reason, next_step="end tasks", allowed=most, retry_after_ms=5000)
             task = Task(
                 principal,
                 token=token,

@@ -13,6 +13,7 @@ from runner.ledger import entry as entries
 from runner.model import Manifest, Measured, SandboxPlan, TaskProfile
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.pool import Opened, Pool
+from runner.sandbox.turns import Turns
 
 _log = logging.getLogger(__name__)
 
@@ -55,14 +56,23 @@ class Claims:
         new_sandbox: Callable[[], str],
         start_s: float,
         spares: int = 0,
+        owner_of: Callable[[str], str] = str,
+        creating: int = 4,
+        per_owner: int = 48,
     ) -> None:
-        """`spares` sandboxes are kept ready per task profile, once `stock` names the profiles."""
+        """`spares` sandboxes are kept ready per task profile, once `stock` names the profiles. `owner_of` names a
+        task's owner: sandboxes are made `creating` at a time, one owner after the other, and an owner has at most
+        `per_owner`."""
         self.engine: Engine | None = engine
         self._new_sandbox = new_sandbox
         self._names: dict[str, str] = {}  # task -> the sandbox it has or will have
         self._journal = journal
         self._describe = describe
         self._start_s = start_s
+        self._owner_of = owner_of
+        self._per_owner = per_owner
+        self._turns = Turns(creating)
+        self._owners: dict[str, str] = {}  # task -> owner, of every sandbox that is open or opening
         self._opening: dict[str, asyncio.Task[Sandbox]] = {}
         self._ending: dict[str, tuple[str, asyncio.Task[None]]] = {}  # sandbox -> its task, and what takes it apart
         self._disks: set[str] = set()  # tasks that have a disk, or may have one
@@ -121,20 +131,34 @@ class Claims:
         """The sandbox of `plan.task`; made from `plan` if there is none, to serve `concurrent` calls at a time, with
         the task's `disk` where its profile has one.
 
-        Raises `RunnerError` (unavailable, host). A recorded plan names its sandbox: it never runs in another one."""
+        Raises `RunnerError` (unavailable, host, busy). A recorded plan names its sandbox: it runs in no other one."""
         if self._names.get(plan.task) != plan.sandbox:
             raise refuse("unavailable", "the sandbox was replaced after this call was planned", retry_after_ms=100)
         opening = self._opening.get(plan.task)
         if opening is None:
+            self._owners[plan.task] = self._admitted(self._owner_of(plan.task))
             opening = asyncio.create_task(self._open(plan, concurrent, disk), name=plan.sandbox)
             opening.add_done_callback(lambda done: self._opened(plan.task, done))
             self._opening[plan.task] = opening
         return await asyncio.shield(opening)
 
+    def _admitted(self, owner: str) -> str:
+        """The owner, if it may have one sandbox more."""
+        if sum(found == owner for found in self._owners.values()) >= self._per_owner:
+            raise refuse(
+                "busy",
+                f"owner {owner} has {self._per_owner} sandboxes, its most; {self._turns.waiting} wait to be made",
+                next_step="end tasks, or raise sandboxes.per_owner",
+                allowed=f"{self._per_owner} at a time",
+                retry_after_ms=5000,
+            )
+        return owner
+
     async def release(self, task: str, reason: str) -> None:
         """Remove the task's sandbox and its disk; done when no process of it is left. Idempotent."""
         opening = self._opening.pop(task, None)
         self._pool.give_back(self._names.pop(task, ""))
+        self._owners.pop(task, None)
         if opening is not None:
             with contextlib.suppress(RunnerError):  # it never opened
                 self._begin_end(await opening, task, reason)
@@ -174,6 +198,7 @@ class Claims:
         """The task's next call is planned with another sandbox."""
         if self.sandbox_of(task) == sandbox:
             del self._opening[task]
+            self._owners.pop(task, None)
         if self._names.get(task) == sandbox:
             del self._names[task]
 
@@ -220,10 +245,11 @@ class Claims:
         if engine is None:
             raise refuse("unavailable", "the engine is being restarted", retry_after_ms=2000)
         try:
-            async with asyncio.timeout(self._start_s):
+            async with asyncio.timeout(self._start_s), self._turns.of(self._owners.get(plan.task, "")):
                 measured, descriptor = await engine.create(plan)
         except TimeoutError:
-            raise refuse("unavailable", f"no sandbox within {self._start_s:.0f} s") from None
+            waiting = f"; {self._turns.waiting} wait to be made" if self._turns.waiting else ""
+            raise refuse("unavailable", f"no sandbox within {self._start_s:.0f} s{waiting}") from None
         try:
             sandbox = await Sandbox.open(
                 plan.sandbox,

@@ -180,8 +180,14 @@ class GateProcess:
             new_sandbox=lambda: secrets.token_hex(6),
             start_s=limits.sandbox_start_s,
             spares=config.sandboxes.pool,
+            owner_of=lambda task: tasks.live[task].principal.owner if task in tasks.live else "",
+            creating=config.sandboxes.creating,
+            per_owner=config.sandboxes.per_owner,
         )
-        tasks = Tasks(self._journal, self._store, calls, self._claims, maximum=limits.tasks, clock=time.monotonic)
+        tasks = Tasks(
+            self._journal, self._store, calls, self._claims,
+            maximum=limits.tasks, per_owner=limits.tasks_per_owner, clock=time.monotonic,
+        )  # fmt: skip
         for row in self._store.tasks(ended=False):
             known = Principal(agent=row.agent, owner=row.owner, task=row.task, session=row.session)
             tasks.remember(known, token=row.token, profile=row.profile)

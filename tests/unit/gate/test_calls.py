@@ -455,9 +455,13 @@ def test_room_for_detached_output_is_taken_when_it_is_planned() -> None:
         held = calls([0.0])
         call = running(RequestReply(Wire(), 1), detach=True)
         held.add(call)
-        assert held.room(100)
-        call.output = 60
-        assert not held.room(41)
-        assert held.room(40)
+        assert held.room("t", 100)
+        call.output = 40
+        assert not held.room("t", 11)  # it would hold more than it leaves
+        assert held.room("t", 10)
+        assert not held.room("u", 61)
+        assert held.room("u", 60)  # whoever has nothing yet may take what is left
+        held.over(call, keep=False)
+        assert held.room("t", 100)
 
     on_loop(work)
