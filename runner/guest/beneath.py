@@ -71,7 +71,7 @@ def inside(path: str, root: str = "") -> str:
     root = os.path.normpath(root or WORKSPACE)
     if not path or "\0" in path:
         raise ToolError("the path is empty or holds a NUL character", "path")
-    whole = os.path.normpath(os.path.join(WORKSPACE, path)).replace("//", "/")  # noqa: PTH118 (lexical)
+    whole = os.path.normpath(os.path.join(WORKSPACE, path)).replace("//", "/")
     if whole == root:
         return "."
     if not whole.startswith(root.rstrip("/") + "/"):

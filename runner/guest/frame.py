@@ -4,26 +4,41 @@ Shares no code with `runner/wire/guest.py`; `tests/vectors/guest.json` holds bot
 launchers speak it among themselves too.
 """
 
-import hashlib
+from __future__ import annotations
+
 import json
 import struct
-from collections.abc import Iterator, Mapping
-from typing import Any
 
+try:  # the interpreter's own: hashlib would load libcrypto, 2 MB in every sandbox
+    from _sha2 import sha256  # type: ignore[import-not-found]
+except ImportError:  # before Python 3.12
+    from _sha256 import sha256  # type: ignore[import-not-found]
+
+TYPE_CHECKING = False  # typing itself would cost every sandbox half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+_encoder = json.JSONEncoder(separators=(",", ":"))
 _HEAD = struct.Struct(">IBI")  # payload length, type, call number (0 = the sandbox itself)
 MAX_DATA, MAX_JSON = 64 << 10, 4 << 20  # one piece of output or stdin; tool code, as JSON with base64
 
 CODE, START, STDIN, CREDIT, CANCEL, PING = range(0x01, 0x07)
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)
 
+BUILD, BUILT = 0x40, 0x41  # between supervisor and launcher alone
+
 # Which types may come on a connection, and the largest payload of each.
 FROM_GATE = {CODE: MAX_JSON, START: MAX_JSON, STDIN: MAX_DATA, CREDIT: 4, CANCEL: 1 << 10, PING: 0}
-LAUNCHER = {START: MAX_JSON, CANCEL: 0, STARTED: 64 << 10, RESULT: MAX_JSON, ENDED: 1 << 10, FAULT: 16 << 10}
+TO_LAUNCHER = {BUILD: MAX_JSON, START: MAX_JSON}
+FROM_LAUNCHER = {BUILT: 64 << 10, STARTED: 0, ENDED: 64, FAULT: 16 << 10}
+# An end: wait status of the first process; of all: user and system CPU in us; its RSS in KiB; wall in us; leftover.
+REPORT = struct.Struct(">iQQQQQ")
 
 
 def encode(message: Mapping[str, Any]) -> bytes:
     """A JSON payload."""
-    return json.dumps(message, separators=(",", ":")).encode()
+    return _encoder.encode(message).encode()
 
 
 def pack(kind: int, call: int, payload: bytes = b"") -> bytes:
@@ -33,11 +48,12 @@ def pack(kind: int, call: int, payload: bytes = b"") -> bytes:
 
 def code_digest(files: Mapping[str, bytes]) -> str:
     """SHA-256 over a tool's files in path order, each as length-prefixed path and length-prefixed bytes."""
-    total = hashlib.sha256()
+    total = sha256()
     for path in sorted(files):
         name = path.encode()
         total.update(struct.pack(">I", len(name)) + name + struct.pack(">Q", len(files[path])) + files[path])
-    return total.hexdigest()
+    digest: str = total.hexdigest()
+    return digest
 
 
 class Reader:

@@ -1,67 +1,79 @@
 """One launcher: a process that walls itself in, proves it, and then serves one call at a time.
 
 Tools inherit the walls. The launcher is the subreaper of everything a call starts; when the call ends, however it
-ends, `kill(-1, SIGKILL)` reaches exactly its signal scope, and only when nothing is left does it report.
+ends, `kill(-1, SIGKILL)` reaches exactly its signal scope, and only when nothing is left does it report. It never
+reads what a python tool is called with, nor what a call in a nested scope is: those descriptors pass through.
 
-`isolation = "launcher"`: the tool is spawned into the launcher's own domain, and the launcher is kept. `"call"`: the
-tool is forked into a nested scope, from which it cannot signal its launcher either, and both are discarded.
+`isolation = "launcher"`: the tool lives in the launcher's own domain, and the launcher is kept. `"call"`: it lives in
+a nested scope, from which it cannot signal its launcher either, and both are discarded. A python tool is not started
+but forked, from a launcher that has imported what the tool will. Whatever is forked is forked ahead: when nothing
+of an earlier call is left, and before anything of its own is known.
 """
 
+from __future__ import annotations
+
 import contextlib
-import fcntl
+import gc
+import importlib
 import json
 import os
-import re
 import resource
-import select
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterator
 from errno import EAGAIN, EINVAL, EMFILE, ENFILE, ENOMEM
-from pathlib import Path
-from typing import Any, NoReturn
 
 from runner.guest import frame, walls
 
-_PYTHON = ["/usr/bin/python3", "-I", "-S", "-B", str(Path(__file__).with_name("python_tool.py"))]
-_LEAST_FILES = 32  # the launcher's own descriptors and a call's pipes must fit
-_OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")  # cgroup v1, v2
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, NoReturn
+
+PYTHON = ["/usr/bin/python3", "-I", "-S", "-B", __file__.replace("launcher.py", "python_tool.py")]
+CANCEL = signal.SIGUSR2  # from the supervisor: end the call. From the tool: it ends its own
+_EVENTS = {signal.SIGCHLD, CANCEL}
+_BRIEF_S = 0.002  # a call that ends within this is reported in one message
+_LEAST_FILES = 32  # the launcher's own descriptors and a call's must fit
 _OWN_OOM_SCORE, _TOOL_OOM_SCORE = b"750", b"1000"  # out of memory, the tool goes first
 _CEILINGS = (EAGAIN, EMFILE, ENFILE, ENOMEM)  # not the fault of who named the program
-_SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
-_SIGNALS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+_IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python; programs expect them as they are
+_MOST_IMPORTS, _MOST_CODE = 100, 8 << 20
+_ACT_WHEN_IMPORTED = {"antigravity", "this", "__main__", "idlelib", "turtledemo"}
 
 
 class Launcher:
     """The state of a launcher process between `fork` and `_exit`."""
 
-    def __init__(self, connection: socket.socket, abi: int) -> None:
-        """Leave the supervisor behind; the connection becomes 3, so that a call's descriptors lie above its own."""
-        self._abi, self._reader, self._descriptors = abi, frame.Reader(frame.LAUNCHER), list[int]()
-        self._walls: dict[str, bool] = {}
-        os.dup2(connection.detach(), 3, inheritable=False)
-        self._connection = socket.socket(fileno=3)
+    def __init__(self, connection: int, abi: int) -> None:
+        """Leave the parent behind; the connection becomes 3, so that everything else lies above a call's own."""
+        os.dup2(connection, 3)
+        os.set_inheritable(3, False)
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 3)
         os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-        self._null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        self._wake, wake = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda number, stack: None)  # every other signal stays ignored
+        self._abi, self._reader, self._descriptors = abi, frame.Reader(frame.TO_LAUNCHER), list[int]()
+        self._nested = self._forked = self._python = self._built = False
+        self._next: tuple[int, socket.socket] | None = None  # the next call's process, waiting
+        self._code = b""  # of the tool, compiled: bytes that only its own calls look into
+        self._known = set[str]()  # modules that every tool finds loaded
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # every signal is blocked; these two are waited for
         os.setsid()
         # Dumpable, or else /proc/self is root's; closed again when the walls are measured.
         for option in walls.CHILD_SUBREAPER, walls.NO_NEW_PRIVS, walls.DUMPABLE:
             walls.prctl(option, 1)
         walls.prctl(walls.PDEATHSIG, signal.SIGKILL)
         self._oom = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
-        counter = next((path for path in _OOM_COUNTERS if Path(path).exists()), os.devnull)
-        self._counter = os.open(counter, os.O_RDONLY | os.O_CLOEXEC)
+        os.write(self._oom, _OWN_OOM_SCORE)
 
     def run(self) -> NoReturn:
         """Serve until the supervisor closes the connection."""
         while True:
             for kind, number, payload in self._receive():
-                if kind == frame.START:  # a CANCEL that comes now is for the call that has just ended
-                    self._serve(number, json.loads(payload), payload)
+                if kind == frame.BUILD:
+                    self._build(**json.loads(payload))
+                elif self._built:
+                    self._serve(number, payload)
 
     def _receive(self) -> list[tuple[int, int, bytes]]:
         # Not socket.recv_fds: it drops the flag, and the descriptors would be inherited.
@@ -71,131 +83,207 @@ class Launcher:
         self._descriptors += [number for _, _, found in passed for number in memoryview(found).cast("i")]
         return list(self._reader.feed(data))
 
-    def _send(self, kind: int, number: int, payload: bytes) -> None:
-        self._connection.sendall(frame.pack(kind, number, payload))
+    def _fault(self, number: int, code: str, error: Exception) -> None:
+        reason = f"cannot be started: {error}"[:2000]
+        self._connection.sendall(frame.pack(frame.FAULT, number, frame.encode({"code": code, "reason": reason})))
 
-    def _serve(self, number: int, start: dict[str, Any], request: bytes) -> None:
-        descriptors, self._descriptors = self._descriptors, []
-        python, code = start["kind"] == "python", "unavailable"
+    def _build(self, jail: dict[str, Any], cpu_s: int, isolation: str, folder: str) -> None:
+        """Put up the walls, prove them, and make ready for the first call. `folder` holds a python tool's code."""
+        self._python, self._nested = bool(folder), isolation == "call" and self._abi >= 6
+        # Without a signal scope a launcher's kill(-1) reaches all others, and what is forked would hold what PID 1 has
+        # read: there, everything is started by exec.
+        self._forked = self._abi >= 6 and (self._python or self._nested)
+        if self._forked and self._python:
+            importlib.import_module("runner.guest.python_tool")
         try:
-            self._walls = self._walls or self._build(start["jail"], start["cpu_s"])
-            if python:  # its request, sealed, and memory for its result
-                descriptors += [os.memfd_create(name, _SEALABLE) for name in ("request", "result")]
-                os.write(descriptors[-2], request)
-                os.lseek(descriptors[-2], 0, os.SEEK_SET)
-                fcntl.fcntl(descriptors[-2], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK)
-            begun, kills, code = time.monotonic_ns(), self._oom_kills(), "arguments"
-            process = self._begin(start, descriptors)
-        except (OSError, ValueError, IndexError) as error:
-            code = "unavailable" if getattr(error, "errno", 0) in _CEILINGS else code
-            fault = {"code": code, "reason": f"cannot be started: {error}"[:2000]}
-            self._send(frame.FAULT, number, frame.encode(fault))
+            places = walls.confine(self._abi, jail)
+            # The CPU limit is inherited: nobody changes another's limits. NPROC would count per uid: never used.
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (jail["file_size"], jail["file_size"]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (jail["open_files"], jail["open_files"]))
+            walls.load_filter(jail["seccomp"])
+            measured = walls.measure(self._abi, jail)
+            walls.prctl(walls.DUMPABLE, 0)
+            if jail["open_files"] < _LEAST_FILES or not all(measured.values()):
+                raise ValueError(f"fewer than {_LEAST_FILES} open files, or a wall does not hold: {measured}")
+            if self._forked and self._python:
+                self._preload(folder)
+        except (OSError, ValueError) as error:
+            self._fault(0, "unavailable", error)
             return
-        self._send(frame.STARTED, number, frame.encode({"walls": self._walls}))
-        status, usage = self._wait(number, process, begun)
-        result = os.pread(descriptors[-1], start["result"] + 1, 0) if python else b""
-        ended = _judge(start, status, usage, len(result), status != 0 and self._oom_kills() > kills)
+        self._built = True
+        said = {"process": os.getpid(), "places": places, "walls": measured}
+        self._connection.sendall(frame.pack(frame.BUILT, 0, frame.encode(said)))
+        self._prepare()
+
+    def _preload(self, folder: str) -> None:
+        """Import what the tool's main.py imports, from the image alone, behind the walls. A process that ends again
+        reads and compiles it; nothing of it is run here."""
+        from runner.guest import python_tool
+
+        self._known = set(sys.modules)
+        kept = os.memfd_create("code", os.MFD_CLOEXEC)
+        if not os.fork():
+            try:
+                python_tool.compile_main(folder, kept)
+            finally:
+                os._exit(1)
+        for _ in _reap(0):
+            pass
+        _kill_scope()
+        names, _, self._code = os.pread(kept, _MOST_CODE, 0).partition(b"\0")
+        os.close(kept)
+        for name in names.decode("ascii", "replace").split("\n")[:_MOST_IMPORTS]:
+            top = name.partition(".")[0]
+            if (top in sys.stdlib_module_names - _ACT_WHEN_IMPORTED) or name == "runner.guest.beneath":
+                with contextlib.suppress(Exception):  # the call itself will tell
+                    __import__(name)
+        gc.collect()
+        gc.freeze()  # a call's collector need not touch what was here before it
+
+    def _prepare(self) -> None:
+        """Fork the next call's process ahead of it, where it is to be forked. Failing that, the call will say so."""
+        if self._forked:
+            with contextlib.suppress(OSError):
+                self._next = self._fork()
+
+    def _fork(self) -> tuple[int, socket.socket]:
+        ours, theirs = socket.socketpair()
+        os.write(self._oom, _TOOL_OOM_SCORE)  # inherited by the child
+        try:
+            child = os.fork()
+            if not child:
+                self._become(theirs)
+        finally:
+            os.write(self._oom, _OWN_OOM_SCORE)
+        theirs.close()
+        return child, ours
+
+    def _become(self, launcher: socket.socket) -> NoReturn:
+        """The next call's process: waits for its descriptors (standard input, output, error, request, result)."""
+        try:
+            os.setsid()
+            if self._nested:
+                walls.confine(self._abi)
+            data, passed, _, _ = launcher.recvmsg(1, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC)
+            if not data:  # discarded
+                os._exit(0)
+            found = list(memoryview(passed[0][2]).cast("i"))
+            for target in range(3):
+                os.dup2(found[target], target)
+            signal.pthread_sigmask(signal.SIG_SETMASK, ())
+            if self._python:
+                self._become_python(launcher, *found[3:5])
+            for number in _IGNORED:
+                signal.signal(number, signal.SIG_DFL)
+            start = json.loads(_content(found[3]))
+            argv: list[str] = start.get("argv", [])
+            os.execvpe(argv[0], argv, start.get("environment", {}))  # noqa: S606 (running the tool is what this is for)
+        except BaseException as error:
+            launcher.send(str(getattr(error, "errno", None) or EINVAL).encode())
+        finally:
+            os._exit(127)
+
+    def _become_python(self, launcher: socket.socket, request: int, result: int) -> NoReturn:
+        from runner.guest import python_tool
+
+        for held in self._connection, launcher:  # their numbers will be somebody else's
+            held.detach()
+        os.dup2(request, python_tool.REQUEST, inheritable=False)
+        os.dup2(result, python_tool.RESULT, inheritable=False)
+        os.closerange(python_tool.RESULT + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # the launcher's too
+        walls.prctl(walls.DUMPABLE, 1)  # as after an exec: its own /proc/self is its own
+        python_tool.forked(self._code, self._known)
+
+    def _serve(self, number: int, request: bytes) -> None:
+        """One call, from its descriptors to its report."""
+        descriptors, self._descriptors = self._descriptors, []
+        begun, code = time.monotonic_ns(), "arguments"
+        try:
+            while signal.sigpending():  # whatever an earlier call has sent us
+                signal.sigwait(signal.valid_signals())
+            process, waiting = self._begin(descriptors, request)
+            status, rss, user, system = self._wait(number, process, waiting)
+        except (OSError, ValueError, IndexError) as error:
+            _kill_scope()
+            for _ in _reap(0):
+                pass
+            self._fault(number, "unavailable" if getattr(error, "errno", 0) in _CEILINGS else code, error)
+            return
+        wall = time.monotonic_ns() - begun
+        _kill_scope()
+        left = 0
+        for _, _, used in _reap(0):
+            left, user, system = left + 1, user + used.ru_utime, system + used.ru_stime
+        report = frame.REPORT.pack(status, int(user * 1e6), int(system * 1e6), rss, wall // 1000, left)
+        self._connection.sendall(frame.pack(frame.ENDED, number, report))
         for descriptor in descriptors:
             os.close(descriptor)
-        if result and ended["kind"] == "exited":
-            self._send(frame.RESULT, number, result)
-        self._send(frame.ENDED, number, frame.encode(ended))
+        if not self._nested:
+            self._prepare()
 
-    def _build(self, jail: dict[str, Any], cpu_s: int) -> dict[str, bool]:
-        """Put up the walls, then prove them. Raises OSError, ValueError."""
-        walls.confine(self._abi, jail)
-        # The CPU limit is inherited, so that nobody changes another's limits. NPROC would count per uid: never used.
-        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (jail["file_size"], jail["file_size"]))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (jail["open_files"], jail["open_files"]))
-        walls.load_filter(jail["seccomp"])
-        measured = walls.measure(self._abi, jail)
-        walls.prctl(walls.DUMPABLE, 0)
-        if jail["open_files"] < _LEAST_FILES or not all(measured.values()):
-            raise ValueError(f"fewer than {_LEAST_FILES} open files, or a wall does not hold: {measured}")
-        return measured
-
-    def _begin(self, start: dict[str, Any], descriptors: list[int]) -> int:
+    def _begin(self, descriptors: list[int], request: bytes) -> tuple[int, socket.socket | None]:
         """Start the call's first process; a bare name is looked up in the image's PATH. Raises OSError, ValueError."""
-        argv: list[str] = _PYTHON if start["kind"] == "python" else start.get("argv", [])
+        if self._forked:
+            process, waiting = self._next or self._fork()
+            self._next = None
+            try:
+                socket.send_fds(waiting, [b"."], descriptors)
+            except OSError:  # it did not live to see its call
+                process, waiting = self._fork()
+                socket.send_fds(waiting, [b"."], descriptors)
+            return process, waiting
+        start = json.loads(request or _content(descriptors[3]))
+        argv: list[str] = PYTHON if self._python else start.get("argv", [])
         environment: dict[str, str] = start.get("environment", {})
-        moves = list(enumerate(descriptors if start.get("stdin") else [self._null, *descriptors]))
-        os.write(self._oom, _TOOL_OOM_SCORE)  # inherited by the child; ours goes back below
+        files = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in enumerate(descriptors)]
+        os.write(self._oom, _TOOL_OOM_SCORE)
         try:
-            if start["isolation"] == "call" and self._abi >= 6:
-                return _fork_nested(argv, environment, moves, self._abi)
-            files = [(os.POSIX_SPAWN_DUP2, source, target) for target, source in moves]
-            return os.posix_spawnp(argv[0], argv, environment, file_actions=files, setsid=True, setsigdef=_SIGNALS)
+            return os.posix_spawnp(
+                argv[0], argv, environment, file_actions=files, setsid=True, setsigmask=(), setsigdef=_IGNORED
+            ), None
         finally:
             os.write(self._oom, _OWN_OOM_SCORE)
 
-    def _wait(self, number: int, process: int, begun: int) -> tuple[int, dict[str, int]]:
-        """Until nothing of the call is left: the status of its first process, and what all of them used."""
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        while not (ended := [found for found in _reap(os.WNOHANG) if found[0] == process]):
-            for ready in select.select([self._connection.fileno(), self._wake], [], [])[0]:
-                if ready == self._wake:
-                    os.read(self._wake, 4096)
-                elif any(kind == frame.CANCEL and call == number for kind, call, _ in self._receive()):
-                    _kill_scope()
-        wall = (time.monotonic_ns() - begun) // 1000
-        _kill_scope()
-        left, after = sum(1 for _ in _reap(0)), resource.getrusage(resource.RUSAGE_CHILDREN)
-        cpu = (after.ru_utime - before.ru_utime, after.ru_stime - before.ru_stime)
-        usage = {"cpu_user_us": int(cpu[0] * 1e6), "cpu_system_us": int(cpu[1] * 1e6), "leftover": left}
-        return ended[0][1], {**usage, "max_rss_kib": ended[0][2].ru_maxrss, "wall_us": wall}
+    def _wait(self, number: int, process: int, waiting: socket.socket | None) -> tuple[int, int, float, float]:
+        """Until the first process ends: its status and RSS, and the CPU of all that ended. Raises OSError when it
+        could not be made the call's program."""
+        told, user, system = False, 0.0, 0.0
+        event = signal.sigtimedwait(_EVENTS, _BRIEF_S)
+        if waiting:
+            failure = waiting.recv(16)  # nothing, once it is what it is to be
+            waiting.close()
+            if failure:
+                raise OSError(int(failure), os.strerror(int(failure)))
+        while True:
+            if event and event.si_signo == CANCEL:
+                _kill_scope()
+            for found, status, used in _reap(os.WNOHANG):
+                user, system = user + used.ru_utime, system + used.ru_stime
+                if found == process:
+                    return status, used.ru_maxrss, user, system
+            if not told:
+                self._connection.sendall(frame.pack(frame.STARTED, number))
+                told = True
+            event = signal.sigwaitinfo(_EVENTS)
 
-    def _oom_kills(self) -> int:
-        """How often the kernel has killed in this container for memory; 0 where no counter can be seen."""
-        found = re.search(rb"^oom_kill (\d+)", os.pread(self._counter, 4096, 0), re.MULTILINE)
-        return int(found[1]) if found else 0
 
-
-def _judge(start: dict[str, Any], status: int, usage: dict[str, int], result: int, oom: bool) -> dict[str, Any]:
-    """How the call ended by itself."""
-    code, used = os.waitstatus_to_exitcode(status), usage["cpu_user_us"] + usage["cpu_system_us"]
-    kind, reason = "exited", ""
-    if oom:
-        kind, reason = "oom", "the kernel ended a process at the sandbox's memory ceiling"
-    elif code == -signal.SIGXCPU or (code == -signal.SIGKILL and used >= start["cpu_s"] * 1_000_000):
-        kind, reason = "timed_out", f"cpu time: more than {start['cpu_s']} s"
-    elif result > start["result"]:
-        kind, reason = "output_capped", f"the result is longer than {start['result']} bytes"
-    return {"kind": kind, "reason": reason, "usage": usage, "exit_code" if code >= 0 else "signal": abs(code)}
+def _content(request: int) -> bytes:
+    return os.pread(request, os.fstat(request).st_size, 0)
 
 
 def _reap(options: int) -> Iterator[tuple[int, int, resource.struct_rusage]]:
     """Ended processes: those there are with WNOHANG, all there will be without."""
-    with contextlib.suppress(ChildProcessError):
+    try:
         while (found := os.wait4(-1, options))[0]:
             yield found
+    except ChildProcessError:
+        return
 
 
 def _kill_scope() -> None:
-    with contextlib.suppress(ProcessLookupError):
+    try:
         os.kill(-1, signal.SIGKILL)
-
-
-def _fork_nested(argv: list[str], environment: dict[str, str], moves: list[tuple[int, int]], abi: int) -> int:
-    answer, report = os.pipe2(os.O_CLOEXEC)
-    child = os.fork()
-    if not child:
-        try:
-            for number in _SIGNALS:
-                signal.signal(number, signal.SIG_DFL)
-            os.setsid()
-            for target, source in moves:
-                os.dup2(source, target)
-            walls.confine(abi)
-            os.execvpe(argv[0], argv, environment)  # noqa: S606 (running the tool is what this is for)
-        except BaseException as error:
-            os.write(report, str(getattr(error, "errno", EINVAL)).encode())
-        finally:
-            os._exit(127)
-    os.close(report)
-    failure = os.read(answer, 16)
-    os.close(answer)
-    if failure:
-        raise OSError(int(failure), os.strerror(int(failure)), argv[0])
-    return child
+    except ProcessLookupError:
+        return

@@ -5,150 +5,80 @@
 It decides nothing about what may run. It exits, and with it everything in the container, when the control connection
 ends or breaks, and when a launcher dies during its call or does not report within a second of being told to end it.
 What it holds in memory is bounded by the credit that gate gives.
+
+Launchers are forked from a copy of PID 1, the seed, made before it knew of anything: what a call's process may find in
+its own memory is what every sandbox's holds.
 """
 
-import base64
-import fcntl
+from __future__ import annotations
+
+import binascii
+import gc
 import json
 import os
 import select
-import shutil
 import signal
 import socket
 import sys
-import termios
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":  # -I hides this file's folder; its package lies two above
     sys.path.append(__file__.rsplit("/", 3)[0])
 
 from runner.guest import frame, walls
-from runner.guest.launcher import Launcher
+from runner.guest.call import Call
+from runner.guest.launcher import CANCEL, Launcher
 
-TOOLS = Path("/run/tools")  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
-STDIN_WINDOW = 256 << 10  # bytes of stdin that gate may have on their way to the tool
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn
+
+TOOLS = "/run/tools"  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
+_OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")  # cgroup v1, v2
 _MAX_CALLS = 64  # gate's own ceiling is lower; this bounds descriptors and launchers whatever gate asks
-_MAX_IDLE = 8  # launchers kept for later calls: each costs about 4 MB
+_MAX_IDLE = 8  # launchers kept or built for later calls: each costs about 4 MB
 _MAX_SERVED = 500  # calls a launcher serves: their cost adds up against its own CPU ceiling
+_MAX_JAILS = 256  # that a START may name by key: the oldest is forgotten, by gate too
 _GRACE_S = 1.0  # from telling a launcher to end its call to giving up the sandbox
 _TICK_S = 0.05  # how late a deadline may be noticed
-Act = Callable[..., None]
 _CONTROL = select.EPOLLIN | select.EPOLLRDHUP
 
 
-class Call:
-    """A running or draining call: its pipes, its credit, its verdict. `watch` and `send` are the supervisor's.
-
-    Output moves only against credit: without it the pipe is not read, and the tool blocks. When every process is gone,
-    what the pipes hold is counted once: a descriptor smuggled into another call neither delays the end nor adds."""
-
-    def __init__(self, number: int, start: dict[str, Any], watch: Act, send: Act) -> None:
-        self.number, self.code = number, Path(start["tool"], start.get("code_digest", ""))
-        self.deadline = time.monotonic() + start["wall_ms"] / 1000
-        self.verdict: dict[str, str] = {}  # outcome kind and reason, when it did not end by itself
-        self.report: dict[str, Any] = {}  # the launcher's, when every process is gone
-        self.result = b""
-        self._watch, self._send, self._credit = watch, send, int(start["credit"])
-        self._pipes: dict[int, int] = {}  # frame type -> our end
-        self._left: dict[int, int] = {}  # frame type -> bytes still to come: unknown until no process is left
-        self._input, self._eof = bytearray(), False
-        self.theirs: list[int] = []  # the tool's ends, in the order of its descriptors
-        for kind in (frame.STDIN, frame.STDOUT, frame.STDERR)[not start.get("stdin") :]:
-            reader, writer = os.pipe2(os.O_CLOEXEC)
-            ours, theirs = (writer, reader) if kind == frame.STDIN else (reader, writer)
-            os.set_blocking(ours, False)
-            self._pipes[kind], self._left[kind] = ours, sys.maxsize
-            self.theirs.append(theirs)
-        if frame.STDIN in self._pipes:
-            send(frame.STDIN_CREDIT, number, STDIN_WINDOW.to_bytes(4, "big"))
-
-    def add_credit(self, amount: int) -> None:
-        """Gate is ready for `amount` more bytes of output. Nothing is read before the first call of this."""
-        self._credit += amount
-        for kind in self._pipes.keys() - {frame.STDIN}:
-            self._watch(self._pipes[kind], select.EPOLLIN if self._credit else 0, partial(self._pump, kind))
-
-    def _pump(self, kind: int) -> None:
-        """Move one piece out of a pipe, as far as credit and what is left allow."""
-        room = min(frame.MAX_DATA, self._credit, self._left[kind])
-        try:
-            data = os.read(self._pipes[kind], room) if room else b""
-        except BlockingIOError:
-            return
-        if data:
-            self._send(kind, self.number, data)
-        self._left[kind] -= len(data)
-        if (room and not data) or not self._left[kind]:
-            self.shut(kind)
-        self.add_credit(-len(data))
-
-    def feed(self, data: bytes | None = None) -> None:
-        """Bytes for the tool, b"" the end; dropped when nobody can read them. Raises ValueError beyond the credit."""
-        self._input += data or b""
-        self._eof = self._eof or data == b""
-        if len(self._input) > STDIN_WINDOW:
-            raise ValueError("more stdin than there was credit for")
-        try:
-            count = os.write(self._pipes[frame.STDIN], self._input) if self._input else 0
-        except BlockingIOError:
-            count = 0
-        except (KeyError, OSError):  # nobody reads any more
-            count, self._eof = len(self._input), True
-        del self._input[:count]
-        if count:
-            self._send(frame.STDIN_CREDIT, self.number, count.to_bytes(4, "big"))
-        if self._eof and not self._input:
-            self.shut(frame.STDIN)
-        else:
-            self._watch(self._pipes[frame.STDIN], select.EPOLLOUT if self._input else 0, self.feed)
-
-    def drain(self, report: dict[str, Any]) -> None:
-        """Every process is gone: what is in the pipes now is all there will be."""
-        self.report = report
-        self.shut(frame.STDIN)
-        for kind, pipe in list(self._pipes.items()):
-            self._left[kind] = int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
-            self._pump(kind)
-
-    def finish(self) -> bool:
-        """Report the end, unless processes live or bytes wait for credit; whether it was reported."""
-        over = bool(self.report) and not self._pipes
-        if over and self.result and not self.verdict:
-            self._send(frame.RESULT, self.number, self.result)
-        if over:
-            self._send(frame.ENDED, self.number, frame.encode({**self.report, **self.verdict}))
-        return over
-
-    def shut(self, *kinds: int) -> None:
-        """Close the pipes of these types, or all of them."""
-        for kind in self._pipes.keys() & (kinds or self._pipes.keys()):
-            self._watch(self._pipes[kind], 0)
-            os.close(self._pipes.pop(kind))
-
-
 class Worker:
-    """The supervisor's view of one launcher: its jail, the calls it may still serve, the one it serves."""
+    """The supervisor's view of one launcher: what it was built for, the calls it may still serve, the one it serves."""
 
-    def __init__(self, connection: socket.socket, jail: tuple[dict[str, Any], int], calls: int) -> None:
-        self.connection, self.jail, self.calls = connection, jail, calls
-        self.reader, self.call = frame.Reader(frame.LAUNCHER), 0
+    def __init__(self, connection: socket.socket, build: dict[str, Any], calls: int) -> None:
+        self.connection, self.build, self.calls = connection, build, calls
+        self.reader, self.call = frame.Reader(frame.FROM_LAUNCHER), 0
+        self.process, self.places, self.walls = 0, dict[str, list[int]](), b""  # known when its walls stand
+
+    def stands(self) -> bool:
+        """Whether the folders that tools made and its walls name are still the ones it was built on."""
+        try:
+            found = {path: os.lstat(path) for path in self.places}
+        except OSError:
+            return False
+        return all([found[path].st_dev, found[path].st_ino] == place for path, place in self.places.items())
 
 
 class Supervisor:
     """The loop. Whatever its methods raise ends the sandbox."""
 
-    def __init__(self, control: socket.socket, abi: int) -> None:
+    def __init__(self, control: socket.socket, abi: int, seed: socket.socket | None) -> None:
         self._control, self._reader, self._output = control, frame.Reader(frame.FROM_GATE), bytearray()
-        self._epoll, self._handlers = select.epoll(), dict[int, Callable[[], None]]()
+        self._epoll, self._waits = select.epoll(), False
+        self._handlers: dict[int, Callable[[], None]] = {}
         self._calls: dict[int, Call] = {}
         self._workers: dict[int, Worker] = {}  # by the call they serve
         self._idle: list[Worker] = []  # oldest first
-        self._code: set[Path] = set()  # (tool, digest) of the code that is here, as a path below TOOLS
-        self._abi, self._scoped = abi, abi >= 6
+        self._wanted: list[dict[str, Any]] = []  # launchers to build when there is nothing else to do
+        self._jails: dict[str, dict[str, Any]] = {}  # by key, oldest first
+        self._code: set[str] = set()  # tool/digest of the code that is here
+        self._abi, self._scoped, self._seed = abi, abi >= 6, seed
+        self._nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        counter = next((path for path in _OOM_COUNTERS if os.path.exists(path)), os.devnull)
+        self._counter = os.open(counter, os.O_RDONLY | os.O_CLOEXEC)
         self._probe = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._probe.bind(walls.ABSTRACT_PROBE)
 
@@ -156,6 +86,8 @@ class Supervisor:
         """Serve until the control connection ends."""
         self._control.setblocking(False)
         self._watch(self._control.fileno(), _CONTROL, self._from_gate)
+        if self._seed:
+            self._watch(self._seed.fileno(), select.EPOLLIN, self._from_seed)
         self._send(frame.READY, 0, frame.encode({"landlock": self._abi, "scoped": self._scoped, "uid": os.getuid()}))
         while True:
             for call in list(self._calls.values()):
@@ -165,17 +97,25 @@ class Supervisor:
                     if call.verdict:
                         raise TimeoutError("a launcher did not end its call in time")
                     self._end(call, "timed_out", "wall time")
-            try:
-                while self._output:
-                    del self._output[: self._control.send(self._output)]
-            except BlockingIOError:
-                self._epoll.modify(self._control.fileno(), _CONTROL | select.EPOLLOUT)
+            self._flush()
+            while self._wanted:
+                self._build_ahead(self._wanted.pop())
             for descriptor, _ in self._epoll.poll(_TICK_S if self._calls else None):
                 if descriptor in self._handlers:  # unless an earlier event of this turn closed it
                     self._handlers[descriptor]()
 
     def _send(self, kind: int, number: int, payload: bytes = b"") -> None:
         self._output += frame.pack(kind, number, payload)  # leaves at the end of this turn
+
+    def _flush(self) -> None:
+        try:
+            while self._output:
+                del self._output[: self._control.send(self._output)]
+        except BlockingIOError:
+            pass
+        if self._waits != bool(self._output):
+            self._waits = not self._waits
+            self._epoll.modify(self._control.fileno(), _CONTROL | (select.EPOLLOUT if self._waits else 0))
 
     def _watch(self, descriptor: int, events: int, handler: Callable[[], None] | None = None) -> None:
         """Call `handler` whenever `descriptor` is ready; 0 for `events` ends that."""
@@ -193,13 +133,12 @@ class Supervisor:
             call.deadline = time.monotonic() + _GRACE_S
             if call.report:  # its processes are gone: what it wrote is not wanted any more
                 call.shut()
-            else:
-                self._workers[call.number].connection.sendall(frame.pack(frame.CANCEL, call.number))
+            elif call.started:  # or else its launcher is told when it says so
+                os.kill(self._workers[call.number].process, CANCEL)
 
     def _from_gate(self) -> None:
-        self._epoll.modify(self._control.fileno(), _CONTROL)
         try:
-            data = self._control.recv(1 << 17)
+            data = self._control.recv(1 << 16)
         except BlockingIOError:  # only room to write
             return
         if not data:
@@ -207,7 +146,7 @@ class Supervisor:
         for kind, number, payload in self._reader.feed(data):
             call = self._calls.get(number)
             if kind == frame.START:
-                self._start(number, json.loads(payload), frame.pack(kind, number, payload))
+                self._start(number, json.loads(payload), payload)
             elif kind == frame.PING:
                 self._send(frame.PONG, 0)
             elif kind == frame.CODE:
@@ -219,40 +158,64 @@ class Supervisor:
             elif call and kind == frame.CANCEL:
                 self._end(call, json.loads(payload)["kind"], "")
 
+    def _from_seed(self) -> None:
+        raise EOFError("the seed ended")
+
     def _take_code(self, tool: str, digest: str, files: dict[str, str]) -> None:
         """Check a tool's code and put it into a folder of its own: a running call keeps what it began with."""
-        content = {path: base64.b64decode(text, validate=True) for path, text in files.items()}
+        content = {path: binascii.a2b_base64(text.encode(), strict_mode=True) for path, text in files.items()}
         parts = {tool, *"/".join(files).split("/")}
         if {"", ".", ".."} & parts or "/" in tool or frame.code_digest(content) != digest:
             raise ValueError(f"the code of `{tool}` has a bad name, or not the digest {digest}")
-        code = Path(tool, digest)
+        code = f"{tool}/{digest}"
         used = {code, *(call.code for call in self._calls.values())}
-        for old in [held for held in self._code - used if held.parent == code.parent]:
-            shutil.rmtree(TOOLS / old)
+        for old in [held for held in self._code - used if held.startswith(f"{tool}/")]:
+            for worker in [worker for worker in self._idle if worker.build["folder"] == f"{TOOLS}/{old}"]:
+                self._discard(worker)
+            _remove(f"{TOOLS}/{old}")
             self._code.remove(old)
         for path, data in content.items() if code not in self._code else ():
-            (TOOLS / code / path).parent.mkdir(parents=True, exist_ok=True)
-            (TOOLS / code / path).write_bytes(data)
+            os.makedirs(os.path.dirname(f"{TOOLS}/{code}/{path}"), exist_ok=True)
+            with open(f"{TOOLS}/{code}/{path}", "wb") as file:
+                file.write(data)
         self._code.add(code)
         self._send(frame.CODE_READY, 0, frame.encode({"tool": tool, "digest": digest}))
 
-    def _start(self, number: int, start: dict[str, Any], whole: bytes) -> None:
+    def _start(self, number: int, start: dict[str, Any], request: bytes) -> None:
         if not number or number in self._calls:
             raise ValueError(f"call number {number} cannot be started")
-        call = self._calls[number] = Call(number, start, self._watch, self._send)
+        call = self._calls[number] = Call(number, start, self._nothing, self._watch, self._send)
+        jail = self._jail(start["jail"])
         try:
             if len(self._calls) > (_MAX_CALLS if self._scoped else 1):
                 raise OSError("the sandbox runs as many calls as it can")
-            if start["kind"] == "python" and call.code not in self._code:
+            if call.code and call.code not in self._code:
                 raise OSError(f"the sandbox does not hold this code of `{start['tool']}`")
-            worker = self._launcher((start["jail"], start["cpu_s"]), start["isolation"] == "launcher" and self._scoped)
-            worker.call, self._workers[number] = number, worker
+            if call.code or (start["isolation"] == "call" and self._scoped):  # for its own process alone
+                call.hold(request)
+                request = b""
+            folder = f"{TOOLS}/{call.code}" if call.code else ""
+            worker = self._launcher(
+                {"jail": jail, "cpu_s": start["cpu_s"], "isolation": start["isolation"], "folder": folder}
+            )
+            worker.call, self._workers[number], call.kills = number, worker, self._oom_kills()
+            whole = frame.pack(frame.START, number, request)
             sent = socket.send_fds(worker.connection, [whole], call.theirs)
-            worker.connection.sendall(whole[sent:])
+            if sent < len(whole):
+                worker.connection.sendall(whole[sent:])
         except OSError as error:
             self._fault(number, frame.encode({"code": "unavailable", "reason": str(error)}))
-        for descriptor in call.theirs:
-            os.close(descriptor)
+        call.handed()
+
+    def _jail(self, given: dict[str, Any] | str) -> dict[str, Any]:
+        """The walls that a START asks for: spelled out at first, then named by their key."""
+        if isinstance(given, str):
+            return self._jails[given]
+        if self._jails.setdefault(given["key"], given) != given:
+            raise ValueError("two jails with one key")
+        if len(self._jails) > _MAX_JAILS:
+            del self._jails[next(iter(self._jails))]
+        return given
 
     def _fault(self, number: int, payload: bytes) -> None:
         """The call's process never existed. Its launcher may not have built its walls: it goes too."""
@@ -261,22 +224,33 @@ class Supervisor:
             self._discard(self._workers.pop(number))
         self._send(frame.FAULT, number, payload)
 
-    def _launcher(self, jail: tuple[dict[str, Any], int], keep: bool) -> Worker:
-        """A kept launcher of the very same jail, or a new one. Raises OSError."""
-        for worker in reversed(self._idle if keep else []):
-            if worker.jail == jail:
-                self._idle.remove(worker)
+    def _launcher(self, build: dict[str, Any]) -> Worker:
+        """An idle launcher that was built for the very same, or a new one. Raises OSError."""
+        for worker in [worker for worker in reversed(self._idle) if worker.build == build]:
+            self._idle.remove(worker)
+            if worker.stands():
                 return worker
+            self._discard(worker)
         ours, theirs = socket.socketpair()
-        if not os.fork():
-            try:
-                Launcher(theirs, self._abi).run()
-            finally:
-                os._exit(1)
-        theirs.close()
-        worker = Worker(ours, jail, _MAX_SERVED if keep else 1)
+        try:
+            if self._seed:
+                socket.send_fds(self._seed, [b"."], [theirs.fileno()])
+            elif not os.fork():
+                _launch(theirs.detach(), self._abi)
+        finally:
+            theirs.close()
+        ours.sendall(frame.pack(frame.BUILD, 0, frame.encode(build)))
+        worker = Worker(ours, build, _MAX_SERVED if self._scoped and build["isolation"] == "launcher" else 1)
         self._watch(ours.fileno(), select.EPOLLIN, lambda: self._from_launcher(worker))
         return worker
+
+    def _build_ahead(self, build: dict[str, Any]) -> None:
+        self._keep(self._launcher(build))
+
+    def _keep(self, worker: Worker) -> None:
+        self._idle.append(worker)
+        if len(self._idle) > _MAX_IDLE:
+            self._discard(self._idle[0])
 
     def _from_launcher(self, worker: Worker) -> None:
         try:
@@ -290,19 +264,39 @@ class Supervisor:
         if not data:
             self._discard(worker)
         for kind, number, payload in worker.reader.feed(data):
-            if kind == frame.FAULT:
-                self._fault(number, payload)
-            elif kind == frame.STARTED:
-                self._send(kind, number, payload)
-                self._calls[number].add_credit(0)
-            elif kind == frame.RESULT:
-                self._calls[number].result = payload
+            if kind == frame.BUILT:
+                built = json.loads(payload)
+                worker.process, worker.places = built["process"], built["places"]
+                worker.walls = frame.encode({"walls": built["walls"]})
+            elif kind == frame.FAULT and worker.call:
+                self._fault(worker.call, payload)
+            elif kind == frame.FAULT:
+                self._discard(worker)
+            elif number != worker.call:
+                raise ValueError("a launcher spoke of a call that is not its own")
             else:
-                worker.call, worker.calls = 0, worker.calls - 1
-                self._idle.append(self._workers.pop(number))
-                if not worker.calls or len(self._idle) > _MAX_IDLE:
-                    self._discard(self._idle[0] if worker.calls else worker)
-                self._calls[number].drain(json.loads(payload))
+                self._from_call(worker, self._calls[number], kind, payload)
+
+    def _from_call(self, worker: Worker, call: Call, kind: int, payload: bytes) -> None:
+        """A launcher's word that its call has begun, or that nothing of it is left."""
+        if not call.started:
+            call.started = True
+            self._send(frame.STARTED, call.number, worker.walls)
+        if kind == frame.ENDED:
+            report = frame.REPORT.unpack(payload)
+            worker.call, worker.calls = 0, worker.calls - 1
+            del self._workers[call.number]
+            if worker.calls:
+                self._keep(worker)
+            else:
+                self._discard(worker)
+                if self._scoped:
+                    self._wanted.append(worker.build)
+            call.drain(report, self._oom_kills() if report[0] else 0)
+        elif call.verdict:
+            os.kill(worker.process, CANCEL)
+        else:
+            call.add_credit(0)
 
     def _discard(self, worker: Worker) -> None:
         """Close the connection: the launcher exits on that, and the kernel reaps it (SIGCHLD is ignored)."""
@@ -311,16 +305,75 @@ class Supervisor:
         self._watch(worker.connection.fileno(), 0)
         worker.connection.close()
 
+    def _oom_kills(self) -> int:
+        """How often the kernel has killed in this container for memory; 0 where no counter can be seen."""
+        for line in os.pread(self._counter, 4096, 0).split(b"\n"):
+            if line.startswith(b"oom_kill "):
+                return int(line[9:])
+        return 0
 
-if __name__ == "__main__":
+
+def _remove(folder: str) -> None:
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            _remove(entry.path)
+        else:
+            os.unlink(entry.path)
+    os.rmdir(folder)
+
+
+def _launch(connection: int, abi: int) -> NoReturn:
     try:
-        for ignored in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-            signal.signal(ignored, signal.SIG_IGN)
+        Launcher(connection, abi).run()
+    except BaseException as error:
+        sys.stderr.write(f"launcher: {type(error).__name__}: {error}\n")
+    finally:
+        os._exit(1)
+
+
+def _grow(requests: socket.socket, abi: int) -> NoReturn:
+    """The seed: forks a launcher on each connection that it is passed, until PID 1 is gone."""
+    try:
+        while True:
+            data, passed, _, _ = socket.recv_fds(requests, 1, 1)
+            if not data:
+                os._exit(0)
+            try:
+                if not os.fork():
+                    _launch(passed[0], abi)
+            except OSError as error:
+                fault = {"code": "unavailable", "reason": f"cannot be started: {error}"}
+                os.write(passed[0], frame.pack(frame.FAULT, 0, frame.encode(fault)))
+            os.close(passed[0])
+    finally:
+        os._exit(1)
+
+
+def main(path: str) -> NoReturn:
+    """PID 1, from its first instruction to its last; `path` is the control socket's."""
+    try:
+        # Blocked, not ignored: what is forked takes one call to be rid of it. Ended children are reaped by the kernel.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         walls.prctl(walls.DUMPABLE, 0)  # no other process can look inside
-        connection = socket.socket(socket.AF_UNIX)
-        connection.connect(sys.argv[1])
-        Supervisor(connection, walls.landlock_abi()).run()
+        gc.collect()
+        gc.freeze()
+        walls.trim()
+        abi, seed = walls.landlock_abi(), None
+        if abi >= 6:
+            seed, theirs = socket.socketpair()
+            if not os.fork():
+                seed.close()
+                _grow(theirs, abi)
+            theirs.close()
+        control = socket.socket(socket.AF_UNIX)
+        control.connect(path)
+        Supervisor(control, abi, seed).run()
     except Exception as error:
         sys.stderr.write(f"supervisor: {type(error).__name__}: {error}\n")
     finally:
         os._exit(1)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,24 +1,29 @@
 """The walls a launcher puts around itself, and the proof that they stand: rlimits, Landlock, seccomp.
 
 A wall can only take away. `measure` then attempts one forbidden act per wall: what counts is the refusal, not the
-call that asked for it. Numbers are from the kernel's uapi headers (landlock.h, prctl.h, seccomp.h).
+call that asked for it. Numbers are from the kernel's uapi headers (landlock.h, openat2.h, prctl.h, seccomp.h).
 """
 
-import base64
+from __future__ import annotations
+
+import binascii
 import ctypes
 import os
 import socket
 import stat
 import struct
-from collections.abc import Callable
 from errno import EACCES, EAFNOSUPPORT, ENOSYS, EPERM, EROFS
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _libc = ctypes.CDLL(None, use_errno=True)
-_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+_OPENAT2, _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 437, 444, 445, 446  # the same on every architecture
 _SECCOMP = {"x86_64": 317, "aarch64": 277}
 PDEATHSIG, DUMPABLE, CHILD_SUBREAPER, NO_NEW_PRIVS = 1, 4, 36, 38  # prctl options
-_NEW_USER, _AF_VSOCK = 0x10000000, 40
+_NEW_USER, _AF_VSOCK, _NO_SYMLINKS = 0x10000000, 40, 0x04
 
 # Landlock's filesystem rights are bits 0 to 15: how many each ABI knows, so that a ruleset handles all of them.
 _KNOWN = {1: 13, 2: 14, 3: 15, 4: 15}
@@ -28,6 +33,7 @@ _WRITE = _READ | _WRITE_FILE | _TRUNCATE | _MAKE | 1 << 4 | 1 << 5 | 1 << 13  # 
 _ON_FILES = _EXECUTE | _WRITE_FILE | 1 << 2 | _TRUNCATE | _IOCTL_DEV  # what a rule on a non-directory may hold
 _NO_TCP, _SCOPED = 0b11, 0b11  # BIND and CONNECT (ABI 4); abstract sockets and signals (ABI 6)
 ABSTRACT_PROBE = b"\0runner-wall"  # held by PID 1, so that a launcher can prove that it cannot reach it
+_MADE_BY_TOOLS = ("/workspace/", "/tmp/", "/dev/shm/")  # below these anything may be swapped for a link
 
 
 def _checked(result: int) -> int:
@@ -50,26 +56,39 @@ def landlock_abi() -> int:
     return max(0, int(_libc.syscall(ctypes.c_long(_CREATE_RULESET), None, ctypes.c_size_t(0), ctypes.c_uint(1))))
 
 
-def confine(abi: int, jail: dict[str, Any] | None = None) -> None:
+def trim() -> None:
+    """Give memory that was freed back to the kernel."""
+    _libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def confine(abi: int, jail: dict[str, Any] | None = None) -> dict[str, tuple[int, int]]:
     """A Landlock domain: `read` may be read, `write` read and changed, `execute` read and run; nothing else, no TCP,
-    and no signal or abstract socket leaves it. Without `jail`, the scope alone. A missing path is an OSError too."""
+    and no signal or abstract socket leaves it. Without `jail`, the scope alone. Returns which device and inode stood
+    for each path that tools can replace. A missing path, or one of those through a link, is an OSError too."""
     rights = (1 << _KNOWN.get(abi, 16)) - 1 if jail else 0
     attributes = struct.pack("=QQQ", rights, _NO_TCP if jail and abi >= 4 else 0, _SCOPED if abi >= 6 else 0)
     ruleset = _syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
+    places: dict[str, tuple[int, int]] = {}
     for group, allowed in ("read", _READ), ("write", _WRITE), ("execute", _READ | _EXECUTE):
         for path in jail[group] if jail else ():
-            target = os.open(path, os.O_PATH | os.O_CLOEXEC)
-            mask = rights if stat.S_ISDIR(os.fstat(target).st_mode) else rights & _ON_FILES
+            made = path.startswith(_MADE_BY_TOOLS)
+            how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _NO_SYMLINKS if made else 0)
+            target = _syscall(_OPENAT2, ctypes.c_int(-1), os.fsencode(path), how, ctypes.c_size_t(len(how)))
+            status = os.fstat(target)
+            if made and places.setdefault(path, (status.st_dev, status.st_ino)) != (status.st_dev, status.st_ino):
+                raise OSError(f"{path} was replaced meanwhile")
+            mask = rights if stat.S_ISDIR(status.st_mode) else rights & _ON_FILES
             rule = struct.pack("=Qi", allowed & mask, target)
             _syscall(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
             os.close(target)
     _syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     os.close(ruleset)
+    return places
 
 
 def load_filter(program: str) -> None:
     """Narrow the container's seccomp filter by a BPF program in base64; "" adds nothing. Raises OSError, ValueError."""
-    code = ctypes.create_string_buffer(base64.b64decode(program, validate=True))
+    code = ctypes.create_string_buffer(binascii.a2b_base64(program.encode(), strict_mode=True))
     wanted = struct.pack("@HP", len(code) // 8, ctypes.addressof(code))  # struct sock_fprog
     if program:
         _syscall(_SECCOMP[os.uname().machine], ctypes.c_uint(1), ctypes.c_uint(0), wanted)

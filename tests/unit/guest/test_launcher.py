@@ -1,4 +1,4 @@
-"""What a launcher makes of an end, and of each kernel's counters."""
+"""What the supervisor makes of a launcher's report, and of each kernel's counters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runner.guest.launcher import Launcher, _judge
+from runner.guest.call import judge
+from runner.guest.supervisor import Supervisor
 
 V1 = "oom_kill_disable 0\nunder_oom 0\noom_kill 7\n"
 V2 = "low 0\nhigh 0\nmax 12\noom 4\noom_kill 7\noom_group_kill 0\n"
@@ -17,12 +18,12 @@ V2 = "low 0\nhigh 0\nmax 12\noom 4\noom_kill 7\noom_group_kill 0\n"
 @pytest.mark.parametrize(("text", "expected"), [(V1, 7), (V2, 7), ("oom_kill_disable 0\nunder_oom 0\n", 0), ("", 0)])
 def test_both_cgroup_versions_count_kills(tmp_path: Path, text: str, expected: int) -> None:
     (tmp_path / "counter").write_text(text)
-    launcher = object.__new__(Launcher)
-    launcher._counter = os.open(tmp_path / "counter", os.O_RDONLY)
+    supervisor = object.__new__(Supervisor)
+    supervisor._counter = os.open(tmp_path / "counter", os.O_RDONLY)
     try:
-        assert launcher._oom_kills() == expected
+        assert supervisor._oom_kills() == expected
     finally:
-        os.close(launcher._counter)
+        os.close(supervisor._counter)
 
 
 START = {"cpu_s": 2, "result": 10}
@@ -44,7 +45,13 @@ START = {"cpu_s": 2, "result": 10}
     ],
 )
 def test_an_end_is_judged(status: int, cpu_us: int, result: int, oom: bool, kind: str, how: dict[str, int]) -> None:
-    usage = {"cpu_user_us": cpu_us, "cpu_system_us": 0}
-    judged = _judge(START, status, usage, result, oom)
+    judged = judge(START, (status, cpu_us - cpu_us // 2, cpu_us // 2, 4, 5, 6), result, oom)
+    assert judged["usage"] == {
+        "cpu_user_us": cpu_us - cpu_us // 2,
+        "cpu_system_us": cpu_us // 2,
+        "max_rss_kib": 4,
+        "wall_us": 5,
+        "leftover": 6,
+    }
     assert judged["kind"] == kind
     assert {key: judged[key] for key in ("exit_code", "signal") if key in judged} == how
