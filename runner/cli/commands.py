@@ -56,7 +56,7 @@ app.command(rich_help_panel=_AGENT, epilog="Example: runner tools --form openai"
 
 
 def _daemon_commands() -> None:
-    from runner.cli import doctor, execute, image, init, keys, policy, profile, serve, token, tool, trace
+    from runner.cli import bench, doctor, execute, image, init, keys, policy, profile, serve, token, tool, trace
     from runner.cli.demo import demo
 
     app.command(rich_help_panel=_AGENT, epilog="Example: runner demo --repo .")(demo)
@@ -65,6 +65,7 @@ def _daemon_commands() -> None:
     app.command(rich_help_panel=_OPERATOR, epilog="Example: runner status --json")(serve.status)
     app.command(rich_help_panel=_OPERATOR, epilog="Example: runner doctor --config runner.toml")(doctor.doctor)
     app.command(rich_help_panel=_OPERATOR, epilog="Example: runner init ./agents")(init.init)
+    app.command(rich_help_panel=_OPERATOR, epilog=bench.EPILOG)(bench.bench)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
     app.add_typer(token.app, name="token", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)
@@ -77,7 +78,7 @@ def _daemon_commands() -> None:
 
 # What the client distribution does not have. A test holds this list to the commands above.
 DAEMON_COMMANDS = (
-    *("demo", "exec", "serve", "status", "doctor", "init", "task", "token", "keys", "image"),
+    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "token", "keys", "image"),
     *("tool", "profile", "policy", "trace"),
 )
 

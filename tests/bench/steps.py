@@ -100,7 +100,7 @@ def main(*, quick: bool) -> None:
         figures={
             **{f"{name.replace(' ', '_')}_us": value for name, value in middle.items()},
             "telemetry_added_ms": with_ - without,
-            "telemetry_gate_cpu_added_us": cpu["with"] - cpu["without"],
+            "telemetry_gate_added_cpu_us": cpu["with"] - cpu["without"],
             "gate_cpu_us": cpu["without"],
         },
         baseline={"without_telemetry_ms": without},
@@ -114,7 +114,8 @@ def main(*, quick: bool) -> None:
         measured=(
             f"medians of {len(told)} calls, one after the other: spans of gate by OTLP, the process's own time from "
             "the ledger (it lies within the last step of gate; the rest of that step is sandbox, pipes, records), the "
-            "client's clock around both. Telemetry: two daemons in turns, with and without; gate's CPU from schedstat"
+            "client's clock around both (gate ends a span after it has answered: the last step may be below 0). "
+            "Telemetry: two daemons in turns, with and without; gate's CPU from schedstat"
         ),
         quick=quick,
     )
