@@ -18,9 +18,9 @@ _SAID = {
     "#999999": "no goal",
 }
 _PEERS = {
-    "relay_p50": ("bare relay, same hops", "^"),
-    "posix_spawn": ("posix_spawn, no isolation", "o"),
-    "interpreter_start": ("python3 started bare", "v"),
+    "relay_p50": ("bare relay", "^"),
+    "posix_spawn": ("posix_spawn", "o"),
+    "interpreter_start": ("bare python3", "v"),
     "bwrap": ("bwrap", "s"),
     "docker_exec": ("docker exec", "D"),
     "docker_exec_python": ("docker exec", "D"),
