@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from runner.errors import refuse
-from runner.model import CallPlan, Grant, Jail, Manifest, TaskProfile, ToolProfile
+from runner.model import CallPlan, Ceilings, Grant, Jail, Manifest, TaskProfile, ToolProfile
 from runner.token.constraints import confined_to
 
 WORKSPACE = "/workspace"
@@ -45,8 +45,7 @@ def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, t
             manifest.id if manifest.code_digest else "",
             # An argv tool cannot be held by openat2: the folders its token grants become its Landlock rules.
             tuple(sorted(set(roots.values()))) if manifest.kind == "argv" and roots else (WORKSPACE,),
-            ceilings.open_files,
-            ceilings.file_size,
+            ceilings,
             tool,
         ),
         argv=_argv(manifest, arguments) if manifest.kind == "argv" else (),
@@ -69,7 +68,7 @@ def _least(first: int, *others: int) -> int:
 
 
 @lru_cache(maxsize=256)  # a few per tool; building one costs more than the rest of a plan
-def _jail(code: str, granted: tuple[str, ...], open_files: int, file_size: int, tool: ToolProfile) -> Jail:
+def _jail(code: str, granted: tuple[str, ...], ceilings: Ceilings, tool: ToolProfile) -> Jail:
     """The walls of a tool whose code, if it has any, lies in the folder `code`."""
     read = [*SYSTEM, *DEVICES, "/proc"]
     write = ["/dev/null"]
@@ -84,13 +83,16 @@ def _jail(code: str, granted: tuple[str, ...], open_files: int, file_size: int, 
     if tool.tmp:
         read.append("/tmp")  # noqa: S108 - the sandbox's own tmpfs
         write.append("/tmp")  # noqa: S108 - the same; it is mounted noexec
+        if ceilings.shm:
+            read.append("/dev/shm")  # noqa: S108 - the same; POSIX shared memory and semaphores live there
+            write.append("/dev/shm")  # noqa: S108 - the same
     return Jail(
         read=tuple(read),
         write=tuple(write),
         execute=tuple(execute),
         seccomp=",".join(tool.seccomp_deny),
-        open_files=_least(open_files, tool.open_files),
-        file_size=_least(file_size, tool.file_size),
+        open_files=_least(ceilings.open_files, tool.open_files),
+        file_size=_least(ceilings.file_size, tool.file_size),
     )
 
 
