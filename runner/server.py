@@ -75,7 +75,7 @@ class Server:
     async def start(self, sock: socket.socket) -> None:
         """Accept on the socket that parent bound."""
         loop = asyncio.get_running_loop()
-        self._listener = await loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=256)
+        self._listener = await loop.create_unix_server(lambda: Connection(self), sock=sock, backlog=4096)
 
     def admits(self, peer: Peer) -> Refusal | None:
         """Whether this peer may open one more connection."""

@@ -174,7 +174,7 @@ class Daemon:
         self._bound.append(path)
         os.chown(path, 0, group)
         path.chmod(mode)
-        sock.listen(256)
+        sock.listen(4096)  # as many as Linux allows by default: whoever comes when it is full is turned away unheard
         return sock
 
     def _read(self, config: Config, config_bytes: bytes) -> wire.Bundle:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import array
 import os
+import pwd
+import random
 import socket
+import subprocess
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +18,9 @@ import msgspec
 import psutil
 import pytest
 from house import Daemon
+from soak import flat as flats
+from soak.cases import throw_frames
+from soak.mutants import hostile, valid
 from soak.raw import Raw
 
 from runner.client import Runner
@@ -126,6 +134,192 @@ def test_silent_and_dribbling_clients_are_left(make_daemon: Callable[..., Daemon
     flat(daemon, before)
 
 
+def test_a_byte_a_second_is_too_slow_at_any_time_and_holds_nobody_up(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon(config="[limits]\nhello_timeout_s = 2.0\n")
+    before = descriptors(daemon)
+    early, late = Raw(daemon), Raw(daemon, daemon.credentials()).open()
+    early.until(agent.Challenge)
+    frame = encode(late.call(["true"]))
+    with daemon.connect() as neighbour:
+        for client, limit in ((early, "no hello within"), (late, "a frame took longer")):
+            sent = 0
+            try:
+                while client.quiet(0.2):
+                    client.sock.sendall(frame[sent : sent + 1])
+                    sent += 1
+                    assert works(neighbour)
+                    assert sent < len(frame)
+            except OSError:
+                pass  # it closed in the moment in which we wrote
+            closing = client.closed()
+            assert closing is not None
+            assert limit in closing.refusal.reason
+            client.sock.close()
+    flat(daemon, before + 1)  # the neighbour's task keeps its sandbox
+
+
+def test_hundreds_of_hostile_bodies_are_never_a_call_and_cost_no_memory(daemon: Daemon) -> None:
+    bodies = list(hostile(random.Random(1)))
+    assert len(bodies) >= 368
+    calls, before, most = len(daemon.entries(entries.Call)), flats.memory(daemon), 0
+    for body in bodies:
+        client = Raw(daemon)
+        client.until(agent.Challenge)
+        client.sock.sendall(len(body).to_bytes(4, "big") + body)
+        closing = client.closed()
+        client.sock.close()
+        assert closing is not None, body[:80]
+        assert closing.refusal.code in ("protocol", "unauthenticated"), body[:80]
+        most = max(most, flats.memory(daemon) - before)
+    assert most < 16 << 20
+    assert len(daemon.entries(entries.Call)) == calls
+    assert flats.log_is_clean(daemon)
+    with daemon.connect() as runner:
+        assert works(runner)
+
+
+def test_impossible_lengths_are_refused_before_a_byte_is_kept_for_them(daemon: Daemon, raw: Callable[..., Raw]) -> None:
+    for round_number in range(2):
+        if round_number:
+            before = flats.memory(daemon)
+        for length in (0, (1 << 20) + 1, 1 << 31, (1 << 32) - 1) * 50:
+            client = Raw(daemon)
+            client.until(agent.Challenge)
+            client.sock.sendall(length.to_bytes(4, "big") + b"x" * 1000)
+            closing = client.closed()
+            assert closing is not None
+            assert "frame length" in closing.refusal.reason
+            client.sock.close()
+    assert flats.memory(daemon) - before < 1 << 20
+    client = raw(daemon.credentials()).open()  # the twin: the longest frame there may be is waited for
+    client.sock.sendall((1 << 20).to_bytes(4, "big") + b"\x81")
+    assert client.quiet(0.5)
+
+
+def test_frames_before_a_hello_and_a_second_hello_are_refused(daemon: Daemon, raw: Callable[..., Raw]) -> None:
+    for frame in valid("a.b.c"):
+        client = raw()
+        client.until(agent.Challenge)
+        client.sock.sendall(frame)
+        closing = client.closed()
+        assert (closing is None) == (frame[4:] == encode(agent.Bye(reason="done"))[4:])  # to leave needs no name
+    first, other = raw(daemon.credentials()), raw(daemon.credentials())
+    for client in (first, other):
+        client.challenge = client.until(agent.Challenge)  # type: ignore[attr-defined] # a note of this test's
+    stolen = other._identity.prove_hello(other.challenge)  # type: ignore[union-attr,attr-defined]
+    first.send(agent.Hello(version=1, chain=other._identity.chain, proof=stolen))  # type: ignore[union-attr]
+    closing = first.closed()  # proven for another connection's nonce
+    assert closing is not None
+    assert closing.refusal.code == "unauthenticated"
+    other.send(agent.Hello(version=1, chain=other._identity.chain, proof=stolen))  # type: ignore[union-attr]
+    assert other.until(agent.Welcome).task
+    other.send(agent.Hello(version=1, chain=other._identity.chain, proof=stolen))  # type: ignore[union-attr]
+    closing = other.closed()
+    assert closing is not None
+    assert closing.refusal.code == "protocol"
+
+
+def test_mutated_sessions_crash_nothing_and_hold_nobody_up(daemon: Daemon) -> None:
+    seed = random.randrange(1 << 30)
+    thrown = throw_frames(daemon, random.Random(seed), 5000)
+    assert thrown["frames"] >= 5000
+    assert thrown["growth MiB"] < 32, f"seed {seed}"
+    assert flats.log_is_clean(daemon), f"seed {seed}"
+
+
+def test_clients_that_never_read_cost_little_and_their_tools_stand_still(
+    daemon: Daemon, raw: Callable[..., Raw]
+) -> None:
+    handed = daemon.credentials()
+    with daemon.connect(handed) as runner:
+        assert works(runner)
+        before = flats.memory(daemon)
+        for _ in range(8):
+            client = raw(daemon.credentials()).open()
+            client.send(*(agent.ListTools(number=number) for number in range(100, 1100)))  # nor the answers
+            client.send(client.call(["yes"]))
+        assert works(runner)
+        time.sleep(0.5)  # whatever grows, grows
+        assert works(runner)
+        assert flats.memory(daemon) - before < 8 * (4 << 20)
+
+
+def test_a_client_that_goes_in_the_middle_leaves_no_process(daemon: Daemon) -> None:
+    handed = daemon.credentials()
+    with daemon.connect(handed) as runner:
+        assert works(runner)
+        pids = {pid for pid in daemon.sandbox_pids() if psutil.Process(pid).children()}
+        calls = []
+        for _ in range(20):
+            client = Raw(daemon, handed).open()
+            client.send(client.call(["sh", "-c", "echo go; sleep 300 & setsid sleep 300 & sleep 300"]))
+            calls.append(client.until(agent.Accepted).call)
+            client.until(agent.Output)
+            client.sock.close()
+
+        def orphans() -> list[psutil.Process]:
+            launchers = [each for pid in pids for each in psutil.Process(pid).children()]
+            return [tool for each in launchers for tool in each.children(recursive=True)]
+
+        daemon.wait(lambda: not orphans(), 20)
+        assert {daemon.outcome(call).outcome for call in calls} == {"cancelled"}
+        assert works(runner)
+
+
+def test_interleaved_calls_of_the_same_numbers_never_cross(daemon: Daemon, raw: Callable[..., Raw]) -> None:
+    one, two = raw(daemon.credentials()).open(), raw(daemon.credentials()).open()
+    clients, said, ended = {"one": one, "two": two}, {}, Counter[str]()  # type: ignore[var-annotated] # by client and number
+    for start in range(0, 300, 30):
+        for number in range(30):
+            for name, client in clients.items():
+                client.send(client.call(["echo", f"{name} {start + number + 1}"]))
+        for name, client in clients.items():
+            left = 30
+            while left:
+                message = client.next()
+                if isinstance(message, agent.Output):
+                    said[name, message.number] = said.get((name, message.number), b"") + message.data
+                elif isinstance(message, agent.Result):
+                    left -= 1
+                    ended[name] += 1
+                else:
+                    assert not isinstance(message, agent.Refused | agent.Closing | None), message
+    assert ended == {"one": 300, "two": 300}
+    assert said == {(name, number): f"{name} {number}\n".encode() for name in clients for number in range(1, 301)}
+
+
+ELSEWHERE = """
+import socket, sys
+sock = socket.socket(socket.AF_UNIX)
+sock.settimeout(20)
+try:
+    sock.connect(sys.argv[1])
+except PermissionError:
+    sys.exit("no way in")
+sock.recv(4)
+sys.stdout.write(repr(sock.recv(4096)))
+"""
+
+
+def _as(user: str, groups: list[str], daemon: Daemon, name: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-I", "-c", ELSEWHERE, str(daemon.place / "run" / name)],
+        user=user, group=pwd.getpwnam(user).pw_gid, extra_groups=groups,
+        capture_output=True, text=True, timeout=60, check=False, cwd="/",
+    )  # fmt: skip
+
+
+def test_another_uid_is_refused_by_mode_and_by_its_name(daemon: Daemon) -> None:
+    for name in ("agent.sock", "admin.sock"):
+        assert "no way in" in _as("nobody", [], daemon, name).stderr
+    inside = _as("nobody", ["runner-agents"], daemon, "agent.sock")  # past the mode: by SO_PEERCRED, before any frame
+    assert "may not connect" in inside.stdout
+    assert "unauthenticated" in inside.stdout
+    welcome = _as("runner-demo", ["runner-agents"], daemon, "agent.sock")  # the twin, which [peers] names
+    assert "challenge" in welcome.stdout
+    assert "no way in" in _as("runner-demo", ["runner-agents"], daemon, "admin.sock").stderr
+
+
 def test_a_thousand_connections_of_one_uid_leave_room(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon(config="[limits]\nconnections_per_uid = 8\n")
     before = descriptors(daemon)
@@ -139,12 +333,14 @@ def test_a_thousand_connections_of_one_uid_leave_room(make_daemon: Callable[...,
         else:
             client.sock.close()
     assert len(held) == 8
+    others = [_as("runner-demo", ["runner-agents"], daemon, "agent.sock")]
     refused = [answer for answer in answers if isinstance(answer, agent.Closing)]
     assert len(refused) == 992
     assert {answer.refusal.code for answer in refused} == {"busy"}
     for client in held:
         client.sock.close()
     flat(daemon, before)
+    assert "challenge" in others[0].stdout  # an honest one of another uid, while the flood stood
     with daemon.connect() as runner:
         assert runner.tools()
 

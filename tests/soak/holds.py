@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import random
 import re
 import signal
 import time
@@ -259,6 +260,13 @@ def replay(scene: Scene) -> Held:
     return scene.held(scene.feed)
 
 
+def moment(scene: Scene) -> Held:
+    """Wherever it is by then: a warm call takes about as long as this may wait."""
+    scene.send(["echo", "x"])
+    time.sleep(random.random() * 0.005)
+    return scene.held(lambda: None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Hold:
     """One way to hold a call: the steps it stands in, and what pipeline.py waits for there."""
@@ -286,5 +294,6 @@ HOLDS = (
     Hold(deliver, ("filter",), ("running.deliver",)),
     Hold(seal, ("record",), ("pump.close", "record.outcome")),
     Hold(answer, ("reply",), ("reply.result",)),
+    Hold(moment, ()),
     Hold(replay, ("authenticate",), ("idempotency.replay",)),
 )

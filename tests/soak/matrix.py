@@ -47,6 +47,7 @@ deliver     e      c      i      i    i      i        i          i        k     
 seal        e      e      ei     ei   e      ei       e          e        e         e            e
 answer      e      e      e      e    e      e        e          e        e         e            e
 replay      e      c      i      i    i      i        i          i        k         i            i
+moment      e      ace    aei    aei  eiu    aei      eiu        eiu      aeku      eiu          eiu
 """
 _WORDS = {word[0]: word for word in ("absent", "cancelled", "exited", "interrupted", "killed", "unavailable")}
 (_, *_COLUMNS), *_ROWS = (line.split() for line in _TRUTHS.strip().splitlines())
