@@ -51,7 +51,8 @@ def a_range() -> range:
 @pytest.mark.parametrize(
     "names",
     [
-        ("nobody:execute", "parent:frame", "parent:moment", "parent:keep", "gate:record_call", "gate:deliver", "recorder:execute"),
+        ("nobody:execute", "parent:frame", "parent:moment", "parent:keep", "gate:record_call", "gate:deliver",
+         "recorder:execute"),
         ("nobody:deliver", "engine:claim", "engine:deliver", "recorder:seal", "recorder:answer", "gate:claim"),
         ("nobody:seal", "supervisor:start", "supervisor:credit", "supervisor:deliver", "launcher:launch",
          "launcher:record_call", "launcher:execute", "client:decide", "client:keep", "client:claim"),
