@@ -176,6 +176,23 @@ def test_last_output_that_needs_credit_first_does_not_wait_for_the_result() -> N
     on_loop(work)
 
 
+def test_a_call_that_is_ended_gets_credit_for_what_is_dropped() -> None:
+    """At its cap a call's further output goes nowhere; without credit for it the guest could never report the end."""
+
+    async def work() -> None:
+        call, guest = running(RequestReply(Wire(), 1)), Guest()
+        call.first_credit()
+        call.attach(guest)
+        call.received(WINDOW)
+        assert guest.credits == []  # nobody delivered it, nobody made room for it
+        call.cancel("output_capped", "too much")
+        for _ in range(5):
+            call.received(WINDOW)
+        assert sum(guest.credits) == 6 * WINDOW
+
+    on_loop(work)
+
+
 def test_credit_stdin_and_cancel_that_come_before_the_call_exists_are_kept() -> None:
     async def work() -> None:
         wire, guest = Wire(room=0), Guest()
