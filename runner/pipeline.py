@@ -92,6 +92,7 @@ class Pipeline:
             None if problem else ended.value,
             value,
             ended.walls,
+            ended.workspace,
         )
         if ended.refused is not None:
             raise RunnerError(ended.refused)
@@ -132,7 +133,7 @@ class Pipeline:
                         await self._deliver(event, running, session, pump, last=last)
                     else:
                         value = event.data
-            return execution.ended(event, running.cancelled, value)
+            return await execution.looked_at(execution.ended(event, running.cancelled, value))
         except RunnerError as error:
             return never(error.refused, running.cancelled) if execution is None else broken(error, execution)
         except Exception as error:

@@ -36,6 +36,7 @@ EVERY_TOOL = (
     "fs_write",
     "python_run",
     "shell_run",
+    "workspace_diff",
     "workspace_get",
     "workspace_put",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from runner import config
@@ -34,12 +34,14 @@ class Operations:
         authority: Authority,
         status: Callable[[], admin.StatusView],
         on_revoked: Callable[[], None],
+        workspace: Callable[[str], Awaitable[bytes]],
     ) -> None:
         self._parts = parts
         self._state = state
         self._authority = authority
         self._status = status
         self._on_revoked = on_revoked  # connections that stood on it are closed
+        self._workspace = workspace  # lines of the manifest of a task's workspace
 
     async def carry_out(self, message: admin.FromOperator, uid: int) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -57,6 +59,9 @@ class Operations:
                 reason = f"ended by an operator: {message.why}" if message.why else "ended by an operator"
                 stopped = await self._parts.tasks.end(message.task, reason[:500], by=uid)
                 return admin.Done(position=self._state.position, affected=stopped)
+            case admin.ReadWorkspace():
+                self._known(message.task)
+                return admin.WorkspaceView(task=message.task, lines=await self._workspace(message.task))
             case admin.Status():
                 return self._status()
 

@@ -56,7 +56,21 @@ app.command(rich_help_panel=_AGENT, epilog="Example: runner tools --form openai"
 
 
 def _daemon_commands() -> None:
-    from runner.cli import bench, doctor, execute, image, init, keys, policy, profile, serve, token, tool, trace
+    from runner.cli import (
+        bench,
+        doctor,
+        execute,
+        image,
+        init,
+        keys,
+        policy,
+        profile,
+        serve,
+        token,
+        tool,
+        trace,
+        workspace,
+    )
     from runner.cli.demo import demo
 
     app.command(rich_help_panel=_AGENT, epilog="Example: runner demo --repo .")(demo)
@@ -66,6 +80,7 @@ def _daemon_commands() -> None:
     app.command(rich_help_panel=_OPERATOR, epilog="Example: runner doctor --config runner.toml")(doctor.doctor)
     app.command(rich_help_panel=_OPERATOR, epilog="Example: runner init ./agents")(init.init)
     app.command(rich_help_panel=_OPERATOR, epilog=bench.EPILOG)(bench.bench)
+    serve.app.command(epilog=workspace.EPILOG)(workspace.diff)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
     app.add_typer(token.app, name="token", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)

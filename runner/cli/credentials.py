@@ -23,7 +23,7 @@ from runner.token.keys import PublicKey, SigningKey
 from runner.wire import admin, frame
 
 ADMIN_SOCKET = Path(Config().run) / "admin.sock"
-_MAX_ANSWER = 8 << 20  # every task this daemon remembers, and more
+_MAX_ANSWER = 17 << 20  # the longest manifest of a workspace; every task this daemon remembers is far less
 _PATIENCE_S = 30.0
 
 

@@ -28,6 +28,7 @@ from runner.engine.disk_found import DiskPromise
 from runner.engine.docker import Docker
 from runner.engine.host import CompiledProfile
 from runner.engine.loop import Loop
+from runner.engine.snapshot import Known
 from runner.engine.template import create_body
 from runner.engine.uids import UidLease, UidRange
 from runner.errors import RunnerError, refuse
@@ -87,6 +88,7 @@ class Container:
         self._disk: Disk | None = None
         self._loop: Loop | None = None
         self.measured: Measured | None = None
+        self.known: Known = {}  # what its workspace held at the last snapshot
         self._workshop = workshop
         self._lease: UidLease | None = None
         self._socket: ControlSocket | None = None

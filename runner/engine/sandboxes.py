@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Coroutine, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from runner.engine.docker import Docker, HostFacts
 from runner.engine.host import CompiledProfile, check_engine, compile_profile, host_facts
 from runner.engine.image import REPOSITORY, Pins, tag
 from runner.engine.orphans import Orphans
+from runner.engine.snapshot import Bounds, Taken, open_workspace, take
 from runner.engine.uids import UidRange
 from runner.errors import RunnerError, refuse
 from runner.model import Measured, SandboxPlan, TaskProfile
@@ -57,6 +59,7 @@ class Engine:
         self._making: dict[str, asyncio.Event] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._readers = anyio.CapacityLimiter(2)  # hashing uses a core each; more only slow each other down
         self._closed = False
 
     @property
@@ -173,6 +176,26 @@ class Engine:
         ending = self._ending.get(sandbox)
         if ending is not None:
             await asyncio.shield(ending)
+
+    async def snapshot(self, sandbox: str, *, full: bool) -> Taken:
+        """What lies in the sandbox's workspace now; with `full` false, only what changed is read anew.
+
+        Raises `RunnerError`: unavailable when the sandbox is gone, not_supported beyond the bounds."""
+        container = self._live.get(sandbox)
+        if container is None or container.measured is None:
+            raise refuse("unavailable", "the sandbox is gone")
+        limits = self._config.limits
+        bounds = Bounds(files=limits.snapshot_files, size=limits.snapshot_bytes, seconds=limits.snapshot_s)
+        known, pid = None if full else container.known, container.measured.pid
+        folder = open_workspace(pid, container.pidfd)
+
+        def read() -> Taken:
+            try:
+                return take(folder, known, bounds)
+            finally:
+                os.close(folder)
+
+        return await anyio.to_thread.run_sync(read, limiter=self._readers)
 
     async def keep_disks(self, tasks: Collection[str]) -> tuple[str, ...]:
         """Of what an earlier run left, keep the disks of `tasks` and remove the others. Returns who has a disk."""

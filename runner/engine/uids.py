@@ -38,11 +38,12 @@ class UidRange:
         self._proc = proc
 
     def lease(self, keep: Path | None = None) -> UidLease:
-        """The lowest uid that nobody leases, nothing keeps, no account has and no process runs as.
+        """A uid, the lowest that nobody leases, nothing keeps, no account has and no process runs as.
 
         With `keep`, nobody else gets this uid while that path exists, even after the lease is over: files of it lie
-        there. The lock file says so, until the host restarts. Raises `RunnerError` (busy)."""
-        for uid in self._range:
+        there. The lock file says so, until the host restarts; such uids are taken from the top, where after that the
+        leases of others come last. Raises `RunnerError` (busy)."""
+        for uid in reversed(self._range) if keep else self._range:
             descriptor = self._take(uid, keep)
             if descriptor >= 0:
                 return UidLease(uid, descriptor)

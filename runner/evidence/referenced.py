@@ -22,6 +22,7 @@ def references(position: int, entry: entries.AnyEntry) -> list[Reference]:
         artefacts = [("tool_digest", entry.tool_digest), ("decision.policy", entry.decision.policy)]
     elif isinstance(entry, entries.Outcome):
         found = [("stdout", entry.stdout), ("stderr", entry.stderr), ("result", entry.result)]
+        found.append(("workspace.manifest", entry.workspace.manifest if entry.workspace else None))
     elif isinstance(entry, entries.Start):
         found = [("config", entry.config)]
         artefacts = [("catalogue", entry.catalogue), ("policy", entry.policy)]

@@ -80,9 +80,9 @@ class Journal:
             raise
         return receipt
 
-    async def keep(self, data: bytes) -> entries.Content:
+    async def keep(self, data: bytes, salt: bytes = b"") -> entries.Content:
         """Put content into the store ahead of the entry that names it."""
-        kept, named = content(data)
+        kept, named = content(data, salt)
         await self.recorder.store(kept)
         return named
 
@@ -204,6 +204,7 @@ def outcome_entry(
     stderr: entries.Stream | None,
     result: entries.Content | None,
     walls: tuple[str, ...],
+    workspace: entries.Workspace | None = None,
 ) -> entries.Outcome:
     """The entry of a call's end."""
     used = outcome.usage
@@ -227,6 +228,7 @@ def outcome_entry(
         stderr=stderr,
         result=result,
         walls=walls,
+        workspace=workspace,
     )
 
 

@@ -10,7 +10,7 @@ from runner.gate.calls import Finished, Running
 from runner.gate.entries import Journal, canonical, content
 from runner.gate.serving import Serving
 from runner.gate.session import Session
-from runner.ledger.entry import Stream
+from runner.ledger.entry import Stream, Workspace
 from runner.model import Authenticated, CallPlan, Decision, Outcome
 
 
@@ -58,6 +58,7 @@ async def outcome(
     raw: bytes | None,
     value: Any,
     walls: tuple[str, ...],
+    workspace: Workspace | None,
 ) -> Finished:
     """Seal the call. `streams` are stdout and stderr, and what of them is kept with this entry; `raw` is a python
     tool's result as it came, `value` what it means."""
@@ -75,6 +76,7 @@ async def outcome(
         stderr=stderr,
         result=kept,
         walls=walls,
+        workspace=workspace,
     )
     receipt = await journal.seal(entry, sync=running.sync, value=raw, contents=contents)
     return Finished(

@@ -277,6 +277,22 @@ class Used(Part, frozen=True):
     source: str = "guest"
 
 
+class Workspace(Part, frozen=True):
+    """What lay in the workspace after the call: `root` over `manifest` (`runner/ledger/tree.py`), or `problem`.
+
+    `beside` are other calls that could write while it was read. `hashed` says whether every file was read or only
+    those whose stamp had changed; `read` counts them. Found by engine from the host, not reported by the guest."""
+
+    hashed: Literal["changed", "full"]
+    root: str = ""
+    manifest: Content | None = None
+    files: Int = 0
+    size: Int = 0  # bytes of all files
+    read: Int = 0
+    beside: tuple[str, ...] = ()
+    problem: str = ""
+
+
 class Outcome(Entry, frozen=True, tag="outcome"):
     """How the call ended. Its digest is the receipt's."""
 
@@ -291,6 +307,7 @@ class Outcome(Entry, frozen=True, tag="outcome"):
     stderr: Stream | None = None
     result: Content | None = None
     walls: tuple[str, ...] = ()  # forbidden acts that the launcher tried and was refused
+    workspace: Workspace | None = None  # calls that may write it, under a profile that takes snapshots
 
 
 AnyEntry = (

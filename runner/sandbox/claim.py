@@ -14,6 +14,7 @@ from runner.model import Manifest, Measured, SandboxPlan, TaskProfile
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.pool import Opened, Pool
 from runner.sandbox.turns import Turns
+from runner.wire.engine import Snapped
 
 _log = logging.getLogger(__name__)
 
@@ -32,6 +33,9 @@ class Engine(Protocol):
 
     async def remove_disk(self, task: str) -> None:
         """Delete a task's disk."""
+
+    async def snapshot(self, sandbox: str, *, full: bool) -> Snapped:
+        """What lies in its workspace."""
 
 
 class Journal(Protocol):

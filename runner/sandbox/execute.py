@@ -15,10 +15,12 @@ from typing import Any, Protocol
 import msgspec
 
 from runner.errors import Refusal, refusal, refuse
+from runner.ledger.entry import Workspace
 from runner.model import CallPlan, Manifest, Outcome, OutcomeKind, SandboxPlan, TaskProfile
 from runner.sandbox.claim import Claims
 from runner.sandbox.connection import Event, GuestCall, Sandbox
 from runner.sandbox.narrow import compile_deny
+from runner.sandbox.snapshot import Pending, Snapshots
 
 _log = logging.getLogger(__name__)
 _LAST_WORDS_S = 1.0  # for a client to take what is left of the output of a call whose sandbox is gone
@@ -26,13 +28,14 @@ _PASSED = ("unavailable", "busy", "host")  # refusals of engine and sandbox that
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True):
-    """A call's end: its outcome, a python tool's raw result, the walls its launcher proved, and the refusal the agent
-    gets instead of a result when its process never existed."""
+    """A call's end: its outcome, a python tool's raw result, the walls its launcher proved, the refusal the agent
+    gets instead of a result when its process never existed, and what the call left in the workspace."""
 
     outcome: Outcome
     value: bytes | None = None
     walls: tuple[str, ...] = ()
     refused: Refusal | None = None
+    workspace: Workspace | None = None
 
 
 def never(refused: Refusal, cancelled: tuple[OutcomeKind, str] | None) -> Ended:
@@ -85,7 +88,9 @@ class Execution:
         task: str,
         running: Running,
         grace_s: float,
+        snapshot: Pending | None = None,
     ) -> None:
+        self._snapshot = snapshot
         self.guest = guest
         self._sandbox = sandbox
         self._plan = plan
@@ -140,6 +145,15 @@ class Execution:
         refused = refusal("arguments", fault.reason, field=field, next_step="name a program that the sandbox has")
         return Ended(outcome=outcome, refused=refused)
 
+    async def looked_at(self, ended: Ended) -> Ended:
+        """The same end with the workspace's content, where the profile wants that and a process may have changed it."""
+        if self._snapshot is None:
+            return ended
+        if ended.refused is not None:
+            self._snapshot.drop()
+            return ended
+        return msgspec.structs.replace(ended, workspace=await self._snapshot.take())
+
     def _judge(self, outcome: Outcome, cancelled: tuple[OutcomeKind, str] | None) -> Outcome:
         """The outcome as gate knows it: a sandbox that gate destroyed did not end by itself."""
         if cancelled is not None and outcome.kind in (cancelled[0], "interrupted"):
@@ -176,8 +190,9 @@ class Execution:
 class Executor:
     """Starts calls in sandboxes."""
 
-    def __init__(self, claims: Claims, *, grace_s: float) -> None:
+    def __init__(self, claims: Claims, snapshots: Snapshots, *, grace_s: float) -> None:
         self._claims = claims
+        self._snapshots = snapshots
         self._grace_s = grace_s
         self._bpf: dict[str, bytes] = {}
 
@@ -199,7 +214,8 @@ class Executor:
         except BaseException:
             sandbox.slots.release()
             raise
-        execution = Execution(guest, sandbox, plan, manifest, self._claims, task, running, self._grace_s)
+        snapshot = self._snapshots.begin(plan, profile, sandbox)
+        execution = Execution(guest, sandbox, plan, manifest, self._claims, task, running, self._grace_s, snapshot)
         running.attach(execution)
         return execution
 

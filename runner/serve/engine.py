@@ -122,6 +122,11 @@ class EngineProcess:
                 await engine.destroy(message.sandbox, message.reason)
             case wire.KeepDisks():
                 return wire.Kept(number=message.number, tasks=await engine.keep_disks(message.tasks))
+            case wire.Snapshot():
+                taken = await engine.snapshot(message.sandbox, full=message.full)
+                return wire.Snapped(
+                    number=message.number, lines=taken.lines, files=taken.files, size=taken.size, read=taken.read
+                )
             case wire.RemoveDisk():
                 await engine.remove_disk(message.task)
         return wire.Done(number=message.number)

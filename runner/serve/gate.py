@@ -43,6 +43,7 @@ from runner.model import Principal
 from runner.pipeline import Pipeline
 from runner.sandbox.claim import Claims
 from runner.sandbox.execute import Executor
+from runner.sandbox.snapshot import Snapshots
 from runner.serve import log, privilege
 from runner.serve.channel import Channel
 from runner.server import Server
@@ -207,7 +208,10 @@ class GateProcess:
         self._telemetry = Telemetry(
             config.telemetry.export, self._state_dir / "spans.jsonl", instance=self._instance, version=VERSION
         )
-        pipeline = Pipeline(self._parts, Executor(self._claims, grace_s=limits.kill_grace_s), self._telemetry)
+        # Two readers in engine: a snapshot may wait for another task's before its own time begins.
+        self._snapshots = Snapshots(lambda: self._claims.engine, self._journal, seconds=4 * limits.snapshot_s)
+        executor = Executor(self._claims, self._snapshots, grace_s=limits.kill_grace_s)
+        pipeline = Pipeline(self._parts, executor, self._telemetry)
         self._strangers = Strangers(self._journal)
         await self._write_start(serving)
         self._server = Server(
@@ -221,7 +225,12 @@ class GateProcess:
         tasks.on_end.append(self._server.task_ended)
         server = self._server
         operations = Operations(
-            self._parts, self._store, authority, self._view, lambda: server.revoked(authority.revoked)
+            self._parts,
+            self._store,
+            authority,
+            self._view,
+            lambda: server.revoked(authority.revoked),
+            self._read_workspace,
         )
         self._admin = AdminServer(operations, operators)
         settle()
@@ -252,6 +261,16 @@ class GateProcess:
     def _fatal(self, error: RunnerError) -> None:
         _log.critical("the ledger does not take entries: %s", error.refused.line())
         os._exit(1)
+
+    async def _read_workspace(self, task: str) -> bytes:
+        sandbox = self._claims.sandbox_of(task)
+        if not sandbox:
+            raise refuse(
+                "unavailable",
+                "the task has no sandbox now, so there is no workspace to read",
+                next_step="name its last call with --until, where its profile takes snapshots",
+            )
+        return (await self._snapshots.now(sandbox, full=True)).lines
 
     def _view(self) -> admin.StatusView:
         assert self._server is not None

@@ -60,6 +60,19 @@ class EndTask(Message, frozen=True, tag="end_task"):
     why: str = ""
 
 
+class ReadWorkspace(Message, frozen=True, tag="read_workspace"):
+    """What lies in a live task's workspace now, by names and digests. Changes nothing."""
+
+    task: str
+
+
+class WorkspaceView(Message, frozen=True, tag="workspace"):
+    """The answer to `ReadWorkspace`: lines of a manifest (`runner/ledger/tree.py`), read by engine from the host."""
+
+    task: str
+    lines: bytes
+
+
 class Status(Message, frozen=True, tag="status"):
     """How the daemon is."""
 
@@ -119,5 +132,5 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromOperator = Announce | Revoke | ListTasks | ShowTask | EndTask | Status
-ToOperator = Tasks | StatusView | Done | Refused
+FromOperator = Announce | Revoke | ListTasks | ShowTask | EndTask | ReadWorkspace | Status
+ToOperator = Tasks | StatusView | WorkspaceView | Done | Refused

@@ -46,6 +46,25 @@ class RemoveDisk(Message, frozen=True, tag="remove_disk"):
     task: str
 
 
+class Snapshot(Message, frozen=True, tag="snapshot"):
+    """Read the workspace of a sandbox: every file, or with `full` false those that changed since the last time.
+    Answered by `Snapped`."""
+
+    number: int
+    sandbox: str
+    full: bool = False
+
+
+class Snapped(Message, frozen=True, tag="snapped"):
+    """The lines of a manifest (`runner/ledger/tree.py`), without its header. `read` files were hashed anew."""
+
+    number: int
+    lines: bytes
+    files: int
+    size: int  # bytes of all files
+    read: int
+
+
 class Kept(Message, frozen=True, tag="kept"):
     """The tasks that still have a disk."""
 
@@ -82,8 +101,8 @@ class SandboxEnded(Message, frozen=True, tag="sandbox_ended"):
     oom: bool = False
 
 
-FromGate = Create | Destroy | KeepDisks | RemoveDisk
-FromEngine = Created | Done | Failed | Kept | SandboxEnded
+FromGate = Create | Destroy | KeepDisks | RemoveDisk | Snapshot
+FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped
 
 
 class Requester(Protocol):
@@ -124,6 +143,12 @@ class EngineCaller:
     async def remove_disk(self, task: str) -> None:
         """The task is over, and so is its disk."""
         await self._ask(RemoveDisk(number=self._channel.number(), task=task))
+
+    async def snapshot(self, sandbox: str, *, full: bool) -> Snapped:
+        """The lines of the workspace's manifest."""
+        answer = await self._ask(Snapshot(number=self._channel.number(), sandbox=sandbox, full=full))
+        assert isinstance(answer, Snapped)
+        return answer
 
     async def _ask(self, message: Message) -> FromEngine:
         answer, _ = await self._channel.request(message)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import json
 import os
 import shutil
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +22,10 @@ from runner.engine import containers, disk, loop
 from runner.engine.disk import Disk, Disks
 from runner.engine.uids import UidRange
 from runner.errors import RunnerError
+from runner.evidence.content import ContentReader
 from runner.ledger import entry as entries
+from runner.ledger import tree
+from runner.ledger.tile import SMALL_CONTENT
 from runner.model import Ceilings, TaskProfile
 from runner.wire import admin
 
@@ -447,12 +454,30 @@ def test_the_space_of_an_image_is_taken_again_when_something_gave_it_back(tmp_pa
 # --- through the whole daemon ------------------------------------------------------------------------------------
 
 
+SNAPSHOT = """
+name = "{name}"
+kind = "task"
+description = "Snapshots, for tests."
+image = "toolrunner/tools"
+seccomp = "default"
+tools = ["shell_run", "fs_read", "fs_write", "workspace_diff"]
+snapshot = "{name}"
+workspace_kind = "{kind}"
+[ceilings]
+memory = "256MiB"
+workspace = "64MiB"
+workspace_inodes = 1024
+"""
+
+
 @pytest.fixture
 def catalogue(tmp_path: Path) -> Iterator[Path]:
     """The shipped catalogue and a task profile with a small disk."""
     for name in ("profiles", "tools", "policies"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "profiles/small.toml").write_text(SMALL)
+    for name, kind in (("changed", "disk"), ("full", "memory")):
+        (tmp_path / f"profiles/{name}.toml").write_text(SNAPSHOT.format(name=name, kind=kind))
     return tmp_path
 
 
@@ -506,6 +531,208 @@ def test_a_task_that_ended_while_no_daemon_ran_leaves_no_disk(catalogue, make_da
         assert runner.call("shell_run", {"argv": ["ls"]}).stdout == b"f\n"
     daemon.ask(admin.EndTask(task="lives", why="the test is over"))
     daemon.wait(lambda: not images(daemon.state), 30)
+
+
+# --- snapshots and what changed between them -------------------------------------------------------------------
+
+
+def manifest_of(daemon: Daemon, call: str) -> tuple[entries.Workspace, dict[str, tree.Thing]]:
+    """What the ledger says of the workspace after a call, and the manifest it names, checked against its root."""
+    found = daemon.outcome(call).workspace
+    daemon.wait(lambda: ContentReader(daemon.state / "content").get(found.manifest.digest), 10)
+    kept = ContentReader(daemon.state / "content").get(found.manifest.digest)
+    assert tree.root(kept) == found.root
+    return found, tree.read(kept)
+
+
+def shell(runner: Any, script: str) -> Any:
+    done = runner.call("shell_run", {"argv": ["sh", "-c", script]})
+    assert done.ok, done
+    return done
+
+
+def command(daemon: Daemon, *arguments: str) -> subprocess.CompletedProcess[str]:
+    place = ["--state", str(daemon.state), "--socket", str(daemon.place / "run/admin.sock")]
+    return subprocess.run(
+        [daemon.python, "-m", "runner", "task", "diff", *arguments, *place],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+
+def test_the_receipt_names_what_the_workspace_held_after_each_call(catalogue, make_daemon):
+    daemon = make_daemon(catalogue=catalogue)
+    for profile_name in ("changed", "full"):
+        tools: dict[str, Any] = {"shell_run": {}, "fs_read": {}}
+        with daemon.connect(task=f"t-{profile_name}", profile=profile_name, tools=tools) as runner:
+            first = shell(runner, "echo one > a; echo two > b; sleep 0.2")
+            same = shell(runner, "true")
+            second = shell(runner, "echo 222 > b; chmod 4755 a; ln -s /etc/passwd l; mkfifo p")
+            looked = runner.call("fs_read", {"path": "a"})
+        before, had = manifest_of(daemon, first.call)
+        unchanged, _ = manifest_of(daemon, same.call)
+        after, has = manifest_of(daemon, second.call)
+        assert {path: (thing.size, thing.mode) for path, thing in had.items()} == {"a": (4, "0644"), "b": (4, "0644")}
+        assert had["a"].sha256 == hashlib.sha256(b"one\n").hexdigest()
+        assert (before.hashed, before.files, before.size, before.beside) == (profile_name, 2, 8, ())
+        assert unchanged.root == before.root != after.root
+        assert unchanged.read == (0 if profile_name == "changed" else 2)
+        assert [(change.kind, change.path) for change in tree.compare(had, has)] == [
+            ("changed", "a"),
+            ("changed", "b"),
+            ("added", "l"),
+            ("added", "p"),
+        ]
+        assert (has["a"].mode, has["l"].target, has["l"].sha256, has["p"].type) == ("4755", "/etc/passwd", "", "fifo")
+        assert daemon.outcome(looked.call).workspace is None  # it cannot write, so there is nothing to say
+    with daemon.connect(tools={"shell_run": {}}) as runner:  # the default profile takes none
+        assert daemon.outcome(shell(runner, "touch f").call).workspace is None
+    daemon.wait(daemon.verifies, 10)
+
+
+def test_a_snapshot_beyond_its_bounds_says_so_and_the_next_is_whole_again(catalogue, make_daemon):
+    daemon = make_daemon(catalogue=catalogue, config="[limits]\nsnapshot_files = 50\nsnapshot_bytes = 1000000\n")
+    with daemon.connect(profile="full", tools={"shell_run": {}}) as runner:
+        for script, problem in (
+            ("for n in $(seq 60); do touch f$n; done", "50 files and folders"),
+            ("rm f*; truncate -s 4M sparse", "1000000 bytes to read"),
+        ):
+            found = daemon.outcome(shell(runner, script).call).workspace
+            assert problem in found.problem
+            assert (found.root, found.manifest) == ("", None)
+        found, things = manifest_of(daemon, shell(runner, "rm sparse; touch last").call)
+        assert (found.problem, list(things)) == ("", ["last"])
+
+
+def test_calls_side_by_side_are_named_beside_a_snapshot(catalogue, make_daemon):
+    daemon = make_daemon(catalogue=catalogue)
+    handed = daemon.credentials(profile="full", tools={"shell_run": {}})
+    with daemon.connect(handed) as runner, daemon.connect(handed) as other:
+        with runner.stream(
+            "shell_run", {"argv": ["sh", "-c", "echo go; while [ ! -e over ]; do sleep 0.01; done"]}
+        ) as slow:
+            next(iter(slow))
+            quick = shell(other, "touch f")
+            shell(other, "touch over")
+            assert slow.result().ok
+        alone = shell(other, "true")
+    assert daemon.outcome(quick.call).workspace.beside == (slow.call,)
+    assert daemon.outcome(alone.call).workspace.beside == ()
+
+
+def test_a_call_whose_sandbox_died_says_that_there_is_no_root(catalogue, make_daemon):
+    daemon = make_daemon(catalogue=catalogue)
+    with daemon.connect(profile="full", tools={"shell_run": {}}) as runner:
+        shell(runner, "touch f")
+        with runner.stream("shell_run", {"argv": ["sh", "-c", "echo go; sleep 300"]}) as running:
+            next(iter(running))
+            (pid,) = daemon.sandbox_pids()
+            os.kill(pid, 9)
+            assert running.result().outcome.kind == "interrupted"
+        found = daemon.outcome(running.call).workspace
+        assert "sandbox is gone" in found.problem
+        assert found.root == ""
+
+
+def test_an_operator_sees_what_a_task_changed(catalogue, make_daemon):
+    daemon = make_daemon(catalogue=catalogue)
+    with daemon.connect(task="t-op", profile="changed", tools={"shell_run": {}, "fs_read": {}}) as runner:
+        first = shell(runner, "echo one > a; mkdir d; echo gone > d/g")
+        second = shell(runner, "echo two > a; rm d/g; printf x > \"$(printf 'n\\033[31m\\n')\"")
+        looked = runner.call("fs_read", {"path": "a"})
+        now = json.loads(command(daemon, "t-op", "--json").stdout)
+        assert {change["path"]: change["change"] for change in now["changes"]} == {
+            "a": "added",
+            "d": "added",
+            "n\x1b[31m": "added",  # the shell's $( ) drops the newline
+        }
+        since = command(daemon, "t-op", "--since", first.call)
+        assert since.returncode == 0, since.stderr
+        assert "\x1b" not in since.stdout
+        assert "1 added, 1 removed, 1 changed" in since.stdout
+        named = command(daemon, "t-op", "--since", first.call, "--until", second.call, "--json")
+        changes = {change["path"]: change for change in json.loads(named.stdout)["changes"]}
+        assert changes["a"]["before"]["sha256"] == hashlib.sha256(b"one\n").hexdigest()
+        assert changes["a"]["after"]["sha256"] == hashlib.sha256(b"two\n").hexdigest()
+        assert "after" not in changes["d/g"]
+        refused = command(daemon, "t-op", "--since", looked.call)
+        assert refused.returncode != 0
+        assert "no snapshot" in refused.stderr
+        assert "no such call of task" in command(daemon, "another", "--since", first.call).stderr
+    daemon.ask(admin.EndTask(task="t-op", why="the test is over"))
+    gone = command(daemon, "t-op")
+    assert gone.returncode != 0
+    assert "no sandbox now" in gone.stderr
+    kept = command(daemon, "t-op", "--until", second.call)  # evidence outlives the task
+    assert "3 added" in kept.stdout
+    # A manifest that is not the one in the ledger is not believed.
+    digest = daemon.outcome(first.call).workspace.manifest.digest
+    daemon.stop()
+    with contextlib.closing(sqlite3.connect(daemon.state / "content" / SMALL_CONTENT)) as database, database:
+        database.execute("UPDATE blob SET data = ? WHERE digest = ?", (b"{}", bytes.fromhex(digest)))
+    spoiled = command(daemon, "t-op", "--since", first.call, "--until", second.call)
+    assert spoiled.returncode != 0
+    assert "not the one that the ledger names" in spoiled.stderr
+    assert not daemon.verifies()
+
+
+def test_an_agent_sees_what_changed_since_a_baseline_that_it_keeps(daemon):
+    with daemon.connect() as runner:
+        shell(
+            runner,
+            "mkdir s; printf 'one\\ntwo\\n' > s/a; head -c 5000 /dev/zero > s/bin; echo x > s/gone; echo old > other",
+        )
+        baseline = runner.call("workspace_diff", {"path": "s", "mode": "baseline"})
+        assert baseline.value["files"] == 3
+        nothing = runner.call("workspace_diff", {"path": "s"}, stdin=baseline.stdout)
+        assert (nothing.value["changes"], nothing.stdout) == ([], b"")
+        shell(
+            runner,
+            "cd s; printf 'one\\n2\\n' > a; head -c 5001 /dev/zero > bin; rm gone; ln -s /etc/passwd link; mkfifo p; "
+            "chmod 700 .; echo new > n; echo changed > ../other",
+        )
+        found = runner.call("workspace_diff", {"path": "s"}, stdin=baseline.stdout)
+        assert found.value["counts"] == {"added": 3, "removed": 1, "changed": 2}
+        changes = {change["path"]: change for change in found.value["changes"]}
+        assert changes["a"]["before"]["sha256"] == hashlib.sha256(b"one\ntwo\n").hexdigest()
+        assert changes["bin"]["after"]["size"] == 5001
+        assert changes["link"]["after"] == {"type": "link", "mode": "0777", "target": "/etc/passwd"}
+        assert changes["p"]["after"]["type"] == "fifo"
+        assert b"--- before/a\n+++ after/a\n@@ -1,2 +1,2 @@\n one\n-two\n+2\n" in found.stdout
+        assert b"--- before/gone\n+++ /dev/null\n" in found.stdout
+        assert b"root:" not in found.stdout
+        assert found.value["only_digests"] == 1  # bin: no text
+        empty = runner.call("workspace_diff", {"path": "s"})
+        assert empty.value["counts"] == {"added": 5, "removed": 0, "changed": 0}
+        without = runner.call("workspace_diff", {"path": "s", "mode": "baseline", "text": False})
+        assert b"one" not in without.stdout
+        for hostile in (
+            b"nonsense",
+            b"[]",
+            b'{"path": 1}',
+            b"[" * 100_000,
+            baseline.stdout * 2,
+            b'{"path":"a","text":7}',
+        ):
+            refused = runner.call("workspace_diff", {"path": "s"}, stdin=hostile)
+            assert (refused.ok, refused.value["error"]["code"]) == (False, "baseline")
+        shell(runner, "echo three >> s/a")
+        known = runner.call("workspace_diff", {"path": "s"}, stdin=without.stdout)
+        assert (known.value["counts"]["changed"], known.value["only_digests"], known.stdout) == (1, 1, b"")
+
+
+def test_the_manifest_of_a_snapshot_is_a_baseline_too(catalogue, make_daemon):
+    daemon = make_daemon(catalogue=catalogue)
+    with daemon.connect(profile="full", tools={"shell_run": {}, "workspace_diff": {}}) as runner:
+        first = shell(runner, "echo one > a; touch 'n\\x'; printf x > \"$(printf '\\377')\"")
+        manifest_of(daemon, first.call)
+        kept = ContentReader(daemon.state / "content").get(daemon.outcome(first.call).workspace.manifest.digest)
+        assert runner.call("workspace_diff", {}, stdin=kept).value["changes"] == []
+        shell(runner, "echo two > a")
+        (change,) = runner.call("workspace_diff", {}, stdin=kept).value["changes"]
+        assert (change["path"], change["change"]) == ("a", "changed")
 
 
 async def _until(condition: Callable[[], bool]) -> None:

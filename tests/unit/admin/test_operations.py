@@ -38,7 +38,12 @@ class House:
         )
         authority: Any = SimpleNamespace(revoke=lambda target, value: self.log.append(("revoked", target, value)))
         status: Any = None
-        self.operations = Operations(parts, state, authority, status, lambda: self.log.append("connections"))
+        self.operations = Operations(
+            parts, state, authority, status, lambda: self.log.append("connections"), self._read
+        )
+
+    async def _read(self, task: str) -> bytes:
+        return f"lines of {task}".encode()
 
     async def _write(self, entry: Any, *, sync: bool = False) -> Any:
         assert sync

@@ -81,19 +81,20 @@ def test_a_uid_that_owns_files_is_kept_for_them_while_they_exist(tmp_path):
     disk.mkdir()
     lease = ours.lease(disk)
     lease.release()
+    assert lease.uid == FIRST + 1
     others = [ours.lease()]
-    assert others[0].uid == FIRST + 1
+    assert others[0].uid == FIRST
     with pytest.raises(RunnerError, match="every sandbox uid"):
-        ours.lease()  # the first is nobody's now, and still not to be had
+        ours.lease()  # the other is nobody's now, and still not to be had
     with pytest.raises(RunnerError, match="owns the task's disk"):
-        ours.lease_again(FIRST, tmp_path / "another")
-    again = ours.lease_again(FIRST, disk)
+        ours.lease_again(FIRST + 1, tmp_path / "another")
+    again = ours.lease_again(FIRST + 1, disk)
     with pytest.raises(RunnerError, match="owns the task's disk"):
-        ours.lease_again(FIRST, disk)
+        ours.lease_again(FIRST + 1, disk)
     again.release()
     disk.rmdir()
     others.append(ours.lease())
-    assert others[1].uid == FIRST
+    assert others[1].uid == FIRST + 1
     for other in others:
         other.release()
 

@@ -54,6 +54,9 @@ class Guest:
         self.cancelled.append(kind)
 
 
+NO_SNAPSHOTS: Any = SimpleNamespace(begin=lambda plan, profile, sandbox: None)
+
+
 class Claims:
     def __init__(self, sandbox: Any = None) -> None:
         self.dropped: list[str] = []
@@ -161,7 +164,7 @@ def test_a_cancel_ends_the_wait_for_a_slot_and_leaks_none() -> None:
         running: Any = Running()
         profile = TaskProfile(name="p", description="", digest="d", image="", seccomp="", ceilings=Ceilings(), tools=())
         parts: Any = (SimpleNamespace(sandbox="s"), "t", profile, SimpleNamespace(), running)
-        starting = asyncio.ensure_future(Executor(claims, grace_s=1).start(*parts))
+        starting = asyncio.ensure_future(Executor(claims, NO_SNAPSHOTS, grace_s=1).start(*parts))
         await asyncio.sleep(0.01)
         running.cancelled = ("cancelled", "why")
         running.work.cancel()
