@@ -23,7 +23,7 @@ from runner.client.errors import CallError, refused
 
 PIECE = 64 << 10
 BLOCK = 512
-MAX_MEMBERS = 65_536  # the workspace's own bound on inodes
+MAX_MEMBERS = 262_144  # the inodes of the largest workspace that a shipped profile has
 MAX_NAME = 4096
 MAX_DEPTH = 64
 MAX_TOLD = 1000
@@ -58,19 +58,20 @@ def pack_tree(folder: Path, *, omit_links: bool = False) -> Iterator[bytes]:
     """A local folder as a tar stream: files and folders in sorted order, no owners, no times finer than a second.
 
     A workspace takes no links: `InvalidArguments` names the first, unless they are to be left out. It names a
-    special file always."""
+    special file always. Nothing is opened through a link, also one that is swapped in meanwhile."""
     root = folder.resolve(strict=True)
-    for base, folders, names in os.walk(root):
+    for base, folders, names, held in os.fwalk(root):
         folders.sort()
+        if len(Path(base).relative_to(root).parts) >= MAX_DEPTH and folders:
+            raise refused("arguments", f"folders lie more than {MAX_DEPTH} deep", field=str(Path(base, folders[0])))
         for name in sorted(folders + names):
-            path = Path(base, name)
-            if not (omit_links and path.is_symlink()):
-                yield from _pack_member(root, path)
+            found = os.stat(name, dir_fd=held, follow_symlinks=False)
+            if not (omit_links and stat.S_ISLNK(found.st_mode)):
+                yield from _pack_member(root, Path(base, name), held, found)
     yield bytes(2 * BLOCK)
 
 
-def _pack_member(root: Path, path: Path) -> Iterator[bytes]:
-    found = path.lstat()
+def _pack_member(root: Path, path: Path, folder: int, found: os.stat_result) -> Iterator[bytes]:
     entry = tarfile.TarInfo(path.relative_to(root).as_posix())
     entry.mode = stat.S_IMODE(found.st_mode) & 0o777
     entry.mtime = int(found.st_mtime)  # whole seconds: a fraction would need an extended header
@@ -88,13 +89,19 @@ def _pack_member(root: Path, path: Path) -> Iterator[bytes]:
         )
     yield entry.tobuf(tarfile.PAX_FORMAT)
     if entry.size:
-        yield from _exactly(path, entry.size)
+        yield from _exactly(path, folder, entry.size)
 
 
-def _exactly(path: Path, size: int) -> Iterator[bytes]:
+def _exactly(path: Path, folder: int, size: int) -> Iterator[bytes]:
     """The file's first `size` bytes, zeros where it became shorter since, and the padding of its last block."""
     left = size
-    with path.open("rb") as file:
+    try:
+        descriptor = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        raise refused("arguments", f"it cannot be read: {error.strerror}", field=str(path)) from error
+    with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise refused("arguments", "it was swapped for something else meanwhile", field=str(path))
         while left:
             piece = file.read(min(PIECE, left)) or bytes(min(PIECE, left))
             left -= len(piece)

@@ -1,15 +1,17 @@
 """Gives a file or a tree. What lies in the workspace is hostile: it is opened without following or waiting."""
 
+import errno
 import os
 import shutil
 import stat
 import sys
 import tarfile
 
-from runner.guest.beneath import ToolError, failure, kind_of, open_beneath, regular, show, walk
+from runner.guest.beneath import MAX_DEPTH, ToolError, failure, kind_of, open_beneath, regular, show, walk
 
 PIECE = 1 << 20
 LISTED = 100
+LONGEST_PATH = 4096
 
 
 def run(call):
@@ -36,9 +38,13 @@ def give_tree(place, done):
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|", format=tarfile.PAX_FORMAT) as archive:
             for path, held, status in walk(folder):
                 archive.members = []  # else every entry stays in memory
-                if stat.S_ISDIR(status.st_mode):
+                if unsendable := cannot_send(path):
+                    skip(path, unsendable, done)
+                elif stat.S_ISDIR(status.st_mode):
                     archive.addfile(header(path, status, tarfile.DIRTYPE))
                     done["folders"] += 1
+                    if path.count("/") + 1 >= MAX_DEPTH:
+                        skip(path, f"what is in it lies more than {MAX_DEPTH} folders deep", done)
                 else:
                     give_file(archive, path, held, status, done)
     finally:
@@ -53,8 +59,9 @@ def give_file(archive, path, held, status, done):
     try:
         descriptor = open_beneath(held, path.rsplit("/", 1)[-1], os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
         file = regular(descriptor, "rb", path)
-    except (OSError, ToolError):  # removed or swapped meanwhile
-        skip(path, "changed while it was read", done)
+    except (OSError, ToolError) as error:
+        forbidden = isinstance(error, OSError) and error.errno == errno.EACCES
+        skip(path, "its mode forbids to read it" if forbidden else "changed while it was read", done)
         return
     with file:
         entry = header(path, os.fstat(file.fileno()), tarfile.REGTYPE)
@@ -64,6 +71,14 @@ def give_file(archive, path, held, status, done):
             skip(path, "changed while it was read", done)
     done["files"] += 1
     done["bytes"] += entry.size
+
+
+def cannot_send(path):
+    """Why the reader at the other end would refuse the whole stream for this one name; "" when it would not."""
+    try:
+        return "its path is too long" if len(path.encode()) > LONGEST_PATH else ""
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
 
 
 def header(path, status, kind):

@@ -7,7 +7,7 @@ import tarfile
 
 from runner.guest.beneath import ToolError, failure, make_folders, open_beneath, regular
 
-MOST_ENTRIES = 50_000
+MOST_ENTRIES = 262_144  # the inodes of the largest workspace that this package ships a profile for
 LONGEST_HEADER = 64 << 10  # of a pax or long-name header, which tarfile reads into memory whole
 PIECE = 1 << 20
 HEADERS = (
