@@ -1,6 +1,6 @@
 """A socketpair between two processes of the house: `wire/` frames, numbered requests, passed descriptors.
 
-Both ends are ours, so frames are bounded but not scanned. A closed channel means the other process ended.
+A closed channel means the other process ended.
 """
 
 from __future__ import annotations
@@ -9,18 +9,20 @@ import asyncio
 import logging
 import os
 import socket
+from array import array
 from collections import deque
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from runner.errors import RunnerError, refuse
-from runner.wire.frame import Decoder, FrameReader, encode
+from runner.serve.inbox import Inbox
+from runner.wire.frame import encode
 
 _log = logging.getLogger(__name__)
-MAX_INTERNAL_FRAME = 64 << 20  # a whole catalogue travels as one message
 _HIGH_WATER = 1 << 20  # bytes waiting before `send` makes its caller wait
 _BATCH = 64  # messages in one system call
+_CARRIED = socket.CMSG_SPACE(8 * array("i").itemsize)  # descriptors in one system call
 
 Handler = Callable[[Any, int | None], None]
 
@@ -33,8 +35,7 @@ class Channel:
     ) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._decoder: Decoder[Any] = Decoder(union, elements=1 << 30, depth=64, scan_first=False)
-        self._reader = FrameReader(MAX_INTERNAL_FRAME)
+        self._inbox = Inbox(union)
         self._on_message = on_message
         self._carriers = carriers
         self._loop = asyncio.get_running_loop()
@@ -61,12 +62,24 @@ class Channel:
             if descriptor is not None:
                 os.close(descriptor)
             return
-        self._queue(message, descriptor)
+        data = encode(message)
+        if descriptor is None and not self._out:  # what nearly every message is: alone, and taken whole
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.close()
+                return
+            if sent == len(data):
+                return
+            self._queue(memoryview(data)[sent:], None)
+        else:
+            self._queue(memoryview(data), descriptor)
         if not self._blocked:
             self._flush()
 
-    def _queue(self, message: Any, descriptor: int | None) -> None:
-        data = memoryview(encode(message))
+    def _queue(self, data: memoryview, descriptor: int | None) -> None:
         self._queued += len(data)
         self._out.append((data, descriptor))
         if self._queued > _HIGH_WATER:
@@ -79,7 +92,7 @@ class Channel:
             await self._writable.wait()
         if self.closed.is_set():
             return
-        self._queue(message, None)
+        self._queue(memoryview(encode(message)), None)
         if not self._blocked and not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush_soon)
@@ -168,19 +181,17 @@ class Channel:
 
     def _readable(self) -> None:
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._sock, 1 << 18, 8)
+            count = self._receive() if self._carriers else self._sock.recv_into(self._inbox.room)
         except BlockingIOError:
             return
         except OSError:
             self.close()
             return
-        self._descriptors.extend(descriptors)
-        if not data:
+        if not count:
             self.close()
             return
         try:
-            for body in self._reader.feed(data):
-                message = self._decoder.decode(body)
+            for message in self._inbox.take(count):
                 try:
                     self._dispatch(message)
                 except Exception:  # a defect of ours must not leave the messages behind it unread
@@ -188,6 +199,14 @@ class Channel:
         except RunnerError as error:
             _log.error("the other process speaks another language: %s", error.refused.line())
             self.close()
+
+    def _receive(self) -> int:
+        """Read bytes and the descriptors that came with them."""
+        count, carried, _, _ = self._sock.recvmsg_into([self._inbox.room], _CARRIED, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, data in carried:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                self._descriptors.extend(array("i", data[: len(data) - len(data) % 4]))
+        return count
 
     def _dispatch(self, message: Any) -> None:
         descriptor = self._descriptors.popleft() if isinstance(message, self._carriers) and self._descriptors else None

@@ -1,14 +1,18 @@
 """The recorder process: `python -m runner.serve.recorder PARENT_FD GATE_FD STATE_DIR ORIGIN USER`.
 
-Blocking on purpose: it does one thing, in order. Everything that arrived together becomes one group; a `sync`
+Blocking on purpose: it does one thing, in order, and no event loop stands between an entry and its answer. Whatever
+arrived together is checked and answered with one system call; all other work on it waits for its group. A `sync`
 append is answered after the group's fsync, the others at once, followed by `DurableTo`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import gc
 import logging
+import math
 import os
+import select
 import signal
 import socket
 import sys
@@ -21,9 +25,10 @@ from runner.errors import RunnerError
 from runner.recorder.keys import load_or_create_key
 from runner.recorder.log import Recorder
 from runner.serve import log, privilege
-from runner.serve.channel import Channel
+from runner.serve.inbox import Inbox
 from runner.wire import parent
 from runner.wire import recorder as wire
+from runner.wire.frame import encode
 
 _log = logging.getLogger(__name__)
 _GROUP_S = 0.02  # the longest an entry waits for its group: `Durable` follows a result within 50 ms
@@ -36,39 +41,56 @@ def stamp() -> str:
 
 
 class RecorderProcess:
-    """The recorder behind its channel to gate."""
+    """The recorder behind its sockets to parent and gate."""
 
-    def __init__(self, recorder: Recorder, interrupted: int) -> None:
+    def __init__(self, recorder: Recorder, interrupted: int, upward: socket.socket, gate: socket.socket) -> None:
         self._recorder = recorder
-        self._interrupted = interrupted
-        self._gate: Channel | None = None
-        self._waiting: list[wire.Appended] = []
-        self._due: asyncio.TimerHandle | None = None
-        self.ended = asyncio.Event()
-        self.failure: RunnerError | None = None
-
-    def serve(self, sock: socket.socket) -> Channel:
-        """Serve gate on this socket."""
-        self._gate = Channel(sock, wire.FromGate, self._message)
-        recorder = self._recorder
-        self._gate.post(
+        self._upward = upward
+        self._gate = gate
+        self._inbox = Inbox(wire.FromGate)
+        self._answers: list[bytes] = []
+        self._waiting: list[wire.Appended] = []  # for the fsync
+        self._due = math.inf
+        self._over = False
+        self._answer(
             wire.Opened(
                 size=recorder.size,
                 previous=recorder.previous,
-                interrupted=self._interrupted,
+                interrupted=interrupted,
                 newest_call=recorder.newest_call,
             )
         )
-        return self._gate
 
-    def _message(self, message: Any, _: int | None) -> None:
+    def serve(self) -> None:
+        """Until gate or parent has ended. Raises `RunnerError` when the disk lost something: nothing more is
+        acknowledged then, and gate ends with us."""
+        poll = select.poll()
+        poll.register(self._gate, select.POLLIN)
+        poll.register(self._upward, select.POLLIN)
+        gate = self._gate.fileno()
+        self._send()
+        while not self._over:
+            wait = None if self._due == math.inf else max(0.0, math.ceil((self._due - time.monotonic()) * 1e3))
+            ready = [descriptor for descriptor, _ in poll.poll(wait)]
+            if gate in ready:
+                self._read()
+            elif ready:
+                self._over = _ended(self._upward)
+            if time.monotonic() >= self._due:
+                self._commit()
+
+    def _read(self) -> None:
+        """Everything that has arrived, answered before anything else is done for it."""
         try:
+            count = self._gate.recv_into(self._inbox.room)
+        except ConnectionError:
+            count = 0
+        for message in self._inbox.take(count):
             self._carry_out(message)
-        except RunnerError as error:
-            self._fail(error)
+        self._send()
+        self._over |= not count
 
     def _carry_out(self, message: Any) -> None:
-        assert self._gate is not None
         recorder = self._recorder
         match message:
             case wire.Append():
@@ -85,72 +107,78 @@ class RecorderProcess:
                 found = tuple(recorder.since(message.position, _BATCH))
                 last = len(found) < _BATCH
                 following = recorder.size if last else found[-1][0] + 1
-                self._gate.post(wire.Entries(number=message.number, entries=found, last=last, next=following))
+                self._answer(wire.Entries(number=message.number, entries=found, last=last, next=following))
 
     def _append(self, message: wire.Append) -> None:
-        assert self._gate is not None
         try:
             position, digest = self._recorder.append(message.entry, message.contents)
         except RunnerError as error:
-            self._gate.post(wire.Refused(number=message.number, refusal=error.refused))
+            self._answer(wire.Refused(number=message.number, refusal=error.refused))
             return
-        answer = wire.Appended(number=message.number, position=position, digest=digest)
-        loop = asyncio.get_running_loop()
+        answer = wire.Appended(number=message.number, position=position, digest=digest, durable=message.sync)
         if message.sync:
             self._waiting.append(answer)
-            if self._due is not None:
-                self._due.cancel()
-            self._due = loop.call_later(0, self._commit)  # after whatever else has arrived with it
+            self._due = 0.0  # after whatever else has arrived with it
             return
-        self._gate.post(answer)
-        if self._due is None:
-            self._due = loop.call_later(_GROUP_S, self._commit)
+        self._answer(answer)
+        if self._due == math.inf:
+            self._due = time.monotonic() + _GROUP_S
 
     def _commit(self) -> None:
-        assert self._gate is not None
-        self._due = None
-        try:
-            size = self._recorder.commit()
-            for answer in self._waiting:
-                self._gate.post(
-                    wire.Appended(number=answer.number, position=answer.position, digest=answer.digest, durable=True)
-                )
-            self._waiting.clear()
-            self._gate.post(wire.DurableTo(size=size))
-            self._recorder.tidy()
-        except RunnerError as error:
-            self._fail(error)
+        self._due = math.inf
+        size = self._recorder.commit()
+        for answer in self._waiting:
+            self._answer(answer)
+        self._waiting.clear()
+        self._answer(wire.DurableTo(size=size))
+        self._send()
+        self._recorder.tidy()
 
-    def _fail(self, error: RunnerError) -> None:
-        """The disk lost something: acknowledge nothing more, and end; gate ends with us."""
-        self.failure = error
-        self.ended.set()
+    def _answer(self, message: Any) -> None:
+        self._answers.append(encode(message))
+
+    def _send(self) -> None:
+        """Everything said so far, in one system call. Gate always reads, so waiting for it ends."""
+        if self._answers:
+            try:
+                self._gate.sendall(b"".join(self._answers))
+            except OSError:
+                self._over = True
+            self._answers.clear()
 
 
-async def _main(parent_fd: int, gate_fd: int, state: Path, origin: str) -> int:
-    upward = Channel(socket.socket(fileno=parent_fd), parent.FromParent, lambda message, _: None)
+def _serve(parent_fd: int, gate_fd: int, state: Path, origin: str) -> int:
+    upward, gate = socket.socket(fileno=parent_fd), socket.socket(fileno=gate_fd)
     try:
         key = load_or_create_key(state / "ledger", origin)
         recorder = Recorder.open(state, origin, key, stamp)
         interrupted = recorder.seal_interrupted(stamp())
         recorder.commit()
+        process = RecorderProcess(recorder, interrupted, upward, gate)
+        _tell(upward, parent.Ready(detail=f"{recorder.size} entries, {interrupted} calls found interrupted"))
+        gc.freeze()  # what is here now stays: no collection need look at it again
+        process.serve()
+        gate.close()
+        recorder.close()
     except RunnerError as error:
-        upward.post(parent.Fatal(refusal=error.refused))
+        gate.close()  # first, so that gate takes no more work
+        _log.critical("%s", error.refused.line())
+        _tell(upward, parent.Fatal(refusal=error.refused))
         return 1
-    process = RecorderProcess(recorder, interrupted)
-    gate = process.serve(socket.socket(fileno=gate_fd))
-    upward.post(parent.Ready(detail=f"{recorder.size} entries, {interrupted} calls found interrupted"))
-    waits = [asyncio.ensure_future(event.wait()) for event in (process.ended, gate.closed, upward.closed)]
-    await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-    for wait in waits:
-        wait.cancel()
-    gate.close()
-    if process.failure is not None:
-        _log.critical("%s", process.failure.refused.line())
-        upward.post(parent.Fatal(refusal=process.failure.refused))
-        return 1
-    recorder.close()
     return 0
+
+
+def _ended(upward: socket.socket) -> bool:
+    """Whether parent has ended. Nothing that it says is for us."""
+    try:
+        return not upward.recv(1 << 16)
+    except ConnectionError:
+        return True
+
+
+def _tell(upward: socket.socket, message: Any) -> None:
+    with contextlib.suppress(OSError):  # parent has ended, and so does gate
+        upward.sendall(encode(message))
 
 
 def main() -> int:
@@ -165,7 +193,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is parent's to act on: gate must drain first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.tzset()
-    return asyncio.run(_main(int(parent_fd), int(gate_fd), Path(state), origin))
+    return _serve(int(parent_fd), int(gate_fd), Path(state), origin)
 
 
 if __name__ == "__main__":
