@@ -152,18 +152,19 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def _content(folder: Path, view: CallView, *, everything: bool) -> Iterator[tuple[str, str]]:
-    named: list[tuple[str, entries.Content | entries.Stream | None]] = [("arguments", view.call.arguments)]
+    begun, ended = view.position, view.outcome_position
+    named: list[tuple[str, int, entries.Content | entries.Stream | None]] = [("arguments", begun, view.call.arguments)]
     if everything:
-        named.append(("plan", view.call.plan.plan if view.call.plan else None))
+        named.append(("plan", begun, view.call.plan.plan if view.call.plan else None))
         if view.outcome:
-            named += [("stdout", view.outcome.stdout), ("stderr", view.outcome.stderr), ("result", view.outcome.result)]
-    if not any(content for _, content in named):
+            named += [(name, ended, getattr(view.outcome, name)) for name in ("stdout", "stderr", "result")]
+    if not any(content for _, _, content in named):
         return
     reader = ContentReader(folder)
     try:
-        for name, content in named:
+        for name, position, content in named:
             if content is not None:
-                data = reader.get(content.digest)
+                data = reader.get(content.digest, position)
                 if data is None:
                     yield name, f"not in the content store: {content.digest}"
                 else:

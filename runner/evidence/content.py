@@ -1,4 +1,4 @@
-"""Reading the content store: SQLite opened read-only, large files by name. Bytes are hashed before use."""
+"""Reading the content store: packs, SQLite opened read-only, large files by name. Bytes are hashed before use."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from urllib.parse import quote
 
 from runner.errors import refuse
+from runner.evidence.packs import Packs
 from runner.ledger.tile import SMALL_CONTENT, content_path
 
 SALT = 16  # bytes in front of salted content
@@ -43,6 +44,7 @@ class ContentReader:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._packs = Packs(folder)
         path = folder / SMALL_CONTENT
         if not path.is_file():
             raise refuse("ledger", "there is no content store", field=str(path), next_step="give --no-content")
@@ -59,10 +61,14 @@ class ContentReader:
         """Let go of the files."""
         self._database.close()
 
-    def get(self, digest: str) -> bytes | None:
-        """The stored bytes of `digest`, whole and hashed; None when they are not there or not those."""
+    def get(self, digest: str, position: int = -1) -> bytes | None:
+        """The stored bytes of `digest`, whole and hashed; None when they are not there or not those. `position` is
+        that of an entry that names it, with which small content came."""
         if not _DIGEST.match(digest):
             return None
+        packed = self._packs.get(position, bytes.fromhex(digest))
+        if packed is not None:
+            return packed
         try:
             query = "SELECT data FROM blob WHERE digest = ?"
             row = self._database.execute(query, (bytes.fromhex(digest),)).fetchone()
@@ -89,6 +95,10 @@ class ContentReader:
                 by_digest.setdefault(bytes.fromhex(reference.digest), []).append(reference)
             else:
                 yield Problem(reference, False, "it is not a digest")
+        for digest, references in list(by_digest.items()):
+            packed = self._packs.get(references[0].position, digest)
+            if packed is not None:
+                yield from _judge(by_digest.pop(digest), True, len(packed))
         marks = ",".join("?" * len(by_digest))
         query = f"SELECT digest, data FROM blob WHERE digest IN ({marks})"  # noqa: S608 - only question marks go in
         try:

@@ -177,6 +177,8 @@ class _Run:
             self.findings.add(found.ORDER, TAIL, "its head tells another state than the entries before it add up to")
         signed, last = -1, -1
         for record in tail.records:
+            if record.kind == tails.CONTENT:
+                continue
             if record.kind == tails.ENTRY:
                 held.append(record.data)
                 self._take(record.data)

@@ -2,14 +2,18 @@
 
 Paths and bundles are C2SP tlog-tiles: `tile/<level>/<index>[.p/<width>]`, `tile/entries/<index>[.p/<width>]`,
 indexes in three-digit path elements, all but the last with an `x`; a bundle is entries with a big-endian uint16
-length before each.
+length before each. A pack is the small content that came with the entries of one bundle, each piece behind a big-endian
+uint32 length: a reader hashes them, which it had to do anyway. Its name begins with the bundle's index and ends in its
+own hash, because one content folder outlives ledgers: one that was moved away, or restored from before, has other
+bundles of the same numbers.
 """
 
 from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from typing import NamedTuple
 
 from runner.errors import refuse
@@ -29,12 +33,16 @@ TEMPORARY = ".new"  # the suffix of a file being written; whole files never have
 SMALL_CONTENT = "small.db"
 LARGE_CONTENT = "sha256"
 PARTIAL_CONTENT = "tmp"
+PACKS = "pack"
 SMALL = 64 << 10  # bytes; up to this content lies in SQLite, where a row costs less than a file
+PACKED = 16 << 10  # bytes; up to this content that came with its entry lies with it: in the tail, then in a pack
 
 ENTRIES = -1  # the "level" of entry bundles
 MAX_LEVEL = 63
 
 _LENGTH = struct.Struct(">H")
+_SIZE = struct.Struct(">I")
+_PACK_NAME = 32  # hex digits
 _PATH = re.compile(
     r"^(?P<level>entries|0|[1-9][0-9]?)/(?P<index>(?:x[0-9]{3}/)*[0-9]{3})(?:\.p/(?P<width>[1-9][0-9]{0,2}))?$"
 )
@@ -50,13 +58,17 @@ class Place(NamedTuple):
 
 def tile_path(place: Place) -> str:
     """The path of a tile or bundle under `tile/`."""
-    index = f"{place.number % 1000:03d}"
-    rest = place.number // 1000
+    level = "entries" if place.level == ENTRIES else str(place.level)
+    return f"{level}/{_index(place.number)}" + (f".p/{place.width}" if place.width else "")
+
+
+def _index(number: int) -> str:
+    index = f"{number % 1000:03d}"
+    rest = number // 1000
     while rest:
         index = f"x{rest % 1000:03d}/{index}"
         rest //= 1000
-    level = "entries" if place.level == ENTRIES else str(place.level)
-    return f"{level}/{index}" + (f".p/{place.width}" if place.width else "")
+    return index
 
 
 def parse_tile_path(path: str) -> Place | None:
@@ -120,3 +132,29 @@ def bundle_limit() -> int:
 def content_path(digest: str) -> str:
     """The path of large content under the content folder."""
     return f"{LARGE_CONTENT}/{digest[:2]}/{digest[2:]}"
+
+
+def pack_prefix(number: int) -> str:
+    """How the path, under the content folder, of every pack of bundle `number` begins."""
+    return f"{PACKS}/{_index(number)}-"
+
+
+def pack_path(number: int, data: bytes) -> str:
+    """The path of a pack of bundle `number` that holds `data`."""
+    return pack_prefix(number) + sha256(data).hexdigest()[:_PACK_NAME]
+
+
+def pack_contents(contents: Iterable[bytes]) -> bytes:
+    """Content as a pack."""
+    return b"".join([_SIZE.pack(len(data)) + data for data in contents])
+
+
+def split_pack(data: bytes) -> Iterator[bytes]:
+    """The content in a pack, as far as it is whole."""
+    start, end = _SIZE.size, len(data)
+    while start <= end:
+        (length,) = _SIZE.unpack_from(data, start - _SIZE.size)
+        if start + length > end:
+            return
+        yield data[start : start + length]
+        start += length + _SIZE.size

@@ -1,7 +1,9 @@
 """The content store: bytes named by their SHA-256, so that every digest in an entry resolves.
 
-Up to 64 KiB they are rows of one SQLite file, written in one transaction per group commit; larger ones stream into
-files of their own. Salted content is stored salt first and named with it. The same bytes are stored once.
+What a call keeps is small and comes with its entry: it does not pass here, but lies in the tail with the entry, and
+from there goes into the pack of its bundle (`journal.py`). The rest is here. Up to 64 KiB it is rows of one SQLite
+file, written in one transaction per group commit; larger content streams into files of its own. Salted content is
+stored salt first and named with it. The same bytes are stored once.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ class ContentStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._partial = folder / PARTIAL_CONTENT
+        self._added: list[bytes] = []  # not named yet
         self._pending: dict[bytes, bytes] = {}
         self._streams: dict[int, _Stream] = {}
         self._made = 0
@@ -91,6 +94,10 @@ class ContentStore:
             self._settle(stream, name.hexdigest())
         return name.hexdigest()
 
+    def add(self, data: bytes) -> None:
+        """Keep `data` from the next `commit` on, which also does all the work for it."""
+        self._added.append(data)
+
     def open_stream(self, stream: int, salt: bytes = b"") -> None:
         """Begin content in pieces. Raises `RunnerError` (ledger) for a number in use, or too many."""
         if stream in self._streams or len(self._streams) >= MAX_STREAMS:
@@ -118,6 +125,9 @@ class ContentStore:
 
     def commit(self) -> None:
         """Make everything stored so far durable, in one transaction."""
+        for data in self._added:
+            self.store(data)
+        self._added.clear()
         if not self._pending:
             return
         execute = self._database.execute

@@ -6,19 +6,20 @@ step 4, so an acknowledged entry survives a crash at any instruction.
 
 | # | write | when | a failure or crash here leaves |
 | --- | --- | --- | --- |
-| 1 | small content: one SQLite transaction, WAL, FULL | commit | content that no entry names: harmless |
+| 1 | content ahead of entries: one SQLite transaction, WAL, FULL | commit | content that no entry names: harmless |
 | 2 | large content: tmp/*, fsync, rename, fsync folder | its end | the same; tmp/* is emptied at start |
-| 3 | tail: append entries and their signed checkpoint | commit | a torn group: cut and noted as `repair` |
+| 3 | tail: append content, entries, a signed checkpoint | commit | a torn group: cut and noted as `repair` |
 | 4 | tail: fdatasync. On return: **acknowledge** | commit | the same: nobody was told of the group |
-| 5 | tile/entries/N, tile/L/N: .new, fsync, rename | tidy | tiles whose entries the tail holds too |
+| 5 | pack/N-*, tile/entries/N, tile/L/N: .new, fsync, rename | tidy | files of what the tail holds too |
 | 6 | fsync of the folders of 5 | tidy | the same: start does 5 again, and compares |
 | 7 | tail.new, fsync | tidy | the old tail, whole; tail.new is removed |
 | 8 | tail.new to tail: rename, fsync folder | tidy | the old tail or the new one, each whole |
 | 9 | partial tiles of what became full: unlink | tidy | partial tiles, still true, checked like all |
-| 10 | partial tiles | stop | none: only readers of other makes need them |
+| 10 | partial tiles; content of the tail, as 1 | stop | none: only readers without the tail need them |
 | 11 | checkpoint.new, fsync, rename, fsync folder | tidy, stop | an earlier checkpoint of the same ledger |
 
-tidy writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
+commit needs one fdatasync, and 1 only when content came ahead of its entry (large, or of no single entry). tidy
+writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
 
 Creation is 11 (an empty tree), then 7 and 8: a folder with a checkpoint of size 0 and no tail is a creation that
 was cut off, and is done again.

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runner.ledger import tail as tails
-from runner.ledger.entry import AnyEntry
 from runner.ledger.merkle import TILE_HEIGHT, TILE_WIDTH, Tile, Tree, leaf_hash, tile_root
 from runner.ledger.note import Checkpoint, Signer
 from runner.ledger.sequence import State
@@ -24,29 +23,23 @@ from runner.recorder.recovery import Pending, Recovered
 class Journal:
     """Entries on their way to disk. `durable` is the number of those that are there, signed."""
 
-    def __init__(self, folder: Path, signer: Signer, found: Recovered) -> None:
+    def __init__(self, folder: Path, content: Path, signer: Signer, found: Recovered) -> None:
         self._folder = folder
         self._tiles_folder = folder / TILES
+        self._content = content
         self._signer = signer
         self._settled: State = found.settled  # of the entries that are in bundles, as is the next
+        self._marks: list[State] = found.marks  # of the entries before each end of a bundle that is due
         self._settled_tree: Tree = found.settled_tree
-        self._tree: Tree = found.tree
+        self._tree: Tree = found.tree  # of the entries up to the newest checkpoint: a group is hashed as a whole
         self._pending: list[Pending] = found.entries  # every entry behind the bundles, written or not
         self._full: list[Tile] = found.tiles  # not yet files
         self._note = found.note
         self._file = -1
         self.durable = found.signed
         self.published = -1
-
-    @property
-    def size(self) -> int:
-        """The position of the next entry."""
-        return self._tree.size
-
-    @property
-    def base(self) -> int:
-        """The position of the tail's first entry."""
-        return self._settled_tree.size
+        self.base = found.settled_tree.size  # the position of the tail's first entry
+        self.size = found.tree.size  # the position of the next entry
 
     def create(self) -> None:
         """Begin a ledger."""
@@ -63,41 +56,42 @@ class Journal:
         """Go on in a new tail of what was readable and taken since, signed: one rename, so a crash before it repeats
         the repair, and after it nothing is left to repair."""
         self._sign()
-        self.durable = self._tree.size
+        self.durable = self.size
         self._rewrite_tail()
 
-    def take(self, data: bytes, entry: AnyEntry) -> int:
-        """Add an entry to the group. Returns its position."""
-        self._pending.append(Pending(data, entry))
-        self._full += self._tree.add(leaf_hash(data))
-        return self._tree.size - 1
+    def take(self, data: bytes, contents: tuple[bytes, ...], state: State) -> None:
+        """Add an entry to the group, with small content that it names; `state` is that of all entries with it."""
+        self._pending.append((data, contents))
+        self.size += 1
+        if len(self._pending) % TILE_WIDTH == 0:
+            self._marks.append(state.copy())
 
     def write_group(self) -> None:
         """Make the group durable, with a signed checkpoint over it."""
-        group = self._pending[self.durable - self.base :]
         self._sign()
-        written = [tails.record(tails.ENTRY, pending.data) for pending in group]
-        disk.write_all(self._file, b"".join([*written, tails.record(tails.SIGNED, self._note)]))
+        disk.write_all(self._file, tails.group(self._pending[self.durable - self.base :], self._note))
         # A crash here leaves a torn group, which nobody was told of: it is cut and noted at the next start.
         os.fdatasync(self._file)
         # From here on the group is recoverable.
-        self.durable = self._tree.size
+        self.durable = self.size
 
     def settle(self) -> None:
         """Turn every full bundle of the tail into files, then begin a new tail after them."""
         base = self.base
-        full = (self.durable - base) // TILE_WIDTH * TILE_WIDTH
+        bundles = (self.durable - base) // TILE_WIDTH
+        full = bundles * TILE_WIDTH
         if not full:
             return
-        bundled = [pending.data for pending in self._pending[:full]]
+        bundled = [data for data, _ in self._pending[:full]]
+        tiles.write_packs(self._content, base, [contents for _, contents in self._pending[:full]])
         written = tiles.write_full(self._tiles_folder, base, bundled, self._full)
-        # A crash here leaves tiles and a tail that hold the same entries: the next start does this again.
-        for position, pending in enumerate(self._pending[:full], base):
-            self._settled.apply(position, pending.entry)
+        # A crash here leaves packs, tiles and a tail that hold the same: the next start does this again.
+        self._settled = self._marks[bundles - 1]
         for tile in written:
             if tile.level == 0:
                 self._settled_tree.add(tile_root(tile.data), TILE_HEIGHT)
-        del self._pending[:full]
+        self.base = self._settled_tree.size
+        del self._pending[:full], self._marks[:bundles]
         self._full = [tile for tile in self._full if tile not in written]
         self._rewrite_tail()
         # A crash here leaves partial tiles beside the full ones.
@@ -111,7 +105,12 @@ class Journal:
     def write_partials(self) -> None:
         """Write the partial tiles of the current size, so that any tlog reader can read the folder of a stopped
         daemon. Everything must be durable."""
-        tiles.write_partials(self._tiles_folder, self._tree, [pending.data for pending in self._pending])
+        tiles.write_partials(self._tiles_folder, self._tree, [data for data, _ in self._pending])
+
+    def contents(self) -> Iterator[bytes]:
+        """The small content that lies in the tail, and in no pack yet."""
+        for _, contents in self._pending:
+            yield from contents
 
     def entries(self, position: int) -> Iterator[tuple[int, bytes]]:
         """(position, bytes) from `position` on, those of the unwritten group too."""
@@ -121,7 +120,7 @@ class Journal:
                 if place >= position:
                     yield place, data
         for place in range(max(position, base), base + len(pending)):
-            yield place, pending[place - base].data
+            yield place, pending[place - base][0]
 
     def close(self) -> None:
         """Let go of the tail, without writing."""
@@ -130,13 +129,15 @@ class Journal:
             os.close(stale)
 
     def _sign(self) -> None:
+        for data, _ in self._pending[self._tree.size - self.base :]:
+            self._full += self._tree.add(leaf_hash(data))
         head = Checkpoint(self._signer.verifier.name, self._tree.size, self._tree.root())
         self._note = self._signer.sign(head.text())
 
     def _rewrite_tail(self) -> None:
         """Replace the tail by one that begins after the bundles, ends at `durable`, and has the newest note."""
         head = tails.Head(self.base, self.durable, self._settled_tree.root(), self._settled)
-        held = [pending.data for pending in self._pending[: self.durable - self.base]]
+        held = self._pending[: self.durable - self.base]
         disk.replace(self._folder / TAIL, tails.build(tails.sign_head(head, self._signer), held, self._note))
         # From here on the new tail is the ledger's end.
         self.close()

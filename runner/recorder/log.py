@@ -21,7 +21,7 @@ from runner.ledger import entry as entries
 from runner.ledger.merkle import TILE_WIDTH
 from runner.ledger.note import Signer
 from runner.ledger.sequence import Sequence
-from runner.ledger.tile import LOCK
+from runner.ledger.tile import LOCK, PACKED
 from runner.recorder import durability as disk
 from runner.recorder.content import ContentStore
 from runner.recorder.journal import Journal
@@ -82,7 +82,8 @@ class Recorder:
                 found = recover(folder, signer.verifier)
                 known = found or nothing()
                 content = ContentStore(state_dir / "content")
-                opened = cls(Journal(folder, signer, known), known.sequence, content, clock)
+                journal = Journal(folder, state_dir / "content", signer, known)
+                opened = cls(journal, known.sequence, content, clock)
                 opened._begin(found, now)
             except BaseException:
                 if opened:
@@ -161,18 +162,24 @@ class Recorder:
             raise self._failed
         entry = entries.decode(entry_bytes)
         self._sequence.check(entry)
+        small: list[bytes] = []
         for data in contents:
-            self.store(data)
-        return self._take(entry_bytes, entry), entries.digest(entry_bytes)
+            if len(data) <= PACKED:
+                small.append(data)
+            else:
+                self._content.add(data)
+        return self._take(entry_bytes, tuple(small), entry), entries.digest(entry_bytes)
 
     def _admit(self, entry: entries.AnyEntry) -> None:
         """Take an entry of the recorder's own."""
         self._sequence.check(entry)
-        self._take(entries.encode(entry), entry)
+        self._take(entries.encode(entry), (), entry)
 
-    def _take(self, data: bytes, entry: entries.AnyEntry) -> int:
-        self._sequence.apply(self.size, entry)
-        return self._journal.take(data, entry)
+    def _take(self, data: bytes, contents: tuple[bytes, ...], entry: entries.AnyEntry) -> int:
+        position = self.size
+        self._sequence.apply(position, entry)
+        self._journal.take(data, contents, self._sequence.state)
+        return position
 
     def commit(self) -> int:
         """Make the group durable: content, entries, and a signed checkpoint. Returns the size then on disk.
@@ -187,7 +194,8 @@ class Recorder:
         return self.durable
 
     def tidy(self, *, stopping: bool = False) -> None:
-        """What is due after an acknowledgement: full bundles become files, the checkpoint file follows.
+        """What is due after an acknowledgement: full bundles and their content become files, the checkpoint file
+        follows.
 
         Call it when the acknowledgement is sent; otherwise the next `commit` does it first."""
         journal = self._journal
@@ -195,6 +203,9 @@ class Recorder:
             if journal.durable - journal.base >= TILE_WIDTH:
                 journal.settle()
             if stopping:
+                for data in journal.contents():
+                    self._content.store(data)  # so that the content folder is whole without the tail
+                self._content.commit()
                 journal.write_partials()
             waited = stopping or self._clock() - self._published_at >= PUBLISH_S
             if waited and journal.published != journal.durable:

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import tail as tails
-from runner.ledger.entry import AnyEntry, decode
-from runner.ledger.merkle import FULL_TILE, Tile, Tree, leaf_hash
+from runner.ledger.entry import decode
+from runner.ledger.merkle import FULL_TILE, TILE_WIDTH, Tile, Tree, leaf_hash
 from runner.ledger.note import Checkpoint, Verifier, read_checkpoint
 from runner.ledger.sequence import Sequence, State
 from runner.ledger.tile import CHECKPOINT, TAIL, TEMPORARY, TILES, Place, tile_path
@@ -20,17 +20,14 @@ from runner.ledger.tile import CHECKPOINT, TAIL, TEMPORARY, TILES, Place, tile_p
 _RESTORE = "keep the folder for examination; restore a backup, or move it away to begin a new ledger"
 
 
-class Pending(NamedTuple):
-    """An entry that lies in the tail: its bytes and what they say."""
-
-    data: bytes
-    entry: AnyEntry
+Pending = tuple[bytes, tuple[bytes, ...]]  # an entry that lies in the tail, and the content that came with it
 
 
 class Recovered(NamedTuple):
     """A ledger as found. `tiles` are full tiles whose entries still lie in the tail."""
 
     settled: State  # of the entries before the tail
+    marks: list[State]  # of those before the first, second, … bundle's end in the tail
     settled_tree: Tree  # of the same
     sequence: Sequence  # of all entries
     tree: Tree
@@ -89,14 +86,21 @@ def _replay(folder: Path, verifier: Verifier, found: tails.Tail, published: Chec
         raise refuse("ledger", f"the tiles do not add up to the signed root at {head.base}", field=str(folder / TILES))
     settled_tree, sequence = tree.copy(), Sequence(head.state)
     entries: list[Pending] = []
+    marks: list[State] = []
     tiles: list[Tile] = []
     note, signed = b"", -1
+    contents: list[bytes] = []
     for record in found.records:
-        if record.kind == tails.ENTRY:
+        if record.kind == tails.CONTENT:
+            contents.append(record.data)
+        elif record.kind == tails.ENTRY:
             entry = decode(record.data)
             sequence.check(entry)
             sequence.apply(tree.size, entry)
-            entries.append(Pending(record.data, entry))
+            entries.append((record.data, tuple(contents)))
+            contents.clear()
+            if len(entries) % TILE_WIDTH == 0:
+                marks.append(sequence.state.copy())
             tiles += tree.add(leaf_hash(record.data))
         else:
             checkpoint = read_checkpoint(record.data, verifier)
@@ -109,12 +113,12 @@ def _replay(folder: Path, verifier: Verifier, found: tails.Tail, published: Chec
     if signed < known:
         raise refuse("ledger", f"{known} entries were acknowledged, {max(signed, 0)} are readable and signed")
     cut = found.size - found.end
-    return Recovered(head.state, settled_tree, sequence, tree, entries, tiles, note, signed, cut)
+    return Recovered(head.state, marks, settled_tree, sequence, tree, entries, tiles, note, signed, cut)
 
 
 def nothing() -> Recovered:
     """A ledger that has no entry yet."""
-    return Recovered(State(), Tree(), Sequence(), Tree(), [], [], b"", 0, 0)
+    return Recovered(State(), [], Tree(), Sequence(), Tree(), [], [], b"", 0, 0)
 
 
 def _read_tile(folder: Path, level: int, number: int) -> bytes:

@@ -1,12 +1,13 @@
-"""The files that are written once: full tiles and bundles, and the partial ones of a stopped ledger."""
+"""The files that are written once: full tiles, bundles and packs, and the partial tiles of a stopped ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from runner.ledger.merkle import HASH, TILE_HEIGHT, TILE_WIDTH, Tile, Tree
-from runner.ledger.tile import ENTRIES, Place, pack_bundle, split_bundle, tile_path
+from runner.ledger.tile import ENTRIES, Place, pack_bundle, pack_contents, pack_path, split_bundle, tile_path
 from runner.recorder.durability import write_once
 
 
@@ -22,6 +23,18 @@ def write_full(folder: Path, base: int, entries: Sequence[bytes], tiles: Sequenc
         files.append((folder / tile_path(place), pack_bundle(entries[start : start + TILE_WIDTH])))
     write_once(files)
     return due
+
+
+def write_packs(folder: Path, base: int, contents: Sequence[tuple[bytes, ...]]) -> None:
+    """Write what came with the entries of whole bundles, from position `base` on, under the content folder, durably.
+
+    A bundle whose entries came with nothing has no pack. Raises as `write_full`."""
+    files: list[tuple[Path, bytes]] = []
+    for start in range(0, len(contents), TILE_WIDTH):
+        packed = pack_contents(chain.from_iterable(contents[start : start + TILE_WIDTH]))
+        if packed:
+            files.append((folder / pack_path((base + start) // TILE_WIDTH, packed), packed))
+    write_once(files)
 
 
 def write_partials(folder: Path, tree: Tree, entries: Sequence[bytes]) -> None:

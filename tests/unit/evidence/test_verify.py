@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from runner.errors import RunnerError
 from runner.evidence import report as found
+from runner.evidence.content import ContentReader
 from runner.evidence.report import Report
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
@@ -251,7 +252,7 @@ def test_order_of_calls_is_checked_even_when_it_is_signed(sample: ModuleType, tm
 
 def test_content_missing_and_wrong_are_told_apart(sample: ModuleType, state: Path) -> None:
     database = sqlite3.connect(state / "content/small.db")
-    arguments = [bytes.fromhex(sample.call(number).arguments.digest) for number in (5, 6)]
+    arguments = [bytes.fromhex(sample.call(number).arguments.digest) for number in (3, 6)]
     database.execute("DELETE FROM blob WHERE digest = ?", (arguments[0],))
     database.execute("UPDATE blob SET data = CAST('x' AS BLOB) WHERE digest = ?", (arguments[1],))
     database.commit()
@@ -259,8 +260,48 @@ def test_content_missing_and_wrong_are_told_apart(sample: ModuleType, state: Pat
     report = check(sample, state)
     assert failed(report) == {found.MISSING, found.WRONG}
     by_number = {item.number: item for item in report.checks}
-    assert by_number[found.MISSING].findings[0].place == "position 11, arguments"
+    assert by_number[found.MISSING].findings[0].place == "position 7, arguments"
     assert by_number[found.WRONG].findings[0].place == "position 13, arguments"
+
+
+def test_content_in_a_pack_is_hashed(sample: ModuleType, state: Path) -> None:
+    (pack,) = (state / "content/pack").iterdir()
+    data = pack.read_bytes()
+    bent = bytearray(data)
+    bent[data.index(b"arguments 5")] ^= 1
+    pack.write_bytes(bent)
+    report = check(sample, state)
+    assert failed(report) == {found.MISSING}
+    assert "position 11, arguments" in places(report)
+    pack.write_bytes(data[: data.index(b"arguments 100")])
+    assert failed(check(sample, state)) == {found.MISSING}
+    pack.unlink()
+    assert failed(check(sample, state)) == {found.MISSING}
+    # Wherever it lies, what has the right name is the content: beside a pack of another ledger, too.
+    (pack.parent / "000-of-another").write_bytes(b"\x00\x00\x00\x04noise")
+    (pack.parent / "000-restored").write_bytes(data)
+    assert check(sample, state).ok
+
+
+def test_content_is_found_while_it_lies_in_the_tail_and_after_it_left(sample: ModuleType, tmp_path: Path) -> None:
+    recorder = sample.open_recorder(tmp_path)
+    sample.add(recorder, sample.start(), *sample.pairs(0, 20))
+    recorder.commit()
+    reader = ContentReader(tmp_path / "content")
+    name = sample.call(1).arguments.digest
+    assert not (tmp_path / "content/pack").exists()
+    assert reader.get(name, 3) == sample.SALT + b"arguments 1"
+    sample.add(recorder, *sample.pairs(20, 120))
+    recorder.commit()
+    recorder.tidy()
+    assert reader.get(name, 3) == sample.SALT + b"arguments 1"  # from its pack, which was not there before
+    assert reader.get(sample.call(139).arguments.digest, 279) == sample.SALT + b"arguments 139"
+    assert reader.get("0" * 64, 3) is None
+    recorder.close()
+    # Stopped, the content folder is whole without the ledger beside it.
+    (tmp_path / "ledger").rename(tmp_path / "elsewhere")
+    assert verify(tmp_path / "elsewhere", sample.VKEY, tmp_path / "content").ok
+    reader.close()
 
 
 def test_large_content_is_hashed(sample: ModuleType, tmp_path: Path) -> None:

@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.errors import RunnerError
-from runner.ledger.tile import ENTRIES, Place, pack_bundle, parse_tile_path, split_bundle, tile_path
+from runner.ledger.tile import (
+    ENTRIES,
+    Place,
+    pack_bundle,
+    pack_contents,
+    pack_path,
+    pack_prefix,
+    parse_tile_path,
+    split_bundle,
+    split_pack,
+    tile_path,
+)
 
 VECTORS = json.loads((Path(__file__).parents[2] / "vectors/ledger.json").read_text())
 
@@ -46,3 +57,21 @@ def test_bundles_come_back_and_every_cut_is_found(entries: list[bytes]) -> None:
             split_bundle(data[:cut], len(entries))
     with pytest.raises(RunnerError):
         split_bundle(data + b"\0", len(entries))
+
+
+@given(st.lists(st.binary(max_size=40), max_size=12))
+def test_packs_come_back_as_far_as_they_are_whole(contents: list[bytes]) -> None:
+    data = pack_contents(contents)
+    assert list(split_pack(data)) == contents
+    for cut in range(len(data)):
+        found = list(split_pack(data[:cut]))
+        assert found == contents[: len(found)]
+        assert len(found) < len(contents)
+
+
+def test_packs_of_one_number_have_names_of_their_own() -> None:
+    one, other = pack_path(1234, b"one"), pack_path(1234, b"other")
+    assert one != other
+    for path in (one, other):
+        assert path.startswith(pack_prefix(1234))
+    assert pack_prefix(1234) == "pack/x001/234-"

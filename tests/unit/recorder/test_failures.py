@@ -203,7 +203,7 @@ def test_short_writes_are_carried_on(sample: ModuleType, tmp_path: Path, monkeyp
 def test_content_that_cannot_be_stored_is_the_end(sample: ModuleType, tmp_path: Path) -> None:
     recorder = sample.open_recorder(tmp_path)
     recorder._content._database.execute("PRAGMA query_only=ON")
-    sample.add(recorder, sample.call(1))
+    sample.add(recorder, sample.call(3))  # whose content came ahead of it
     with pytest.raises(RunnerError, match="readonly"):
         recorder.commit()
     with pytest.raises(RunnerError):
