@@ -200,7 +200,7 @@ class Container:
         if self._loop is not None:
             self._loop.close()
         disk = self._disk
-        if disk is not None and disk.fresh:
+        if disk is not None:
             await self._workshop.blocking(lambda: disk.settle(pid))
 
     def _promise(self) -> DiskPromise | None:

@@ -72,7 +72,8 @@ class Disk:
         return loop.attach(self.image)
 
     def settle(self, pid: int) -> None:
-        """Make its new filesystem look like any workspace, through the sandbox's own mount, before a tool runs.
+        """Make it look like any workspace, through the sandbox's own mount, before a tool runs: a new filesystem has
+        another mode and a folder of its own, and so may one that tools have used.
 
         A mount that is not this disk is left alone: the measurement refuses it. Raises OSError."""
         place = os.open(f"/proc/{pid}/root{WORKSPACE}", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -82,7 +83,8 @@ class Disk:
                 return
             os.fchmod(place, 0o700)
             with contextlib.suppress(FileNotFoundError):
-                os.rmdir("lost+found", dir_fd=place)
+                if os.stat("lost+found", dir_fd=place, follow_symlinks=False).st_uid == 0:  # mke2fs's, not a tool's
+                    os.rmdir("lost+found", dir_fd=place)
         finally:
             os.close(place)
 

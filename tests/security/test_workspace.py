@@ -248,14 +248,17 @@ def test_a_disk_outlives_its_sandbox_and_its_engine_and_ends_with_its_task(bench
     async def act():
         async with benches.open(tmp_path / "a", profile(benches)) as bench:
             first, control = await bench.create("s1")
-            assert bench.execute("sh", "-c", "echo kept > /workspace/f; chmod 0 /workspace/f")[0] == 0
+            change = "echo kept > f; chmod 0 f; mkdir lost+found; chmod 777 ."
+            assert bench.execute("sh", "-c", f"cd /workspace; {change}")[0] == 0
             os.kill(first.pid, 9)
             await _until(lambda: bool(bench.ended))
             assert attached(tmp_path) == []  # between two sandboxes it is a file and nothing else
             os.close(control)
             second, control = await bench.create("s2")
             assert second.uid == first.uid
-            assert bench.execute("cat", "/workspace/f", sandbox="s2")[0] == 1  # modes are as they were, too
+            assert bench.execute("ls", "-A", "/workspace", sandbox="s2") == (0, "f\nlost+found\n")
+            assert bench.execute("stat", "-c", "%a", "/workspace", sandbox="s2") == (0, "700\n")  # whatever tools made it
+            assert bench.execute("cat", "/workspace/f", sandbox="s2")[0] == 1  # other modes are as they were
             assert bench.execute("sh", "-c", "chmod 600 /workspace/f; cat /workspace/f", sandbox="s2") == (0, "kept\n")
             os.close(control)
             instance = bench.instance
@@ -274,6 +277,23 @@ def test_a_disk_outlives_its_sandbox_and_its_engine_and_ends_with_its_task(bench
             assert bench.execute("sh", "-c", "ls -A /workspace", sandbox="s4") == (0, "")
             os.close(control)
             await bench.engine.destroy("s4", "over")
+            await bench.engine.remove_disk("t")
+
+    asyncio.run(act())
+
+
+def test_a_disk_whose_first_sandbox_never_came_is_whole_for_the_next(benches, tmp_path):
+    """As after kill -9 of the engine between the disk and its container."""
+
+    async def act():
+        async with benches.open(tmp_path, profile(benches)) as bench:
+            _, lease = bench.engine._disks.open("t", profile(benches).ceilings)
+            lease.release()
+            measured, control = await bench.create("s1")
+            assert measured.uid == lease.uid
+            assert bench.execute("ls", "-A", "/workspace") == (0, "")
+            os.close(control)
+            await bench.engine.destroy("s1", "over")
             await bench.engine.remove_disk("t")
 
     asyncio.run(act())
