@@ -30,26 +30,53 @@ from runner.ledger.tile import (
     tile_path,
 )
 
+Relevant = Callable[[Callable[[bytes], bool]], bool]  # of bytes, by asking which others they hold
 EXPORTED_KEY = "vkey"  # the name of the public key in an export
 MAX_TAIL = 1 << 30  # a tail is cut at 256 entries (16 MiB at most) and a group; more is not one
 MAX_NOTE = 1 << 20
 
 
-def read_file(path: Path, limit: int) -> bytes:
+def read_file(path: Path | str, limit: int) -> bytes:
     """A regular file's bytes, never through a symbolic link. Raises `RunnerError` (ledger) naming it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise refuse("ledger", "it is not a regular file", field=str(path))
-            if status.st_size > limit:
-                raise refuse("ledger", f"its {status.st_size} bytes are more than {limit}", field=str(path))
-            return file.read(limit)
-    except FileNotFoundError:
-        raise refuse("ledger", "it is missing", field=str(path)) from None
-    except OSError as error:
-        raise refuse("ledger", f"it cannot be read: {error.strerror}", field=str(path)) from None
+    scratch = Scratch()
+    count = scratch.read(path, limit)
+    return bytes(memoryview(scratch.data)[:count])
+
+
+class Scratch:
+    """One buffer for file after file: a search reads far more than it keeps, and memory fresh from the kernel for each
+    file costs it more than the looking."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+
+    def read(self, path: Path | str, limit: int) -> int:
+        """Put a file's bytes at the start of `data`; how many they are. Refuses as `read_file` does."""
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode):
+                    raise refuse("ledger", "it is not a regular file", field=str(path))
+                if status.st_size > limit:
+                    raise refuse("ledger", f"its {status.st_size} bytes are more than {limit}", field=str(path))
+                return self._fill(descriptor, status.st_size)
+            finally:
+                os.close(descriptor)
+        except FileNotFoundError:
+            raise refuse("ledger", "it is missing", field=str(path)) from None
+        except OSError as error:
+            raise refuse("ledger", f"it cannot be read: {error.strerror}", field=str(path)) from None
+
+    def _fill(self, descriptor: int, size: int) -> int:
+        """Read what the file held when it was opened; a file that grows is read up to there."""
+        if len(self.data) < size:
+            self.data = bytearray(size)
+        count = 0
+        with memoryview(self.data) as room:
+            while count < size and (got := os.readv(descriptor, [room[count:size]])):
+                count += got
+        return count
 
 
 def load_verifier(text_or_path: str, folder: Path) -> Verifier:
@@ -84,6 +111,7 @@ class Ledger:
         self.checkpoint: Checkpoint
         self.base = 0  # entries before this are in full bundles
         self.held: list[bytes] = []  # entries from there on
+        self._scratch = Scratch()
         self.refresh()
 
     @property
@@ -124,10 +152,18 @@ class Ledger:
 
     def bundle(self, number: int) -> list[bytes]:
         """The entries of a full bundle."""
-        return split_bundle(self._bundle_bytes(number), TILE_WIDTH)
+        return split_bundle(read_file(self._bundle_path(number), bundle_limit()), TILE_WIDTH)
 
-    def _bundle_bytes(self, number: int) -> bytes:
-        return read_file(self.folder / TILES / tile_path(Place(ENTRIES, number)), bundle_limit())
+    def _bundle_if(self, number: int, relevant: Relevant) -> list[bytes]:
+        """The entries of a full bundle, none of them when its bytes are not relevant."""
+        count = self._scratch.read(self._bundle_path(number), bundle_limit())
+        data = self._scratch.data
+        if not relevant(lambda needle: data.find(needle, 0, count) >= 0):
+            return []
+        return split_bundle(bytes(memoryview(data)[:count]), TILE_WIDTH)
+
+    def _bundle_path(self, number: int) -> str:
+        return f"{self.folder}/{TILES}/{tile_path(Place(ENTRIES, number))}"
 
     def entries(self, start: int = 0) -> Iterator[tuple[int, bytes]]:
         """(position, bytes) from `start` on, in order."""
@@ -138,23 +174,22 @@ class Ledger:
         for position in range(max(start, self.base), self.size):
             yield position, self.held[position - self.base]
 
-    def backwards(self, needles: Sequence[bytes] = ()) -> Iterator[tuple[int, list[bytes]]]:
-        """Runs of entries, newest run first: (position of the run's first, its entries in order). Runs whose bytes do
-        not hold every needle are passed over unparsed, which is what makes a search quick."""
+    def backwards(self, relevant: Relevant = lambda holds: True) -> Iterator[tuple[int, list[bytes]]]:
+        """Runs of entries, newest run first: (position of the run's first, its entries in order). Bundles whose bytes
+        are not relevant are passed over unparsed, which is what makes a search quick without an index to keep."""
         yield self.base, self.held
         for number in range(self.base // TILE_WIDTH - 1, -1, -1):
-            data = self._bundle_bytes(number)
-            if all(needle in data for needle in needles):
-                yield number * TILE_WIDTH, split_bundle(data, TILE_WIDTH)
+            run = self._bundle_if(number, relevant)
+            if run:
+                yield number * TILE_WIDTH, run
 
     def first_with(self, needles: Sequence[bytes], start: int) -> tuple[int, bytes] | None:
         """The first entry from `start` on that holds every needle."""
         for number in range(start // TILE_WIDTH, self.base // TILE_WIDTH):
-            data = self._bundle_bytes(number)
-            if all(needle in data for needle in needles):
-                for position, entry in enumerate(split_bundle(data, TILE_WIDTH), number * TILE_WIDTH):
-                    if position >= start and all(needle in entry for needle in needles):
-                        return position, entry
+            run = self._bundle_if(number, lambda holds: all(map(holds, needles)))
+            for position, entry in enumerate(run, number * TILE_WIDTH):
+                if position >= start and all(needle in entry for needle in needles):
+                    return position, entry
         for position in range(max(start, self.base), self.size):
             if all(needle in self.held[position - self.base] for needle in needles):
                 return position, self.held[position - self.base]

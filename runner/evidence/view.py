@@ -7,7 +7,7 @@ invisible characters plain before anything reaches a terminal.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -34,7 +34,7 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
         if self.outcome is not None:
             code = self.outcome.exit_code
             return self.outcome.outcome + (f" {code}" if code is not None else "")
-        return "running" if self.call.plan is not None else "-"
+        return UNENDED[self.call.plan is None]
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,13 +48,13 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     since: str = ""
 
     def texts(self, call: str) -> tuple[tuple[bytes, str], ...]:
-        """Members that the entry of a wanted call has, as (name, text)."""
+        """Members that the entry of a wanted call has, as (name, text), the ones that few entries have first."""
         return (
+            (b"call", call),
             (b"task", self.task),
             (b"agent", self.agent),
             (b"tool", self.tool),
             (b"effect", self.effect),
-            (b"call", call),
         )
 
     def passes(self, view: CallView) -> bool:
@@ -78,29 +78,66 @@ class _Peek(msgspec.Struct):
 _peek = msgspec.json.Decoder(_Peek)
 # A quote inside a JSON string is escaped, so these bytes are never part of a text.
 _CALL, _OUTCOME = b'"kind":"call"', b'"kind":"outcome"'
+UNENDED = ("running", "-")  # the states of calls without an outcome: planned, and never planned
+_MAX_ENDS = 1 << 16  # outcomes whose calls were not met yet
+_PLAN = b'"plan":'  # a call without one, denied for instance, has no outcome to look for
+
+
+def _member(name: bytes, text: str) -> bytes:
+    """How a member of an entry with this text is written."""
+    return b'"%b":%b' % (name, msgspec.json.encode(text))
 
 
 def calls(ledger: Ledger, wanted: Filter, call: str = "") -> Iterator[CallView]:
     """Calls that `wanted` lets pass, newest first; with `call`, only the one of that id."""
-    needles = [b'"%b":%b' % (name, msgspec.json.encode(text)) for name, text in wanted.texts(call) if text]
+    needles = [_member(name, text) for name, text in wanted.texts(call) if text]
+    found = _with(ledger, needles) if needles else _joined(ledger, wanted.outcome)
+    for view in found:
+        if wanted.passes(view):
+            yield view
+        elif wanted.since and view.call.time < wanted.since:
+            return  # older ones follow; clocks that stepped back are not searched through
+
+
+def _with(ledger: Ledger, needles: Sequence[bytes]) -> Iterator[CallView]:
+    """Calls whose entries hold every needle, newest first. Each end is looked for from its call on: it is near."""
+    for start, run in ledger.backwards(lambda holds: all(map(holds, needles))):
+        first, *rest = needles
+        for place in range(len(run) - 1, -1, -1):
+            data = run[place]
+            if first in data and _CALL in data and all(needle in data for needle in rest):
+                end = None
+                if _PLAN in data:
+                    named = [_OUTCOME, _member(b"call", _peek.decode(data).call)]
+                    end = _first(run, place, start, named) or ledger.first_with(named, start + len(run))
+                yield _join(start + place, data, end)
+
+
+def _first(run: Sequence[bytes], place: int, start: int, needles: Sequence[bytes]) -> tuple[int, bytes] | None:
+    """The first entry of a run from `place` on that holds every needle, with its position."""
+    for at in range(place, len(run)):
+        if all(needle in run[at] for needle in needles):
+            return start + at, run[at]
+    return None
+
+
+def _joined(ledger: Ledger, outcome: str) -> Iterator[CallView]:
+    """Calls with their ends, newest first; of those with an end the ones whose outcome is `outcome`, when it is one."""
     ends: dict[str, tuple[int, bytes]] = {}
-    for start, run in ledger.backwards(needles):
-        if needles:
-            ends.clear()  # runs are left out, so ends whose call lies in one of them would pile up
+    kind = _member(b"outcome", outcome) if outcome not in ("", *UNENDED) else b""
+    for start, run in ledger.backwards(
+        lambda holds: holds(kind) or any(holds(_member(b"call", name)) for name in ends)
+    ):
         for position in range(start + len(run) - 1, start - 1, -1):
             data = run[position - start]
-            if _OUTCOME in data:
+            if _OUTCOME in data and kind in data:
                 ends[_peek.decode(data).call] = (position, data)
-            elif _CALL in data and all(needle in data for needle in needles):
-                name = _peek.decode(data).call
-                end = ends.pop(name, None)
-                if end is None and needles:
-                    end = ledger.first_with([_OUTCOME, b'"call":' + msgspec.json.encode(name)], position)
-                view = _join(position, data, end)
-                if wanted.passes(view):
-                    yield view
-                elif wanted.since and view.call.time < wanted.since:
-                    return  # older ones follow; clocks that stepped back are not searched through
+                if len(ends) > _MAX_ENDS:
+                    del ends[next(iter(ends))]  # no ledger of ours has so many calls open at one time
+            elif _CALL in data and (not kind or ends):
+                end = ends.pop(_peek.decode(data).call, None)
+                if end is not None or not kind:
+                    yield _join(position, data, end)
 
 
 def find(ledger: Ledger, call: str) -> CallView | None:

@@ -257,7 +257,10 @@ def test_a_disk_outlives_its_sandbox_and_its_engine_and_ends_with_its_task(bench
             second, control = await bench.create("s2")
             assert second.uid == first.uid
             assert bench.execute("ls", "-A", "/workspace", sandbox="s2") == (0, "f\nlost+found\n")
-            assert bench.execute("stat", "-c", "%a", "/workspace", sandbox="s2") == (0, "700\n")  # whatever tools made it
+            assert bench.execute("stat", "-c", "%a", "/workspace", sandbox="s2") == (
+                0,
+                "700\n",
+            )  # whatever tools made it
             assert bench.execute("cat", "/workspace/f", sandbox="s2")[0] == 1  # other modes are as they were
             assert bench.execute("sh", "-c", "chmod 600 /workspace/f; cat /workspace/f", sandbox="s2") == (0, "kept\n")
             os.close(control)
