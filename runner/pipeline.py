@@ -1,7 +1,6 @@
 """THE PATH of one call, top to bottom: authenticate, authorize, approve, plan, record, execute, filter, record, reply.
 
-Every step is a value in, a value out; only the order is here. A refusal is recorded before it is told. Nothing
-happens in a sandbox before the call, its decision and its plan are in the ledger.
+Only the order is here. A refusal is recorded before it is told; call, decision and plan before a sandbox hears of it.
 """
 
 from __future__ import annotations
@@ -76,12 +75,14 @@ class Pipeline:
         # 4. plan, and record: call, decision and plan are in the ledger before anything else exists.
         planned = self._planned(answer, running, session, serving)
         await record.call(self._parts.journal, authenticated, decision, planned, running, session, serving)
+        span.recorded()
         if isinstance(answer, Refusal) or planned is None:
             raise RunnerError(answer if isinstance(answer, Refusal) else ABANDONED)
         # --- a crash from here on is recoverable: at its next start the recorder seals the call as interrupted.
         # 5. execute and 6. filter. Whatever happens now is an outcome, and every outcome is sealed.
         pump = Pump(self._parts.journal.recorder, limit=planned.output, **self._parts.streams())
         ended = await self._execute(planned, running, session, serving, reply, pump)
+        span.ended()
         # 7. record: sealed before it is told.
         value, problem = structured(ended.value, planned.result)
         finished = await record.outcome(

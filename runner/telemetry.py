@@ -52,7 +52,7 @@ class Span:
             self._span.update_name(f"execute_tool {authenticated.tool}")
             self._set({"gen_ai.operation.name": "execute_tool", "gen_ai.tool.name": authenticated.tool})
             self._set({"gen_ai.agent.name": authenticated.principal.agent, "runner.task": authenticated.principal.task})
-            self._span.add_event("authenticated")
+            self._event("authenticated")
 
     def named(self, call: str) -> None:
         """The call has an id."""
@@ -63,13 +63,26 @@ class Span:
         if self._span is not None:
             self._span.add_event("decided", {"runner.effect": decision.effect, "runner.rules": list(decision.rules)})
 
+    def recorded(self) -> None:
+        """Step 4 is done: the call, its decision and its plan are in the ledger."""
+        self._event("recorded")
+
+    def ended(self) -> None:
+        """Steps 5 and 6 are done: the sandbox has said the last of this call."""
+        self._event("ended")
+
     def sealed(self, outcome: str, position: int) -> None:
-        """The call's outcome is in the ledger."""
+        """Step 7 is done: the call's outcome is in the ledger."""
         self._set({"runner.outcome": outcome, "runner.position": position})
+        self._event("sealed")
 
     def refused(self, code: str) -> None:
         """The call was refused."""
         self._set({"error.type": code})
+
+    def _event(self, name: str) -> None:
+        if self._span is not None:
+            self._span.add_event(name)
 
     def _set(self, attributes: dict[str, Any]) -> None:
         if self._span is not None:

@@ -113,7 +113,7 @@ def main(*, quick: bool) -> None:
         guarantee="isolation = launcher, warm; everything on",
         measured=(
             f"medians of {len(told)} calls, one after the other: spans of gate by OTLP, the process's own time from "
-            "the ledger (it lies within the last step of gate; the rest of that step is sandbox, pipes, records), the "
+            "the ledger (it lies within the step until ended; the rest of that step is sandbox, pipes, output), the "
             "client's clock around both (gate ends a span after it has answered: the last step may be below 0). "
             "Telemetry: two daemons in turns, with and without; gate's CPU from schedstat"
         ),
