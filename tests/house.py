@@ -211,6 +211,29 @@ class Daemon:
         return found
 
 
+def _below(pid: int, *, own: bool) -> list[psutil.Process]:
+    """Processes below PID 1 of a sandbox, by whether they run its own program or another. One that ended is neither."""
+    found = []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        for each in first.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                line = each.cmdline()
+                if line and (line == first.cmdline()) == own:
+                    found.append(each)
+    return found
+
+
+def programs(pid: int) -> list[psutil.Process]:
+    """What tools run in the sandbox whose PID 1 this is."""
+    return _below(pid, own=False)
+
+
+def forks(pid: int) -> list[psutil.Process]:
+    """The forks of this PID 1 that run no other program: the seed, then launchers, and python tools' processes."""
+    return _below(pid, own=True)
+
+
 @pytest.fixture
 def make_daemon(tool_image: str) -> Iterator[Callable[..., Daemon]]:
     """Daemons of a test's own, started. Stopped at the end; nothing of them may be left."""
@@ -273,4 +296,15 @@ def alive(pid: int) -> bool:
     return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-__all__ = ["EVERY_TOOL", "ISSUER", "Daemon", "alive", "daemon", "make_daemon", "readable", "shared_daemon"]
+__all__ = [
+    "EVERY_TOOL",
+    "ISSUER",
+    "Daemon",
+    "alive",
+    "daemon",
+    "forks",
+    "make_daemon",
+    "programs",
+    "readable",
+    "shared_daemon",
+]

@@ -1,39 +1,24 @@
-"""What one task's flood costs another task: the latency of a neighbour's calls, idle and under each flood. Prints JSON.
+"""What one task's floods cost another task's calls
 
-    python tests/bench/neighbours.py [CALLS]
-
-Every figure is the client's own clock around a warm `echo` of another task, so it holds whatever the neighbour meets:
-gate's queue, the container's start of a process, the host's processors. `ratio` is against the idle round measured just
-before that flood. Floods end by the ceilings of the profile they run in; a round whose flood ended begins it anew.
+A warm `echo` of one task, idle and while another task floods what they share: processors, processes, memory, disk,
+descriptors, output. Floods end by the ceilings of the profile they run in; one that ended is begun anew.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import platform
-import shutil
-import sys
-import tempfile
 import threading
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from common import ECHO, Block, emit, options, percentile, repeat, serving, spawned
 from house import Daemon
 
-from runner.client import Runner
 from runner.client.errors import CallError
-from runner.engine import image
-from runner.engine.docker import Docker
 
-ECHO = {"argv": ["/bin/echo", "x"]}
+ARGUMENTS = {"argv": list(ECHO)}
 FLOODS = {
     "spin": "import os\nfor _ in range(4): os.fork()\nwhile True: pass",
-    "fork bomb": "import os\nwhile True:\n try: os.fork()\n except OSError: pass",
+    "fork_bomb": "import os\nwhile True:\n try: os.fork()\n except OSError: pass",
     "memory": "kept = []\nwhile True: kept.append(bytearray(1 << 20))",
     "disk": "import os\nwhile True:\n with open('/workspace/f', 'wb') as file:\n"
     "  try:\n   while True: file.write(bytes(1 << 20))\n  except OSError: pass",
@@ -47,35 +32,23 @@ FLOODS = {
 }
 
 
-def latencies(runner: Runner, count: int) -> dict[str, float]:
-    """Milliseconds of `count` calls one after the other."""
-    found = []
-    for _ in range(count):
-        began = time.perf_counter()
-        runner.call("shell_run", ECHO)
-        found.append((time.perf_counter() - began) * 1000)
-    found.sort()
-    return {"p50_ms": round(found[count // 2], 3), "p99_ms": round(found[min(count - 1, int(count * 0.99))], 3)}
-
-
 @contextlib.contextmanager
-def flooding(daemon: Daemon, code: str) -> Iterator[list[str]]:
-    """A task that does nothing but this, until the block ends; how each of its calls ended."""
-    ended: list[str] = []
-    over = threading.Event()
+def flooding(daemon: Daemon, code: str) -> Iterator[set[str]]:
+    """A task that does nothing but this until the block ends; the ways in which its calls ended."""
+    ended: set[str] = set()
     with daemon.connect() as attacker:
-        attacker.call("shell_run", ECHO)
+        begun, over = threading.Event(), threading.Event()
 
         def flood() -> None:
             while not over.is_set():
-                with contextlib.suppress(CallError):
-                    done = attacker.call("python_run", {"code": code}, deadline=10)
-                    ended.append(done.outcome.kind)
+                with contextlib.suppress(CallError), attacker.stream("python_run", {"code": code}, deadline=10) as run:
+                    begun.set()
+                    ended.add(run.result().outcome.kind)
 
         thread = threading.Thread(target=flood)
         thread.start()
-        time.sleep(0.5)  # it has begun
         try:
+            assert begun.wait(30)
             yield ended
         finally:
             over.set()
@@ -83,34 +56,51 @@ def flooding(daemon: Daemon, code: str) -> Iterator[list[str]]:
             thread.join()
 
 
-def main() -> None:
-    """Measure in turn, print once."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 300
-    place = Path(tempfile.mkdtemp(prefix="toolrunner-bench-"))
-    place.chmod(0o711)
-    daemon = Daemon(place, image.build(Docker(), image.BASE))
-    daemon.start()
-    found = {}
-    try:
-        with daemon.connect() as neighbour:
-            latencies(neighbour, max(10, count // 5))
-            for name, code in FLOODS.items():
-                idle = latencies(neighbour, count)
+def times(block: Block, count: int) -> dict[str, float]:
+    """Median and tail of so many calls."""
+    found = block(count)
+    return {"median": percentile(found, 0.5), "p99": percentile(found, 0.99)}
+
+
+def main(*, quick: bool) -> None:
+    """Each flood beside an idle round of its own, taken just before it."""
+    count, rounds = (20, 1) if quick else (200, 3)
+    figures: dict[str, float] = {}
+    ratios: dict[str, float] = {}
+    ends: dict[str, list[str]] = {}
+    with serving() as daemon, daemon.connect() as neighbour:
+        call = repeat(lambda: neighbour.call("shell_run", ARGUMENTS))
+        call(50)
+        for name, code in FLOODS.items():
+            taken = []
+            for _ in range(rounds):
+                idle = times(call, count)
                 with flooding(daemon, code) as ended:
-                    under = latencies(neighbour, count)
-                ratios = {key: round(under[f"{key}_ms"] / idle[f"{key}_ms"], 2) for key in ("p50", "p99")}
-                found[name] = {"idle": idle, "under": under, "ratio": ratios, "ended": sorted(set(ended))}
-    finally:
-        daemon.stop()
-        shutil.rmtree(place)
-    machine = {
-        "cpus": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-    }
-    print(json.dumps({"figures": found, "calls": count, "machine": machine}, indent=2))
+                    under = times(call, count)
+                taken.append({each: (under[each] / idle[each], under[each]) for each in idle})
+                ends[name] = sorted({*ends.get(name, ()), *ended})
+            for each in ("median", "p99"):
+                ratio, figure = sorted(round_[each] for round_ in taken)[rounds // 2]
+                figures[f"{name}_{each}_ms"], ratios[f"{name}_{each}"] = figure, ratio
+        baseline = {"idle_median_ms": idle["median"], "posix_spawn_ms": percentile(spawned(ECHO)(count), 0.5)}
+    for each in ("median", "p99"):
+        ratios[f"worst_{each}"] = max(value for name, value in ratios.items() if name.endswith(each))
+    emit(
+        "neighbours' latency under a flood, over its idle value",
+        figures=figures,
+        baseline=baseline,
+        ratios=ratios,
+        goal={"worst_median": "<= 2", "worst_p99": "<= 2"},
+        floor={},
+        guarantee="isolation = launcher; each flood runs at full strength within its profile's ceilings",
+        measured=(
+            f"the client's clock around {count} warm calls of a neighbour, idle and then under the flood, the middle "
+            f"of {rounds} rounds; everybody on this machine's processors"
+        ),
+        quick=quick,
+        ended=ends,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    main(quick=options(__doc__ or "").quick)

@@ -51,6 +51,9 @@ def test_a_quick_run_measures_both_isolations(runner: Any, tool_image: str, tmp_
 def test_whoever_stops_it_finds_nothing_left(number: int, tool_image: str, place: Path) -> None:
     command = [sys.executable, "-m", "runner", "bench", "warm_call"]
     environment = {**os.environ, "TMPDIR": str(place)}
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # whoever started the tests may ignore it: that is inherited
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/") as process:
         deadline = time.monotonic() + 60
         while not any("serving: instance" in log.read_text() for log in place.glob("*/log")):

@@ -291,7 +291,7 @@ def test_the_host_and_its_processes_cannot_be_seen(benches, tmp_path):
         async with benches.open(tmp_path) as bench:
             _, control = await bench.create()
             found = bench.python(SEEN)
-            assert len(found["processes"]) == 2  # PID 1 and this probe
+            assert len(found["processes"]) == 3  # PID 1, the seed of its launchers and this probe
             assert found["processes"][0] == 1
             assert found["sockets"] == []
             assert found["control"] is False

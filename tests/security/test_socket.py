@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import psutil
 import pytest
-from house import Daemon
+from house import Daemon, programs
 from soak import flat as flats
 from soak.cases import throw_frames
 from soak.mutants import hostile, valid
@@ -248,7 +248,6 @@ def test_a_client_that_goes_in_the_middle_leaves_no_process(daemon: Daemon) -> N
     handed = daemon.credentials()
     with daemon.connect(handed) as runner:
         assert works(runner)
-        pids = {pid for pid in daemon.sandbox_pids() if psutil.Process(pid).children()}
         calls = []
         for _ in range(20):
             client = Raw(daemon, handed).open()
@@ -257,11 +256,7 @@ def test_a_client_that_goes_in_the_middle_leaves_no_process(daemon: Daemon) -> N
             client.until(agent.Output)
             client.sock.close()
 
-        def orphans() -> list[psutil.Process]:
-            launchers = [each for pid in pids for each in psutil.Process(pid).children()]
-            return [tool for each in launchers for tool in each.children(recursive=True)]
-
-        daemon.wait(lambda: not orphans(), 20)
+        daemon.wait(lambda: not any(map(programs, daemon.sandbox_pids())), 20)
         assert {daemon.outcome(call).outcome for call in calls} == {"cancelled"}
         assert works(runner)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from house import Daemon
+from house import Daemon, forks, programs
 from soak import flat, matrix
 from soak.dockerd import Dockerd
 from soak.mutants import mutate, valid
@@ -389,8 +389,6 @@ def _meet(daemon: Daemon, client: Raw, fault: str, chance: random.Random) -> Non
         pids = daemon.sandbox_pids()
         supervisor = psutil.Process(chance.choice(pids))
         with contextlib.suppress(psutil.Error):
-            launchers = supervisor.children()
-            tools = [tool for each in launchers for tool in each.children()]
-            victim = {"tool": tools, "launcher": launchers}.get(fault) or [supervisor]
-            victim[-1].kill()
+            victims = {"tool": programs, "launcher": forks}.get(fault, lambda pid: [])(supervisor.pid)
+            (victims or [supervisor])[-1].kill()
         client.send(agent.Stdin(number=1, eof=True))  # whoever's sandbox it was not goes on

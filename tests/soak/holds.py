@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from house import forks, programs
 from soak.raw import Raw
 
 from runner import pipeline
@@ -94,8 +95,7 @@ class Scene:
         return Held(self.intent, self.client, release, frozen=frozen)
 
     def tools(self) -> list[psutil.Process]:
-        """Processes of tools in the sandbox: whatever a launcher started."""
-        return [each for launcher in self.supervisor.children() for each in launcher.children(recursive=True)]
+        return programs(self.supervisor.pid)
 
     def waiting_tool(self, **more: Any) -> None:
         """A call that runs and waits for its stdin."""
@@ -174,7 +174,7 @@ def start(scene: Scene) -> Held:
 
 def launch(scene: Scene) -> Held:
     """Handed to its launcher, which does not start it."""
-    launchers = [scene.stop(each) for each in scene.supervisor.children()]
+    launchers = [scene.stop(each) for each in forks(scene.supervisor.pid)]
     scene.send(["echo", "x"])
     scene.client.until(agent.Accepted)
     return scene.held(lambda: None, *launchers)
@@ -235,8 +235,7 @@ def seal(scene: Scene) -> Held:
     recorder = scene.stop(scene.daemon.child("recorder"))
     scene.feed()
     scene.daemon.wait(lambda: not scene.tools(), 20)
-    assert scene.client.until(agent.Output).data == b"on\n"
-    time.sleep(0.1)
+    time.sleep(0.1)  # what the tool said last comes with the result
     return scene.held(lambda: None, recorder)
 
 
@@ -292,7 +291,7 @@ HOLDS = (
     Hold(credit, ("filter",), ("execution.next",)),
     Hold(keep, ("filter",), ("pump.take",)),
     Hold(deliver, ("filter",), ("running.deliver",)),
-    Hold(seal, ("record",), ("pump.close", "record.outcome")),
+    Hold(seal, ("record",), ("execution.looked_at", "pump.close", "record.outcome")),
     Hold(answer, ("reply",), ("reply.result",)),
     Hold(moment, ()),
     Hold(replay, ("authenticate",), ("idempotency.replay",)),

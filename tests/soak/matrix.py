@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from house import Daemon, alive
+from house import Daemon, alive, forks
 from soak.holds import HOLDS, Held, Hold, Scene
 from soak.raw import Raw
 
@@ -222,9 +222,8 @@ class Matrix:
         elif victim == "supervisor":
             scene.supervisor.kill()
         elif victim == "launcher":
-            launchers = scene.supervisor.children()
-            busy = [each for each in launchers if each.children()]
-            (busy or launchers)[-1].kill()
+            busy = [parent for each in scene.tools() if (parent := each.parent()) is not None]
+            (busy or forks(scene.supervisor.pid))[-1].kill()
         elif victim in DOCKER_VICTIMS:
             self._docker.end(signal.SIGTERM if victim == "dockerd-stop" else signal.SIGKILL)
         elif victim != "nobody":

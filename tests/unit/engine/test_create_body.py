@@ -95,6 +95,7 @@ def test_ten_thousand_plans_make_one_request(tmp_path: Path, monkeypatch: pytest
         docker=docker,  # type: ignore[arg-type]
         tree=CgroupTree(tmp_path),
         uids=FakeUids(),  # type: ignore[arg-type]
+        disks=None,  # type: ignore[arg-type] # the profile has none
         folder=tmp_path,
         instance="i",
         start_s=60,
@@ -121,7 +122,7 @@ def test_ten_thousand_plans_make_one_request(tmp_path: Path, monkeypatch: pytest
         except RunnerError:
             return
         with pytest.raises(Captured):
-            await Container(shop, plan.sandbox, compiled).make()
+            await Container(shop, plan.sandbox, compiled, plan.task).make()
 
     async def make_all() -> None:
         while len(docker.asked) < BODIES:
