@@ -127,6 +127,8 @@ class Beside:
                 assert self.agent.call("shell_run", {"argv": ["echo", "x"]}).stdout == b"x\n"
         finally:
             self._stream.__exit__(None, None, None)
+            for task in self.agent, self._other:
+                task.end_task()
             for context in self._contexts:
                 context.__exit__(None, None, None)
 
