@@ -166,7 +166,7 @@ class _Reader:
         elif kind == stat.S_IFDIR:
             told["type"] = "folder"
         elif kind == stat.S_IFLNK:
-            told |= {"type": "link", "target": _text(os.fsencode(os.readlink(name, dir_fd=held)))}
+            told |= {"type": "link", "target": _text(os.fsencode(_target(held, name)))}
         else:
             told["type"] = {stat.S_IFIFO: "fifo", stat.S_IFSOCK: "socket"}.get(kind, "device")
         return _encoder.encode(told)
@@ -217,6 +217,15 @@ def _open(folder: int, name: str, flags: int) -> int:
         code = ctypes.get_errno()
         if code not in (errno.EAGAIN, errno.EINTR):  # EAGAIN: a rename raced with the walk
             raise OSError(code, os.strerror(code))
+
+
+def _target(folder: int, name: str) -> str:
+    try:
+        return os.readlink(name, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.EINVAL:
+            raise FileNotFoundError(errno.ENOENT, "swapped since it was listed") from error
+        raise
 
 
 def _stamp(status: os.stat_result) -> Stamp:
