@@ -22,7 +22,7 @@ from runner.engine.sandboxes import Engine
 from runner.errors import RunnerError
 from runner.model import Ceilings, SandboxPlan, TaskProfile
 
-pytest_plugins = ["house"]
+pytest_plugins = ["house", "box"]
 
 ROOT = Path(__file__).parents[1]
 FILTER = ROOT / "profiles/seccomp/default.json"

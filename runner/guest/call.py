@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Act = Callable[..., None]
 
+TOOLS = "/run/tools"  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
 STDIN_WINDOW = 256 << 10  # bytes of stdin that gate may have on their way to the tool
 _SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
@@ -32,7 +33,7 @@ class Call:
 
     def __init__(self, number: int, start: dict[str, Any], nothing: int, watch: Act, send: Act) -> None:
         self.number, self.start = number, start
-        self.code = f"{start['tool']}/{start['code_digest']}" if start["kind"] == "python" else ""
+        self.folder = f"{TOOLS}/{start['tool']}/{start['code_digest']}" if start["kind"] == "python" else ""
         self.deadline = time.monotonic() + start["wall_ms"] / 1000
         self.verdict: dict[str, str] = {}  # outcome kind and reason, when it did not end by itself
         self.started = False
@@ -63,7 +64,7 @@ class Call:
             raise OSError("no memory for the call's request")
         os.lseek(self.theirs[-1], 0, os.SEEK_SET)
         fcntl.fcntl(self.theirs[-1], fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        if self.code:
+        if self.folder:
             self._result = os.memfd_create("result", os.MFD_CLOEXEC)
             self.theirs.append(self._result)
 
@@ -144,7 +145,8 @@ class Call:
         """Report the end, unless processes live or bytes wait for credit; whether it was reported."""
         if not self.report or self._pipes:
             return False
-        result = os.pread(self._result, self.start["result"] + 1, 0) if self.code else b""
+        size = os.fstat(self._result).st_size if self.folder else 0
+        result = os.pread(self._result, min(size, self.start["result"] + 1), 0) if size else b""
         ended = judge(self.start, self.report, len(result), self._oom) | self.verdict
         if result and ended["kind"] == "exited":
             self._send(frame.RESULT, self.number, result)

@@ -26,7 +26,7 @@ MAX_DATA, MAX_JSON = 64 << 10, 4 << 20  # one piece of output or stdin; tool cod
 CODE, START, STDIN, CREDIT, CANCEL, PING = range(0x01, 0x07)
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)
 
-BUILD, BUILT = 0x40, 0x41  # between supervisor and launcher alone
+BUILD, BUILT = 0x40, 0x41  # between PID 1 and launchers alone
 
 # Which types may come on a connection, and the largest payload of each.
 FROM_GATE = {CODE: MAX_JSON, START: MAX_JSON, STDIN: MAX_DATA, CREDIT: 4, CANCEL: 1 << 10, PING: 0}

@@ -12,13 +12,14 @@ of an earlier call is left, and before anything of its own is known.
 
 from __future__ import annotations
 
+# Not `signal`: it makes each of 62 numbers in a mask an enum member, and to touch one after a fork copies its page.
+import _signal as signal  # type: ignore[import-not-found]
 import contextlib
+import fcntl
 import gc
-import importlib
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 import time
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any, NoReturn
 
+    from runner.guest import python_tool
+
 PYTHON = ["/usr/bin/python3", "-I", "-S", "-B", __file__.replace("launcher.py", "python_tool.py")]
 CANCEL = signal.SIGUSR2  # from the supervisor: end the call. From the tool: it ends its own
 _EVENTS = {signal.SIGCHLD, CANCEL}
@@ -38,26 +41,28 @@ _BRIEF_S = 0.002  # a call that ends within this is reported in one message
 _LEAST_FILES = 32  # the launcher's own descriptors and a call's must fit
 _OWN_OOM_SCORE, _TOOL_OOM_SCORE = b"750", b"1000"  # out of memory, the tool goes first
 _CEILINGS = (EAGAIN, EMFILE, ENFILE, ENOMEM)  # not the fault of who named the program
+_ALL = signal.valid_signals()
 _IGNORED = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python; programs expect them as they are
-_MOST_IMPORTS, _MOST_CODE = 100, 8 << 20
+_MOST_IMPORTS = 100
 _ACT_WHEN_IMPORTED = {"antigravity", "this", "__main__", "idlelib", "turtledemo"}
 
 
 class Launcher:
     """The state of a launcher process between `fork` and `_exit`."""
 
-    def __init__(self, connection: int, abi: int) -> None:
-        """Leave the parent behind; the connection becomes 3, so that everything else lies above a call's own."""
+    def __init__(self, abi: int, connection: int, code: int = -1) -> None:
+        """Leave the parent behind. 3 and 4 are taken from now on, so that a call's descriptors never are those."""
         os.dup2(connection, 3)
         os.set_inheritable(3, False)
+        if code >= 0:
+            os.dup2(code, 4, inheritable=False)
+        os.closerange(4 if code < 0 else 5, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 3)
-        os.closerange(4, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._abi, self._reader, self._descriptors = abi, frame.Reader(frame.TO_LAUNCHER), list[int]()
-        self._nested = self._forked = self._python = self._built = False
+        self._built = False  # whether its walls stand
         self._next: tuple[int, socket.socket] | None = None  # the next call's process, waiting
-        self._code = b""  # of the tool, compiled: bytes that only its own calls look into
-        self._known = set[str]()  # modules that every tool finds loaded
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # every signal is blocked; these two are waited for
+        self._tool: python_tool.Prepared | None = None
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # every signal is blocked; two are waited for
         os.setsid()
         # Dumpable, or else /proc/self is root's; closed again when the walls are measured.
         for option in walls.CHILD_SUBREAPER, walls.NO_NEW_PRIVS, walls.DUMPABLE:
@@ -67,7 +72,7 @@ class Launcher:
         os.write(self._oom, _OWN_OOM_SCORE)
 
     def run(self) -> NoReturn:
-        """Serve until the supervisor closes the connection."""
+        """Build the walls that are asked for first, then serve until the supervisor closes the connection."""
         while True:
             for kind, number, payload in self._receive():
                 if kind == frame.BUILD:
@@ -93,8 +98,6 @@ class Launcher:
         # Without a signal scope a launcher's kill(-1) reaches all others, and what is forked would hold what PID 1 has
         # read: there, everything is started by exec.
         self._forked = self._abi >= 6 and (self._python or self._nested)
-        if self._forked and self._python:
-            importlib.import_module("runner.guest.python_tool")
         try:
             places = walls.confine(self._abi, jail)
             # The CPU limit is inherited: nobody changes another's limits. NPROC would count per uid: never used.
@@ -113,34 +116,44 @@ class Launcher:
             self._fault(0, "unavailable", error)
             return
         self._built = True
-        said = {"process": os.getpid(), "places": places, "walls": measured}
-        self._connection.sendall(frame.pack(frame.BUILT, 0, frame.encode(said)))
+        said = [str(os.getpid()), json.dumps(places) if places else "", *measured]
+        self._connection.sendall(frame.pack(frame.BUILT, 0, "\n".join(said).encode()))
         self._prepare()
 
     def _preload(self, folder: str) -> None:
-        """Import what the tool's main.py imports, from the image alone, behind the walls. A process that ends again
-        reads and compiles it; nothing of it is run here."""
+        """Import what the tool's main.py imports, from the image alone, behind the walls."""
         from runner.guest import python_tool
 
-        self._known = set(sys.modules)
-        kept = os.memfd_create("code", os.MFD_CLOEXEC)
-        if not os.fork():
-            try:
-                python_tool.compile_main(folder, kept)
-            finally:
-                os._exit(1)
-        for _ in _reap(0):
-            pass
-        _kill_scope()
-        names, _, self._code = os.pread(kept, _MOST_CODE, 0).partition(b"\0")
-        os.close(kept)
+        known = set(sys.modules)
+        if not fcntl.fcntl(4, fcntl.F_GET_SEALS) & fcntl.F_SEAL_WRITE:
+            self._compile(folder)
+        names, _, code = _content(4).partition(b"\0")
         for name in names.decode("ascii", "replace").split("\n")[:_MOST_IMPORTS]:
             top = name.partition(".")[0]
-            if (top in sys.stdlib_module_names - _ACT_WHEN_IMPORTED) or name == "runner.guest.beneath":
+            if (top in sys.stdlib_module_names and top not in _ACT_WHEN_IMPORTED) or name == "runner.guest.beneath":
                 with contextlib.suppress(Exception):  # the call itself will tell
                     __import__(name)
+        self._tool = python_tool.Prepared(folder, code, sys.modules.keys() - known)
         gc.collect()
         gc.freeze()  # a call's collector need not touch what was here before it
+
+    def _compile(self, folder: str) -> None:
+        """A process that ends again reads and compiles main.py; nothing of it is run, and nobody else parses it. What
+        it made is kept for every launcher of this code."""
+        from runner.guest import python_tool
+
+        made = os.memfd_create("code", os.MFD_CLOEXEC)
+        if not os.fork():
+            try:
+                python_tool.compile_main(folder, made)
+            finally:
+                os._exit(1)
+        list(_reap(0))
+        _kill_scope()
+        with contextlib.suppress(PermissionError):  # another launcher was first
+            if os.pwrite(4, _content(made), 0):  # what did not compile here may do so in wider walls
+                fcntl.fcntl(4, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        os.close(made)
 
     def _prepare(self) -> None:
         """Fork the next call's process ahead of it, where it is to be forked. Failing that, the call will say so."""
@@ -154,6 +167,7 @@ class Launcher:
         try:
             child = os.fork()
             if not child:
+                ours.close()  # or else it would not see its launcher go
                 self._become(theirs)
         finally:
             os.write(self._oom, _OWN_OOM_SCORE)
@@ -173,8 +187,8 @@ class Launcher:
             for target in range(3):
                 os.dup2(found[target], target)
             signal.pthread_sigmask(signal.SIG_SETMASK, ())
-            if self._python:
-                self._become_python(launcher, *found[3:5])
+            if self._tool:
+                self._become_python(self._tool, launcher, *found[3:5])
             for number in _IGNORED:
                 signal.signal(number, signal.SIG_DFL)
             start = json.loads(_content(found[3]))
@@ -185,16 +199,14 @@ class Launcher:
         finally:
             os._exit(127)
 
-    def _become_python(self, launcher: socket.socket, request: int, result: int) -> NoReturn:
-        from runner.guest import python_tool
-
+    def _become_python(self, tool: python_tool.Prepared, launcher: socket.socket, request: int, result: int) -> None:
         for held in self._connection, launcher:  # their numbers will be somebody else's
             held.detach()
-        os.dup2(request, python_tool.REQUEST, inheritable=False)
-        os.dup2(result, python_tool.RESULT, inheritable=False)
-        os.closerange(python_tool.RESULT + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # the launcher's too
+        os.dup2(request, 3, inheritable=False)
+        os.dup2(result, 4, inheritable=False)
+        os.closerange(5, resource.getrlimit(resource.RLIMIT_NOFILE)[0])  # the launcher's too: it knows by that
         walls.prctl(walls.DUMPABLE, 1)  # as after an exec: its own /proc/self is its own
-        python_tool.forked(self._code, self._known)
+        tool.run()
 
     def _serve(self, number: int, request: bytes) -> None:
         """One call, from its descriptors to its report."""
@@ -202,13 +214,12 @@ class Launcher:
         begun, code = time.monotonic_ns(), "arguments"
         try:
             while signal.sigpending():  # whatever an earlier call has sent us
-                signal.sigwait(signal.valid_signals())
+                signal.sigwait(_ALL)
             process, waiting = self._begin(descriptors, request)
             status, rss, user, system = self._wait(number, process, waiting)
         except (OSError, ValueError, IndexError) as error:
             _kill_scope()
-            for _ in _reap(0):
-                pass
+            list(_reap(0))
             self._fault(number, "unavailable" if getattr(error, "errno", 0) in _CEILINGS else code, error)
             return
         wall = time.monotonic_ns() - begun
@@ -269,8 +280,8 @@ class Launcher:
             event = signal.sigwaitinfo(_EVENTS)
 
 
-def _content(request: int) -> bytes:
-    return os.pread(request, os.fstat(request).st_size, 0)
+def _content(held: int) -> bytes:
+    return os.pread(held, os.fstat(held).st_size, 0)
 
 
 def _reap(options: int) -> Iterator[tuple[int, int, resource.struct_rusage]]:
@@ -283,7 +294,5 @@ def _reap(options: int) -> Iterator[tuple[int, int, resource.struct_rusage]]:
 
 
 def _kill_scope() -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(-1, signal.SIGKILL)
-    except ProcessLookupError:
-        return

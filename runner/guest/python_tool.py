@@ -3,7 +3,7 @@
 Descriptors: 0, 1, 2 as of any program; 3 holds the call as gate sent it (START in `runner/wire/guest.py`), 4 takes
 the result as JSON. Exit status 0 with a result, or 1 with `{"error": {"code", "message"}}` or a traceback on stderr.
 
-A launcher forks it (`forked`), having imported what `compile_main` found; where it cannot, it starts this file. What
+A launcher forks it (`Prepared`), having imported what `compile_main` found; where it cannot, it starts this file. What
 the tool sees is the same: a fork leaves it nothing of another call, for its launcher has never held any.
 """
 
@@ -14,7 +14,6 @@ import gc
 import json
 import marshal
 import os
-import signal
 import sys
 import time
 import traceback
@@ -27,10 +26,12 @@ from runner.guest.beneath import Call, ToolError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Set
     from typing import Any, NoReturn
 
 TOOLS = "/run/tools"  # each tool's code by its digest, written by PID 1
-REQUEST, RESULT = 3, 4
+_REQUEST, _RESULT = 3, 4
+_INTERRUPTED = 130  # as shells say it
 _TREE = 0x400  # compile() to a tree (ast.PyCF_ONLY_AST)
 
 
@@ -51,7 +52,9 @@ def compile_main(folder: str, kept: int) -> NoReturn:
             value = getattr(node, field, None)
             todo += [item for item in (value if isinstance(value, list) else [value]) if hasattr(item, "_fields")]
     code = compile(source, f"{folder}/main.py", "exec", dont_inherit=True)
-    os.write(kept, "\n".join(sorted(names)).encode() + b"\0" + marshal.dumps(code))
+    made = "\n".join(sorted(names)).encode() + b"\0" + marshal.dumps(code)
+    if os.write(kept, made) != len(made):  # larger than a file may be here: half of it would be worse than nothing
+        os.ftruncate(kept, 0)
     os._exit(0)
 
 
@@ -79,16 +82,16 @@ def put(value: Any, most: int) -> int:
             raise ValueError(f"the result is {len(data)} bytes; at most {most} are allowed")
     except (ValueError, TypeError, RecursionError) as error:
         data, status = json.dumps({"error": {"code": "result", "message": str(error)}}).encode(), 1
-    with os.fdopen(RESULT, "wb") as file:
+    with os.fdopen(_RESULT, "wb") as file:
         file.write(data)
     return status
 
 
 def take() -> dict[str, Any]:
     """The call, as gate sent it."""
-    os.set_inheritable(RESULT, False)
-    with os.fdopen(REQUEST, "rb") as file:
-        request: dict[str, Any] = json.load(file)
+    os.set_inheritable(_RESULT, False)
+    request: dict[str, Any] = json.loads(os.pread(_REQUEST, os.fstat(_REQUEST).st_size, 0))
+    os.close(_REQUEST)
     return request
 
 
@@ -101,52 +104,80 @@ def main(request: dict[str, Any], code: bytes = b"") -> int:
     except ToolError as error:
         put({"error": {"code": error.code, "message": str(error)}}, request["result"])
         return 1
-    except Exception as error:
+    except SystemExit:
+        raise
+    except BaseException as error:
         trace = error.__traceback__
         while trace and trace.tb_frame.f_code.co_filename == __file__:  # our own frames say nothing about the tool
             trace = trace.tb_next
         traceback.print_exception(type(error), error, trace, limit=-12)
-        return 1
+        return _INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
     return 0 if value is None else put(value, request["result"])
 
 
-def forked(code: bytes, known: set[str]) -> NoReturn:
-    """`main` in a process that a launcher forked, with the beginning and the end of an interpreter around it. Modules
-    beyond `known` are those that the tool asked for."""
-    status, before = 1, dict(sys.modules)
-    try:
-        request = take()
-        _begin(request.get("environment", {}))
-        for entry in os.listdir(f"{TOOLS}/{request['tool']}/{request['code_digest']}"):
-            if (own := entry.removesuffix(".py")) not in known:
-                sys.modules.pop(own, None)  # the tool's own module of that name comes first
-        status = main(request, code)
-    except SystemExit as stop:
-        status = _status(stop.code)
-    except KeyboardInterrupt:
-        traceback.print_exc()
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        _end(status, before)
+class Prepared:
+    """What a launcher has ready for each call of its tool, with the beginning and the end of an interpreter around it.
 
+    `code` is what `compile_main` made, `asked` the modules that were imported for the tool."""
 
-def _begin(environment: dict[str, str]) -> None:
-    """What a new interpreter has: its own environment, arguments, main module and standard streams."""
-    os.environ.clear()
-    os.environ.update(environment)
-    if "TZ" in environment:
-        time.tzset()
-    sys.argv[:] = [__file__]
-    sys.modules["__main__"] = sys.modules[__name__]
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        old = getattr(sys, name)
-        as_old = {"encoding": old.encoding, "errors": old.errors, "newline": "\n", "closefd": False}
-        new = open(number, "w" if number else "r", 1 if number == 2 else -1, **as_old)  # noqa: SIM115 (never closed)
-        setattr(sys, name, new)
-        setattr(sys, f"__{name}__", new)
+    def __init__(self, folder: str, code: bytes, asked: Set[str]) -> None:
+        self._code = code
+        # The tool's own module of that name comes first, as it would in a new interpreter.
+        own = {entry.partition(".")[0] for entry in os.listdir(folder)}
+        self._shadowed = [name for name in asked if name.partition(".")[0] in own]
+        self._before = sys.modules.keys() - self._shadowed - {"__main__"}
+        sys.argv[:] = [__file__]
+        sys.modules["__main__"] = sys.modules[__name__]
+        reader, writer = os.pipe()  # of the kind that a call's are
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            os.dup2(writer if number else reader, number)
+            old = getattr(sys, name)
+            as_old = {"encoding": old.encoding, "errors": old.errors, "newline": "\n", "closefd": False}
+            new = open(number, "w" if number else "r", 1 if number == 2 else -1, **as_old)  # noqa: SIM115 (kept)
+            new.buffer.raw.name = f"<{name}>"
+            setattr(sys, name, new)
+            setattr(sys, f"__{name}__", new)
+        os.close(reader)
+        os.close(writer)
+
+    def run(self) -> NoReturn:
+        """The call whose descriptors are in place, in a process of its own."""
+        status = 1
+        try:
+            request = take()
+            os.environ.clear()
+            os.environ.update(request.get("environment", {}))
+            if "TZ" in os.environ:
+                time.tzset()
+            for name in self._shadowed:
+                del sys.modules[name]
+            status = main(request, self._code)
+        except SystemExit as stop:
+            status = _status(stop.code)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            self._end(status)
+
+    def _end(self, status: int) -> NoReturn:
+        """What an interpreter does at its end: wait for threads, call who asked for it, close what is open, flush."""
+        try:
+            if "threading" in sys.modules:
+                sys.modules["threading"]._shutdown()
+            atexit._run_exitfuncs()
+            streams = {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}
+            own = [sys.modules.pop(name) for name in reversed(list(sys.modules)) if name not in self._before]
+            for module in own:
+                if isinstance(module, ModuleType) and module.__name__ != __name__:
+                    module.__dict__.clear()  # in this order files are written before they are closed
+            gc.collect()
+            for stream in streams:
+                if stream and not stream.closed:
+                    stream.flush()
+        except BaseException:
+            status = status or 120
+        finally:
+            os._exit(status)
 
 
 def _status(code: object) -> int:
@@ -155,25 +186,6 @@ def _status(code: object) -> int:
         return (code or 0) & 0xFF
     sys.stderr.write(f"{code}\n")
     return 1
-
-
-def _end(status: int, before: dict[str, ModuleType]) -> NoReturn:
-    """What an interpreter does at its end: wait for threads, call who asked for it, close what is open, flush."""
-    try:
-        if "threading" in sys.modules:
-            sys.modules["threading"]._shutdown()
-        atexit._run_exitfuncs()
-        streams = {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}
-        sys.modules.clear()  # of the call's own; files that only they hold are closed
-        sys.modules.update(before)
-        gc.collect()
-        for stream in streams:
-            if stream and not stream.closed:
-                stream.flush()
-    except BaseException:
-        status = status or 120
-    finally:
-        os._exit(status)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ It decides nothing about what may run. It exits, and with it everything in the c
 ends or breaks, and when a launcher dies during its call or does not report within a second of being told to end it.
 What it holds in memory is bounded by the credit that gate gives.
 
-Launchers are forked from a copy of PID 1, the seed, made before it knew of anything: what a call's process may find in
-its own memory is what every sandbox's holds.
+Launchers are forked from a copy of PID 1 that was made before it knew of anything (`runner/guest/seed.py`).
 """
 
 from __future__ import annotations
 
 import binascii
+import contextlib
 import gc
 import json
 import os
@@ -26,20 +26,20 @@ if __name__ == "__main__":  # -I hides this file's folder; its package lies two 
     sys.path.append(__file__.rsplit("/", 3)[0])
 
 from runner.guest import frame, walls
-from runner.guest.call import Call
-from runner.guest.launcher import CANCEL, Launcher
+from runner.guest.call import TOOLS, Call
+from runner.guest.launcher import CANCEL
+from runner.guest.seed import launch, serve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-TOOLS = "/run/tools"  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")  # cgroup v1, v2
 _MAX_CALLS = 64  # gate's own ceiling is lower; this bounds descriptors and launchers whatever gate asks
 _MAX_IDLE = 8  # launchers kept or built for later calls: each costs about 4 MB
 _MAX_SERVED = 500  # calls a launcher serves: their cost adds up against its own CPU ceiling
-_MAX_JAILS = 256  # that a START may name by key: the oldest is forgotten, by gate too
+_MAX_JAILS = 256  # that a START may name by key: the one spelled out first is forgotten, by gate too
 _GRACE_S = 1.0  # from telling a launcher to end its call to giving up the sandbox
 _TICK_S = 0.05  # how late a deadline may be noticed
 _CONTROL = select.EPOLLIN | select.EPOLLRDHUP
@@ -74,7 +74,7 @@ class Supervisor:
         self._idle: list[Worker] = []  # oldest first
         self._wanted: list[dict[str, Any]] = []  # launchers to build when there is nothing else to do
         self._jails: dict[str, dict[str, Any]] = {}  # by key, oldest first
-        self._code: set[str] = set()  # tool/digest of the code that is here
+        self._code: dict[str, int] = {}  # folder of a tool's code that is here -> memory for it compiled
         self._abi, self._scoped, self._seed = abi, abi >= 6, seed
         self._nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         counter = next((path for path in _OOM_COUNTERS if os.path.exists(path)), os.devnull)
@@ -99,7 +99,8 @@ class Supervisor:
                     self._end(call, "timed_out", "wall time")
             self._flush()
             while self._wanted:
-                self._build_ahead(self._wanted.pop())
+                with contextlib.suppress(OSError):  # whoever needs it will be told
+                    self._keep(self._launcher(self._wanted.pop()))
             for descriptor, _ in self._epoll.poll(_TICK_S if self._calls else None):
                 if descriptor in self._handlers:  # unless an earlier event of this turn closed it
                     self._handlers[descriptor]()
@@ -167,18 +168,19 @@ class Supervisor:
         parts = {tool, *"/".join(files).split("/")}
         if {"", ".", ".."} & parts or "/" in tool or frame.code_digest(content) != digest:
             raise ValueError(f"the code of `{tool}` has a bad name, or not the digest {digest}")
-        code = f"{tool}/{digest}"
-        used = {code, *(call.code for call in self._calls.values())}
-        for old in [held for held in self._code - used if held.startswith(f"{tool}/")]:
-            for worker in [worker for worker in self._idle if worker.build["folder"] == f"{TOOLS}/{old}"]:
+        folder = f"{TOOLS}/{tool}/{digest}"
+        used = {folder, *(call.folder for call in self._calls.values())}
+        for old in [held for held in self._code.keys() - used if held.startswith(f"{TOOLS}/{tool}/")]:
+            for worker in [worker for worker in self._idle if worker.build["folder"] == old]:
                 self._discard(worker)
-            _remove(f"{TOOLS}/{old}")
-            self._code.remove(old)
-        for path, data in content.items() if code not in self._code else ():
-            os.makedirs(os.path.dirname(f"{TOOLS}/{code}/{path}"), exist_ok=True)
-            with open(f"{TOOLS}/{code}/{path}", "wb") as file:
-                file.write(data)
-        self._code.add(code)
+            _remove(old)
+            os.close(self._code.pop(old))
+        if folder not in self._code:
+            for path, data in content.items():
+                os.makedirs(f"{folder}/{path}".rpartition("/")[0], exist_ok=True)
+                with open(f"{folder}/{path}", "wb") as file:
+                    file.write(data)
+            self._code[folder] = os.memfd_create("code", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._send(frame.CODE_READY, 0, frame.encode({"tool": tool, "digest": digest}))
 
     def _start(self, number: int, start: dict[str, Any], request: bytes) -> None:
@@ -189,20 +191,16 @@ class Supervisor:
         try:
             if len(self._calls) > (_MAX_CALLS if self._scoped else 1):
                 raise OSError("the sandbox runs as many calls as it can")
-            if call.code and call.code not in self._code:
+            if call.folder and call.folder not in self._code:
                 raise OSError(f"the sandbox does not hold this code of `{start['tool']}`")
-            if call.code or (start["isolation"] == "call" and self._scoped):  # for its own process alone
+            if call.folder or (start["isolation"] == "call" and self._scoped):  # for its own process alone
                 call.hold(request)
                 request = b""
-            folder = f"{TOOLS}/{call.code}" if call.code else ""
             worker = self._launcher(
-                {"jail": jail, "cpu_s": start["cpu_s"], "isolation": start["isolation"], "folder": folder}
+                {"jail": jail, "cpu_s": start["cpu_s"], "isolation": start["isolation"], "folder": call.folder}
             )
             worker.call, self._workers[number], call.kills = number, worker, self._oom_kills()
-            whole = frame.pack(frame.START, number, request)
-            sent = socket.send_fds(worker.connection, [whole], call.theirs)
-            if sent < len(whole):
-                worker.connection.sendall(whole[sent:])
+            _send_all(worker.connection, frame.pack(frame.START, number, request), call.theirs)
         except OSError as error:
             self._fault(number, frame.encode({"code": "unavailable", "reason": str(error)}))
         call.handed()
@@ -210,9 +208,11 @@ class Supervisor:
     def _jail(self, given: dict[str, Any] | str) -> dict[str, Any]:
         """The walls that a START asks for: spelled out at first, then named by their key."""
         if isinstance(given, str):
+            if given not in self._jails:
+                raise ValueError(f"no jail was spelled out under the key {given[:64]}")
             return self._jails[given]
         if self._jails.setdefault(given["key"], given) != given:
-            raise ValueError("two jails with one key")
+            raise ValueError("two jails under one key")
         if len(self._jails) > _MAX_JAILS:
             del self._jails[next(iter(self._jails))]
         return given
@@ -232,20 +232,18 @@ class Supervisor:
                 return worker
             self._discard(worker)
         ours, theirs = socket.socketpair()
+        passed = [theirs.fileno(), *([self._code[build["folder"]]] if build["folder"] else [])]
         try:
             if self._seed:
-                socket.send_fds(self._seed, [b"."], [theirs.fileno()])
+                _send_all(self._seed, b".", passed)
             elif not os.fork():
-                _launch(theirs.detach(), self._abi)
+                launch(self._abi, passed)
         finally:
             theirs.close()
         ours.sendall(frame.pack(frame.BUILD, 0, frame.encode(build)))
         worker = Worker(ours, build, _MAX_SERVED if self._scoped and build["isolation"] == "launcher" else 1)
         self._watch(ours.fileno(), select.EPOLLIN, lambda: self._from_launcher(worker))
         return worker
-
-    def _build_ahead(self, build: dict[str, Any]) -> None:
-        self._keep(self._launcher(build))
 
     def _keep(self, worker: Worker) -> None:
         self._idle.append(worker)
@@ -265,9 +263,9 @@ class Supervisor:
             self._discard(worker)
         for kind, number, payload in worker.reader.feed(data):
             if kind == frame.BUILT:
-                built = json.loads(payload)
-                worker.process, worker.places = built["process"], built["places"]
-                worker.walls = frame.encode({"walls": built["walls"]})
+                process, places, *names = payload.decode().split("\n")
+                worker.process, worker.places = int(process), json.loads(places or "{}")
+                worker.walls = frame.encode({"walls": dict.fromkeys(names, True)})
             elif kind == frame.FAULT and worker.call:
                 self._fault(worker.call, payload)
             elif kind == frame.FAULT:
@@ -313,6 +311,12 @@ class Supervisor:
         return 0
 
 
+def _send_all(connection: socket.socket, data: bytes, descriptors: list[int]) -> None:
+    sent = socket.send_fds(connection, [data], descriptors)
+    if sent < len(data):
+        connection.sendall(data[sent:])
+
+
 def _remove(folder: str) -> None:
     for entry in list(os.scandir(folder)):
         if entry.is_dir(follow_symlinks=False):
@@ -320,33 +324,6 @@ def _remove(folder: str) -> None:
         else:
             os.unlink(entry.path)
     os.rmdir(folder)
-
-
-def _launch(connection: int, abi: int) -> NoReturn:
-    try:
-        Launcher(connection, abi).run()
-    except BaseException as error:
-        sys.stderr.write(f"launcher: {type(error).__name__}: {error}\n")
-    finally:
-        os._exit(1)
-
-
-def _grow(requests: socket.socket, abi: int) -> NoReturn:
-    """The seed: forks a launcher on each connection that it is passed, until PID 1 is gone."""
-    try:
-        while True:
-            data, passed, _, _ = socket.recv_fds(requests, 1, 1)
-            if not data:
-                os._exit(0)
-            try:
-                if not os.fork():
-                    _launch(passed[0], abi)
-            except OSError as error:
-                fault = {"code": "unavailable", "reason": f"cannot be started: {error}"}
-                os.write(passed[0], frame.pack(frame.FAULT, 0, frame.encode(fault)))
-            os.close(passed[0])
-    finally:
-        os._exit(1)
 
 
 def main(path: str) -> NoReturn:
@@ -364,7 +341,7 @@ def main(path: str) -> NoReturn:
             seed, theirs = socket.socketpair()
             if not os.fork():
                 seed.close()
-                _grow(theirs, abi)
+                serve(theirs, abi)
             theirs.close()
         control = socket.socket(socket.AF_UNIX)
         control.connect(path)

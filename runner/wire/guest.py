@@ -53,8 +53,12 @@ class Code(GuestMessage, frozen=True):
     files: dict[str, str]  # relative path -> base64
 
 
+MAX_JAILS = 256  # jails that a START may name by key: both sides forget the one that was spelled out first
+
+
 class JailSpec(GuestMessage, frozen=True):
-    """The walls of a launcher. Launchers are shared by calls with the same `key`, one call at a time."""
+    """The walls of a launcher. Launchers are shared by calls with the same `key`, one call at a time. A key stands for
+    one jail for as long as the sandbox lives: once spelled out, a START may name it by its key alone."""
 
     key: str
     read: tuple[str, ...]
@@ -71,7 +75,7 @@ class Start(GuestMessage, frozen=True, kw_only=True):
     tool: str
     kind: str  # "argv" | "python"
     isolation: str  # "launcher" | "call"
-    jail: JailSpec
+    jail: JailSpec | str  # a key: one of the last `MAX_JAILS` that were spelled out
     argv: tuple[str, ...] = ()
     arguments: dict[str, Any] = {}
     roots: dict[str, str] = {}
