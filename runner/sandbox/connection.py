@@ -16,8 +16,7 @@ from typing import Literal, cast
 import msgspec
 
 from runner.errors import RunnerError, refuse
-from runner.model import CallPlan, Manifest, Outcome, OutcomeKind, Usage
-from runner.sandbox.plan import jail_key
+from runner.model import CallPlan, Jail, Manifest, Outcome, OutcomeKind, Usage
 from runner.wire import guest
 
 _STDIN_WINDOW = 256 << 10  # what the guest may take of a stdin that the tool does not read (`guest/supervisor.py`)
@@ -130,6 +129,8 @@ class Sandbox(asyncio.Protocol):
         self._calls: dict[int, GuestCall] = {}
         self._last = 0
         self._code: dict[str, asyncio.Future[None]] = {}
+        self._jails: dict[Jail, str] = {}  # those the guest knows, by the key it knows them by; oldest first
+        self._spelled = 0
         self._ready: asyncio.Future[guest.Ready] = asyncio.get_running_loop().create_future()
         self.slots = asyncio.Semaphore(1)  # calls at a time: the profile's number once the guest is known
         self.ending = False  # somebody takes it apart
@@ -182,20 +183,11 @@ class Sandbox(asyncio.Protocol):
             raise refuse("unavailable", f"the sandbox is gone: {self.lost}")
         self._last += 1
         call = self._calls[self._last] = GuestCall(self, self._last, credit, on_stdin_credit)
-        jail = guest.JailSpec(
-            key=jail_key(plan.jail),
-            read=plan.jail.read,
-            write=plan.jail.write,
-            execute=plan.jail.execute,
-            seccomp=base64.b64encode(bpf).decode(),
-            open_files=plan.jail.open_files,
-            file_size=plan.jail.file_size,
-        )
         start = guest.Start(
             tool=plan.tool,
             kind=plan.kind,
             isolation=plan.isolation,
-            jail=jail,
+            jail=self._jail(plan.jail, bpf),
             argv=plan.argv,
             arguments=plan.arguments,
             roots=plan.roots,
@@ -209,6 +201,25 @@ class Sandbox(asyncio.Protocol):
         )
         self.write(guest.pack_json(guest.START, self._last, start))
         return call
+
+    def _jail(self, jail: Jail, bpf: bytes) -> guest.JailSpec | str:
+        """The walls, spelled out when the guest does not know them yet; `bpf` follows from `jail.seccomp`."""
+        known = self._jails.get(jail)
+        if known is not None:
+            return known
+        self._spelled += 1
+        key = self._jails[jail] = str(self._spelled)  # no hash: no two jails can be made to share one
+        if len(self._jails) > guest.MAX_JAILS:
+            del self._jails[next(iter(self._jails))]
+        return guest.JailSpec(
+            key=key,
+            read=jail.read,
+            write=jail.write,
+            execute=jail.execute,
+            seccomp=base64.b64encode(bpf).decode(),
+            open_files=jail.open_files,
+            file_size=jail.file_size,
+        )
 
     def write(self, frame: bytes) -> None:
         """Send a frame; a lost connection swallows it (its calls have ended)."""

@@ -6,7 +6,6 @@ each number here is the smaller of the two.
 
 from __future__ import annotations
 
-import hashlib
 from functools import lru_cache
 from typing import Any
 
@@ -94,15 +93,6 @@ def _jail(code: str, granted: tuple[str, ...], ceilings: Ceilings, tool: ToolPro
         open_files=_least(ceilings.open_files, tool.open_files),
         file_size=_least(ceilings.file_size, tool.file_size),
     )
-
-
-@lru_cache(maxsize=256)
-def jail_key(jail: Jail) -> str:
-    """The name of a jail: calls with equal walls may share a launcher, one after the other."""
-    text = "\n".join(
-        [*jail.read, "w", *jail.write, "x", *jail.execute, jail.seccomp, str(jail.open_files), str(jail.file_size)]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _roots(manifest: Manifest, constraints: dict[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -191,6 +192,36 @@ def test_a_sandbox_that_is_not_ready_is_not_opened(first: bytes, code: str) -> N
         await asyncio.sleep(0.01)
 
     asyncio.run(run())
+
+
+def test_walls_are_spelled_out_once_and_named_from_then_on() -> None:
+    def plan(size: int) -> CallPlan:
+        return msgspec.structs.replace(PLAN, jail=msgspec.structs.replace(PLAN.jail, file_size=size))
+
+    async def work(liar: Lying) -> None:
+        sandbox = await liar.open()
+        known: dict[str, dict[str, Any]] = {}  # as the guest keeps them
+
+        async def walls(size: int) -> tuple[bool, dict[str, Any]]:
+            sandbox.start(plan(size), b"bpf", 1, print)
+            await asyncio.sleep(0)
+            jail = json.loads(liar.peer.recv(1 << 16)[9:])["jail"]
+            if isinstance(jail, str):
+                return False, known[jail]
+            assert jail["key"] not in known
+            known[jail["key"]] = jail
+            if len(known) > guest.MAX_JAILS:
+                del known[next(iter(known))]
+            return True, jail
+
+        for spelled_out in (True, False):
+            for size in range(guest.MAX_JAILS):
+                spelled, jail = await walls(size)
+                assert (spelled, jail["file_size"], jail["seccomp"]) == (spelled_out, size, "YnBm")
+        assert (await walls(guest.MAX_JAILS))[0]
+        assert [(await walls(size))[0] for size in (1, 0, 2, 1)] == [False, True, False, True]
+
+    lying(work)
 
 
 def test_code_for_a_sandbox_that_is_gone_is_refused_and_not_waited_for() -> None:
