@@ -30,7 +30,7 @@ from runner.guest import frame, walls
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any, NoReturn
+    from typing import NoReturn
 
     from runner.guest import python_tool
 
@@ -50,13 +50,14 @@ _ACT_WHEN_IMPORTED = {"antigravity", "this", "__main__", "idlelib", "turtledemo"
 class Launcher:
     """The state of a launcher process between `fork` and `_exit`."""
 
-    def __init__(self, abi: int, connection: int, code: int = -1) -> None:
-        """Leave the parent behind. 3 and 4 are taken from now on, so that a call's descriptors never are those."""
-        os.dup2(connection, 3)
-        os.set_inheritable(3, False)
-        if code >= 0:
-            os.dup2(code, 4, inheritable=False)
-        os.closerange(4 if code < 0 else 5, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    def __init__(self, abi: int, passed: list[int]) -> None:
+        """Leave the parent behind. `passed`: the connection, memory for a python tool's compiled code, the ruleset.
+        They become 3, 4 and 5, so that what a python tool's call is given never has the numbers 3 and 4."""
+        for number, descriptor in enumerate(passed, 3):  # ascending, none below what it becomes
+            os.dup2(descriptor, number)
+            os.set_inheritable(number, False)
+        self._ruleset = 2 + len(passed)
+        os.closerange(self._ruleset + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, 3)
         self._abi, self._reader, self._descriptors = abi, frame.Reader(frame.TO_LAUNCHER), list[int]()
         self._built = False  # whether its walls stand
@@ -76,7 +77,7 @@ class Launcher:
         while True:
             for kind, number, payload in self._receive():
                 if kind == frame.BUILD:
-                    self._build(**json.loads(payload))
+                    self._build(*payload.decode().split("\n"))
                 elif self._built:
                     self._serve(number, payload)
 
@@ -92,23 +93,26 @@ class Launcher:
         reason = f"cannot be started: {error}"[:2000]
         self._connection.sendall(frame.pack(frame.FAULT, number, frame.encode({"code": code, "reason": reason})))
 
-    def _build(self, jail: dict[str, Any], cpu_s: int, isolation: str, folder: str) -> None:
-        """Put up the walls, prove them, and make ready for the first call. `folder` holds a python tool's code."""
+    def _build(
+        self, isolation: str, folder: str, cpu_s: str, open_files: str, file_size: str, writable: str, seccomp: str
+    ) -> None:
+        """Put up the walls, prove them, and make ready for the first call. `folder` holds a python tool's code. Not as
+        JSON: what a fork does not touch need not be copied."""
         self._python, self._nested = bool(folder), isolation == "call" and self._abi >= 6
         # Without a signal scope a launcher's kill(-1) reaches all others, and what is forked would hold what PID 1 has
         # read: there, everything is started by exec.
         self._forked = self._abi >= 6 and (self._python or self._nested)
         try:
-            places = walls.confine(self._abi, jail)
+            walls.enter(self._ruleset)
             # The CPU limit is inherited: nobody changes another's limits. NPROC would count per uid: never used.
-            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+            resource.setrlimit(resource.RLIMIT_CPU, (int(cpu_s), int(cpu_s) + 1))
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (jail["file_size"], jail["file_size"]))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (jail["open_files"], jail["open_files"]))
-            walls.load_filter(jail["seccomp"])
-            measured = walls.measure(self._abi, jail)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(file_size), int(file_size)))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (int(open_files), int(open_files)))
+            walls.load_filter(seccomp)
+            measured = walls.measure(self._abi, writable=bool(writable))
             walls.prctl(walls.DUMPABLE, 0)
-            if jail["open_files"] < _LEAST_FILES or not all(measured.values()):
+            if int(open_files) < _LEAST_FILES or not all(measured.values()):
                 raise ValueError(f"fewer than {_LEAST_FILES} open files, or a wall does not hold: {measured}")
             if self._forked and self._python:
                 self._preload(folder)
@@ -116,8 +120,7 @@ class Launcher:
             self._fault(0, "unavailable", error)
             return
         self._built = True
-        said = [str(os.getpid()), json.dumps(places) if places else "", *measured]
-        self._connection.sendall(frame.pack(frame.BUILT, 0, "\n".join(said).encode()))
+        self._connection.sendall(frame.pack(frame.BUILT, 0, "\n".join([str(os.getpid()), *measured]).encode()))
         self._prepare()
 
     def _preload(self, folder: str) -> None:
@@ -179,7 +182,7 @@ class Launcher:
         try:
             os.setsid()
             if self._nested:
-                walls.confine(self._abi)
+                walls.enter(walls.Ruleset(self._abi).descriptor)
             data, passed, _, _ = launcher.recvmsg(1, socket.CMSG_SPACE(32), socket.MSG_CMSG_CLOEXEC)
             if not data:  # discarded
                 os._exit(0)

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 def launch(abi: int, passed: list[int]) -> NoReturn:
-    """Be a launcher: `passed` is its connection, and for a python tool memory for the tool's compiled code."""
+    """Be a launcher of what is `passed` to it."""
     try:
-        Launcher(abi, *passed).run()
+        Launcher(abi, passed).run()
     except BaseException as error:
         sys.stderr.write(f"launcher: {type(error).__name__}: {error}\n")
     finally:
@@ -33,10 +33,10 @@ def serve(requests: socket.socket, abi: int) -> NoReturn:
     held: list[int] = []
     try:
         while True:
-            data, passed, _, _ = socket.recv_fds(requests, 1, 2)
+            data, passed, _, _ = socket.recv_fds(requests, 1, 3)
             if not data:
                 break
-            if len(passed) > 1 and "runner.guest.python_tool" not in sys.modules:  # once for all python tools
+            if len(passed) > 2 and "runner.guest.python_tool" not in sys.modules:  # once for all python tools
                 importlib.import_module("runner.guest.python_tool")
                 gc.collect()
                 gc.freeze()

@@ -48,18 +48,10 @@ _CONTROL = select.EPOLLIN | select.EPOLLRDHUP
 class Worker:
     """The supervisor's view of one launcher: what it was built for, the calls it may still serve, the one it serves."""
 
-    def __init__(self, connection: socket.socket, build: dict[str, Any], calls: int) -> None:
-        self.connection, self.build, self.calls = connection, build, calls
+    def __init__(self, connection: socket.socket, build: dict[str, Any], ruleset: walls.Ruleset, calls: int) -> None:
+        self.connection, self.build, self.ruleset, self.calls = connection, build, ruleset, calls
         self.reader, self.call = frame.Reader(frame.FROM_LAUNCHER), 0
-        self.process, self.places, self.walls = 0, dict[str, list[int]](), b""  # known when its walls stand
-
-    def stands(self) -> bool:
-        """Whether the folders that tools made and its walls name are still the ones it was built on."""
-        try:
-            found = {path: os.lstat(path) for path in self.places}
-        except OSError:
-            return False
-        return all([found[path].st_dev, found[path].st_ino] == place for path, place in self.places.items())
+        self.process, self.walls = 0, b""  # known when its walls stand
 
 
 class Supervisor:
@@ -74,6 +66,7 @@ class Supervisor:
         self._idle: list[Worker] = []  # oldest first
         self._wanted: list[dict[str, Any]] = []  # launchers to build when there is nothing else to do
         self._jails: dict[str, dict[str, Any]] = {}  # by key, oldest first
+        self._rulesets: dict[str, walls.Ruleset] = {}  # of those, made when first needed
         self._code: dict[str, int] = {}  # folder of a tool's code that is here -> memory for it compiled
         self._abi, self._scoped, self._seed = abi, abi >= 6, seed
         self._nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -214,8 +207,22 @@ class Supervisor:
         if self._jails.setdefault(given["key"], given) != given:
             raise ValueError("two jails under one key")
         if len(self._jails) > _MAX_JAILS:
-            del self._jails[next(iter(self._jails))]
+            oldest = next(iter(self._jails))
+            del self._jails[oldest]
+            self._forget(oldest)
         return given
+
+    def _forget(self, key: str) -> None:
+        if key in self._rulesets:
+            os.close(self._rulesets.pop(key).descriptor)
+
+    def _ruleset(self, jail: dict[str, Any]) -> walls.Ruleset:
+        """One for all launchers of these walls, for as long as it names what is there. Raises OSError."""
+        held = self._rulesets.get(jail["key"])
+        if held is None or not held.stands():
+            self._forget(jail["key"])
+            held = self._rulesets[jail["key"]] = walls.Ruleset(self._abi, jail)
+        return held
 
     def _fault(self, number: int, payload: bytes) -> None:
         """The call's process never existed. Its launcher may not have built its walls: it goes too."""
@@ -228,11 +235,13 @@ class Supervisor:
         """An idle launcher that was built for the very same, or a new one. Raises OSError."""
         for worker in [worker for worker in reversed(self._idle) if worker.build == build]:
             self._idle.remove(worker)
-            if worker.stands():
+            if worker.ruleset.stands():
                 return worker
             self._discard(worker)
+        jail, isolation, folder = build["jail"], build["isolation"], build["folder"]
+        ruleset = self._ruleset(jail)
         ours, theirs = socket.socketpair()
-        passed = [theirs.fileno(), *([self._code[build["folder"]]] if build["folder"] else [])]
+        passed = [theirs.fileno(), *([self._code[folder]] if folder else []), ruleset.descriptor]
         try:
             if self._seed:
                 _send_all(self._seed, b".", passed)
@@ -240,8 +249,10 @@ class Supervisor:
                 launch(self._abi, passed)
         finally:
             theirs.close()
-        ours.sendall(frame.pack(frame.BUILD, 0, frame.encode(build)))
-        worker = Worker(ours, build, _MAX_SERVED if self._scoped and build["isolation"] == "launcher" else 1)
+        writable = "yes" if "/workspace" in jail["write"] else ""
+        asked = [isolation, folder, build["cpu_s"], jail["open_files"], jail["file_size"], writable, jail["seccomp"]]
+        ours.sendall(frame.pack(frame.BUILD, 0, "\n".join(map(str, asked)).encode()))
+        worker = Worker(ours, build, ruleset, _MAX_SERVED if self._scoped and isolation == "launcher" else 1)
         self._watch(ours.fileno(), select.EPOLLIN, lambda: self._from_launcher(worker))
         return worker
 
@@ -263,8 +274,8 @@ class Supervisor:
             self._discard(worker)
         for kind, number, payload in worker.reader.feed(data):
             if kind == frame.BUILT:
-                process, places, *names = payload.decode().split("\n")
-                worker.process, worker.places = int(process), json.loads(places or "{}")
+                process, *names = payload.decode().split("\n")
+                worker.process = int(process)
                 worker.walls = frame.encode({"walls": dict.fromkeys(names, True)})
             elif kind == frame.FAULT and worker.call:
                 self._fault(worker.call, payload)

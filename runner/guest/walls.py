@@ -61,29 +61,54 @@ def trim() -> None:
     _libc.malloc_trim(ctypes.c_size_t(0))
 
 
-def confine(abi: int, jail: dict[str, Any] | None = None) -> dict[str, tuple[int, int]]:
-    """A Landlock domain: `read` may be read, `write` read and changed, `execute` read and run; nothing else, no TCP,
-    and no signal or abstract socket leaves it. Without `jail`, the scope alone. Returns which device and inode stood
-    for each path that tools can replace. A missing path, or one of those through a link, is an OSError too."""
-    rights = (1 << _KNOWN.get(abi, 16)) - 1 if jail else 0
-    attributes = struct.pack("=QQQ", rights, _NO_TCP if jail and abi >= 4 else 0, _SCOPED if abi >= 6 else 0)
-    ruleset = _syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
-    places: dict[str, tuple[int, int]] = {}
-    for group, allowed in ("read", _READ), ("write", _WRITE), ("execute", _READ | _EXECUTE):
-        for path in jail[group] if jail else ():
-            made = path.startswith(_MADE_BY_TOOLS)
-            how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _NO_SYMLINKS if made else 0)
-            target = _syscall(_OPENAT2, ctypes.c_int(-1), os.fsencode(path), how, ctypes.c_size_t(len(how)))
+class Ruleset:
+    """A Landlock domain to be entered: `read` may be read, `write` read and changed, `execute` read and run; nothing
+    else, no TCP, and no signal or abstract socket leaves it. Without `jail`, the scope alone. Raises OSError, also for
+    a path that is missing, or that tools can replace and that leads through a link.
+
+    Whoever holds its descriptor can widen what is entered later: no tool may."""
+
+    def __init__(self, abi: int, jail: dict[str, Any] | None = None) -> None:
+        rights = (1 << _KNOWN.get(abi, 16)) - 1 if jail else 0
+        attributes = struct.pack("=QQQ", rights, _NO_TCP if jail and abi >= 4 else 0, _SCOPED if abi >= 6 else 0)
+        made = _syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), ctypes.c_uint(0))
+        self.descriptor, self.places = made, dict[str, tuple[int, int]]()  # what stood for each path tools can replace
+        allowed: dict[str, int] = {}
+        for group, added in ("read", _READ), ("write", _WRITE), ("execute", _READ | _EXECUTE):
+            allowed |= {path: allowed.get(path, 0) | added for path in (jail[group] if jail else ())}
+        try:
+            for path, wanted in allowed.items():
+                self._allow(path, wanted & rights)
+        except OSError:
+            os.close(self.descriptor)
+            raise
+
+    def _allow(self, path: str, wanted: int) -> None:
+        made = path.startswith(_MADE_BY_TOOLS)
+        how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _NO_SYMLINKS if made else 0)
+        target = _syscall(_OPENAT2, ctypes.c_int(-1), os.fsencode(path), how, ctypes.c_size_t(len(how)))
+        try:
             status = os.fstat(target)
-            if made and places.setdefault(path, (status.st_dev, status.st_ino)) != (status.st_dev, status.st_ino):
-                raise OSError(f"{path} was replaced meanwhile")
-            mask = rights if stat.S_ISDIR(status.st_mode) else rights & _ON_FILES
-            rule = struct.pack("=Qi", allowed & mask, target)
-            _syscall(_ADD_RULE, ctypes.c_int(ruleset), ctypes.c_int(1), rule, ctypes.c_uint(0))
+            if made:
+                self.places[path] = status.st_dev, status.st_ino
+            rule = struct.pack("=Qi", wanted if stat.S_ISDIR(status.st_mode) else wanted & _ON_FILES, target)
+            _syscall(_ADD_RULE, ctypes.c_int(self.descriptor), ctypes.c_int(1), rule, ctypes.c_uint(0))
+        finally:
             os.close(target)
+
+    def stands(self) -> bool:
+        """Whether the folders that tools made are still the ones that it names."""
+        try:
+            found = {path: os.lstat(path) for path in self.places}
+        except OSError:
+            return False
+        return all((found[path].st_dev, found[path].st_ino) == place for path, place in self.places.items())
+
+
+def enter(ruleset: int) -> None:
+    """Be confined by it from now on, and close it."""
     _syscall(_RESTRICT_SELF, ctypes.c_int(ruleset), ctypes.c_uint(0))
     os.close(ruleset)
-    return places
 
 
 def load_filter(program: str) -> None:
@@ -94,9 +119,9 @@ def load_filter(program: str) -> None:
         _syscall(_SECCOMP[os.uname().machine], ctypes.c_uint(1), ctypes.c_uint(0), wanted)
 
 
-def measure(abi: int, jail: dict[str, Any]) -> dict[str, bool]:
+def measure(abi: int, *, writable: bool) -> dict[str, bool]:
     """Attempt one forbidden act per wall: was it refused? Each would succeed, or fail in another way, were its wall
-    missing; that is why the launcher is still dumpable while it measures."""
+    missing; that is why the launcher is still dumpable while it measures. `writable`: the workspace may be written."""
     new = os.O_WRONLY | os.O_CREAT
     acts: dict[str, Callable[[], object]] = {
         "write_tool_code": lambda: os.open("/run/tools/.wall", new),
@@ -105,7 +130,7 @@ def measure(abi: int, jail: dict[str, Any]) -> dict[str, bool]:
         "make_user_namespace": lambda: _checked(_libc.unshare(_NEW_USER)),
         "open_vsock": lambda: socket.socket(_AF_VSOCK),
     }
-    if "/workspace" not in jail["write"]:
+    if not writable:
         acts["write_workspace"] = lambda: os.open("/workspace/.wall", new)
     if abi >= 4:
         acts["connect_tcp"] = lambda: socket.socket().connect(("127.0.0.1", 9))

@@ -76,6 +76,15 @@ def test_every_launcher_proves_its_own_walls(box: Box) -> None:
         assert all(walls.values())
 
 
+@pytest.mark.parametrize("isolation", ["launcher", "call"])
+def test_no_call_holds_what_walls_are_made_of(box: Box, isolation: str) -> None:
+    """Whoever has a ruleset can widen what later launchers enter: a call has its three streams, and no more."""
+    listed = "import os; print([os.readlink(f'/proc/self/fd/{held}').split(':')[0] for held in range(3)])"
+    for _ in range(3):
+        assert box.run("ls", "/proc/self/fd", isolation=isolation).stdout.split() == [b"0", b"1", b"2", b"3"]
+        assert box.run("python3", "-c", listed, isolation=isolation).stdout == b"['/dev/null', 'pipe', 'pipe']\n"
+
+
 def test_what_waits_is_bounded_and_gone_with_the_sandbox(box: Box) -> None:
     for size in range(20):
         for isolation in ("launcher", "call"):

@@ -1,16 +1,16 @@
-"""What PID 1 keeps between calls: jails by their key, launchers that still stand where they were built."""
+"""What PID 1 keeps between calls: jails by their key, rulesets that still name what is there."""
 
 from __future__ import annotations
 
-import socket
+import os
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from runner.guest import supervisor
-from runner.guest.supervisor import Supervisor, Worker
+from runner.guest import supervisor, walls
+from runner.guest.supervisor import Supervisor
 from runner.wire import guest
 
 
@@ -24,7 +24,7 @@ def jail(key: str, **changes: Any) -> dict[str, Any]:
 @pytest.fixture
 def keeper() -> Supervisor:
     made = object.__new__(Supervisor)
-    made._jails = {}
+    made._jails, made._rulesets = {}, {}
     return made
 
 
@@ -66,22 +66,35 @@ def test_a_start_may_carry_either(keeper: Supervisor, named: bool) -> None:
     assert keeper._jail(msgspec.json.decode(encoded)["jail"]) == jail("a")
 
 
-def test_a_launcher_stands_until_one_of_its_folders_is_another(tmp_path: Path) -> None:
+def test_a_ruleset_stands_until_one_of_its_folders_is_another(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    with socket.socket() as connection:
-        worker = Worker(connection, {}, 1)
-        assert worker.stands()
-        status = folder.stat()
-        worker.places = {str(folder): [status.st_dev, status.st_ino]}
-        assert worker.stands()
-        folder.rename(tmp_path / "moved")
-        assert not worker.stands()
-        folder.mkdir()
-        assert not worker.stands()
-        folder.rmdir()
-        folder.symlink_to(tmp_path / "moved")
-        assert not worker.stands()
-        folder.unlink()
-        (tmp_path / "moved").rename(folder)
-        assert worker.stands()
+    ruleset = object.__new__(walls.Ruleset)
+    ruleset.places = {}
+    assert ruleset.stands()
+    status = folder.stat()
+    ruleset.places = {str(folder): (status.st_dev, status.st_ino)}
+    assert ruleset.stands()
+    folder.rename(tmp_path / "moved")
+    assert not ruleset.stands()
+    folder.mkdir()
+    assert not ruleset.stands()
+    folder.rmdir()
+    folder.symlink_to(tmp_path / "moved")
+    assert not ruleset.stands()
+    folder.unlink()
+    (tmp_path / "moved").rename(folder)
+    assert ruleset.stands()
+
+
+def test_a_ruleset_is_made_once_and_goes_with_its_jail(keeper: Supervisor) -> None:
+    keeper._abi = walls.landlock_abi()
+    given = keeper._jail(jail("0"))
+    made = keeper._ruleset(given)
+    assert keeper._ruleset(given) is made
+    os.fstat(made.descriptor)
+    for number in range(1, guest.MAX_JAILS + 1):
+        keeper._jail(jail(str(number)))
+    assert not keeper._rulesets
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(made.descriptor)

@@ -13,11 +13,12 @@ from runner.guest import walls
 walls._MADE_BY_TOOLS = (sys.argv[1] + "/",)
 walls.prctl(walls.NO_NEW_PRIVS, 1)
 try:
-    places = walls.confine(walls.landlock_abi(), {"read": [sys.argv[2]], "write": [sys.argv[2]], "execute": ["/usr"]})
+    ruleset = walls.Ruleset(walls.landlock_abi(), {"read": [sys.argv[2]], "write": [sys.argv[2]], "execute": ["/usr"]})
+    walls.enter(ruleset.descriptor)
 except OSError as error:
     print(json.dumps(str(error)))
 else:
-    print(json.dumps(places))
+    print(json.dumps(ruleset.places))
 """
 
 
