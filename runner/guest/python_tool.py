@@ -168,7 +168,7 @@ class Prepared:
             streams = {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}
             own = [sys.modules.pop(name) for name in reversed(list(sys.modules)) if name not in self._before]
             for module in own:
-                if isinstance(module, ModuleType) and module.__name__ != __name__:
+                if isinstance(module, ModuleType) and module.__dict__ is not globals():
                     module.__dict__.clear()  # in this order files are written before they are closed
             gc.collect()
             for stream in streams:

@@ -322,7 +322,8 @@ def test_every_writable_place_fills_up_and_the_host_s_disk_does_not(small: Daemo
 def test_shared_memory_that_a_profile_gives_can_be_used(small: Daemon, daemon: Daemon) -> None:
     code = {"code": "import multiprocessing\nwith multiprocessing.Lock(): print('locked')"}
     with small.connect() as sized, daemon.connect() as without:
-        assert sized.call("python_run", code).stdout == b"locked\n"
+        done = sized.call("python_run", code)
+        assert done.stdout == b"locked\n", (done.outcome, done.stderr)
         assert not without.call("python_run", code).ok
 
 
