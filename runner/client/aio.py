@@ -10,31 +10,41 @@ import contextlib
 import os
 import socket as sockets
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Unpack
 
-from runner.client.calls import CallOptions, CallResult, Exchange, Input, OnOutput
+from runner.client.calls import (
+    CLIENT_NAME,
+    CallOptions,
+    CallResult,
+    Input,
+    OnOutput,
+    attaching,
+    exchange_for,
+    fields,
+    request,
+    to_result,
+)
 from runner.client.connection import Connection
+from runner.client.core import Make
 from runner.client.credentials import Identity, find_credentials, find_socket
-from runner.client.errors import CallError, ToolFailed, refused
-from runner.client.files import Extracted, TreeWriter, outgoing
+from runner.client.errors import CallError, ToolFailed
+from runner.client.exchange import DROPPED, Exchange
+from runner.client.files import MAX_GET, Extracted, Incoming, TreeWriter, outgoing, tree_bytes
 from runner.client.streams import Stream, detach, follow, streaming
 from runner.client.tools import AsyncToolSet
 from runner.wire import agent
-
-CLIENT_NAME = "toolrunner-python"
-MAX_GET = 64 << 20  # bytes that `get` holds in memory unless told otherwise
 
 
 class AsyncRunner:
     """A session with the daemon. Use `connect_async`, or `open` and `aclose`. Every method may raise `CallError`s."""
 
     def __init__(self, connection: Connection) -> None:
-        assert connection.welcome is not None
+        assert connection.core.welcome is not None
         self._connection = connection
-        self._welcome = connection.welcome
+        self._core = connection.core
+        self._welcome = connection.core.welcome
 
     @classmethod
     async def open(
@@ -72,12 +82,12 @@ class AsyncRunner:
     @property
     def tools_digest(self) -> str:
         """Changes when the daemon swaps its catalogue; ask `tools()` again then."""
-        return self._connection.tools_digest
+        return self._core.tools_digest
 
     @property
     def lost(self) -> CallError | None:
         """Why the connection is gone, None while it lives."""
-        return self._connection.lost
+        return self._core.lost
 
     # --- calls ---
 
@@ -96,10 +106,15 @@ class AsyncRunner:
 
         With `detach` it returns as soon as the call is accepted: `running` is true, `result(call)` has the end.
         `on_output` is called (and awaited) for each chunk as it comes; the tool waits while it takes its time."""
-        exchange = await self._begin(tool, arguments, stdin is not None, options)
-        if options.get("detach"):
-            return await detach(exchange, stdin)
-        result = await follow(exchange, stdin, on_output)
+        exchange = exchange_for(options, gathers=on_output is None)
+        try:
+            await self._begin(exchange, tool, arguments, stdin is not None, options)
+            if options.get("detach"):
+                return await detach(self._connection, exchange, stdin)
+            result = await follow(self._connection, exchange, stdin, on_output)
+        except BaseException:
+            self._connection.abandon(exchange)
+            raise
         if check and not result.ok:
             raise ToolFailed(tool, result)
         return result
@@ -116,19 +131,17 @@ class AsyncRunner:
         """Run a tool and follow it: `async with runner.stream(…) as stream: async for chunk in stream: …`.
 
         Raises the refusal on entry. Leaving the block before the call's end cancels the call, unless detached."""
-        exchange = await self._begin(tool, arguments, stdin, options)
-        async with streaming(exchange) as stream:
+        exchange = exchange_for(options, gathers=False)
+        await self._begin(exchange, tool, arguments, stdin, options)
+        async with streaming(self._connection, exchange) as stream:
             yield stream
 
     @contextlib.asynccontextmanager
     async def attach(self, call: str, *, stdout: int = 0, stderr: int = 0, window: int = 0) -> AsyncIterator[Stream]:
         """Follow a detached call of this task from these output offsets on. Leaving the block leaves the call alone."""
-
-        def make(number: int, window: int) -> agent.Attach:
-            return agent.Attach(number=number, call=call, stdout=stdout, stderr=stderr, window=window)
-
-        exchange = await self._connection.ask(make, window=window, detached=True)
-        async with streaming(exchange) as stream:
+        exchange = Exchange(window=window, cancels=False)
+        await self._connection.begin(exchange, attaching(call, stdout, stderr))
+        async with streaming(self._connection, exchange) as stream:
             yield stream
 
     async def result(self, call: str, *, output: bool = True) -> CallResult:
@@ -136,34 +149,28 @@ class AsyncRunner:
         if output:
             async with self.attach(call) as stream:
                 return await stream.result()
-        exchange = await self._connection.ask(lambda number, _: agent.GetResult(number=number, call=call))
-        answer = await exchange.finished()
-        if not isinstance(answer, agent.Result):
-            raise refused("protocol", "the daemon answered a question for a result with something else")
-        return exchange.to_result(answer, b"", b"")
+        exchange = await self._ask(lambda number, _: agent.GetResult(number=number, call=call))
+        return to_result(exchange, b"", b"")
 
     async def cancel(self, call: str) -> None:
         """End a detached call of this task; done when its processes are gone."""
-        exchange = await self._connection.ask(
-            lambda number, window: agent.Attach(number=number, call=call, window=window)
-        )
-        exchange.ignore()
-        await exchange.accepted()
-        exchange.cancel()
-        await exchange.finished()
+        exchange = Exchange(output=DROPPED)
+        await self._connection.begin(exchange, attaching(call))
+        await self._connection.until(exchange.accepted)
+        self._connection.cancel(exchange)
+        await self._connection.until(exchange.ended)
+        exchange.last_answer(agent.Result)
 
     async def tools(self) -> AsyncToolSet:
         """What this token may call, with schemas in the forms that model vendors take, and `dispatch`."""
-        exchange = await self._connection.ask(lambda number, _: agent.ListTools(number=number))
-        answer = await exchange.finished()
-        if not isinstance(answer, agent.Tools):
-            raise refused("protocol", "the daemon answered a question for tools with something else")
+        exchange = await self._ask(lambda number, _: agent.ListTools(number=number))
+        answer: agent.Tools = exchange.last_answer(agent.Tools)
         return AsyncToolSet(answer.tools, answer.digest, self)
 
     async def end_task(self) -> None:
         """End the task: its calls are cancelled and its sandbox removed. Only the root token's holder may."""
-        exchange = await self._connection.ask(lambda number, _: agent.EndTask(number=number))
-        await exchange.finished()
+        exchange = await self._ask(lambda number, _: agent.EndTask(number=number))
+        exchange.last_answer(agent.TaskEnded)
 
     async def until_durable(self, position: int) -> None:
         """Wait until the ledger entry at `position` is on disk."""
@@ -184,7 +191,7 @@ class AsyncRunner:
     async def get(self, path: str, *, limit: int = MAX_GET, **options: Unpack[CallOptions]) -> bytes:
         """The bytes of one file of the workspace. Raises `ToolFailed`, and `InvalidArguments` above `limit` bytes."""
         pieces: list[bytes] = []
-        await self._fetch(path, "file", pieces.append, limit, options)
+        await self._fetch("file", Incoming(path, limit, pieces.append), options)
         return b"".join(pieces)
 
     async def get_tree(
@@ -193,59 +200,30 @@ class AsyncRunner:
         """A folder of the workspace into the new local `folder`. Links and special files are left out and named
         in the answer. Nothing is left behind on failure."""
         with TreeWriter(Path(folder), limit) as tree:
-            done = await self._fetch(path, "tree", tree.feed, limit + (limit >> 2) + (1 << 20), options)
-            return tree.finish(done.value.get("skipped") if isinstance(done.value, dict) else None)
+            done = await self._fetch("tree", Incoming(path, tree_bytes(limit), tree.feed), options)
+            return tree.finish(done.value)
 
-    async def _fetch(self, path: str, kind: str, take: Any, limit: int, options: CallOptions) -> CallResult:
-        held = 0
-        async with self.stream("workspace_get", {"path": path, "kind": kind}, **options) as stream:
-            errors: list[bytes] = []
+    async def _fetch(self, kind: str, incoming: Incoming, options: CallOptions) -> CallResult:
+        async with self.stream("workspace_get", {"path": incoming.path, "kind": kind}, **options) as stream:
             async for chunk in stream:
-                if chunk.stream == "stderr":
-                    errors.append(chunk.data)
-                    continue
-                held += len(chunk.data)
-                if held > limit:
-                    raise refused("arguments", f"{path} is larger than {limit} bytes", next_step="raise `limit`")
-                take(chunk.data)
-            result = await stream.result()
-        if not result.ok or result.stdout_bytes > held:
-            raise ToolFailed("workspace_get", replace(result, stderr=b"".join(errors)))
-        return result
+                incoming.take(chunk)
+            return incoming.finish(await stream.result())
 
     # --- inside ---
 
-    async def _begin(self, tool: str, arguments: dict[str, Any] | None, stdin: bool, options: CallOptions) -> Exchange:
-        unknown = set(options) - CallOptions.__annotations__.keys()
-        if unknown:
-            raise TypeError(f"a call takes no {', '.join(sorted(unknown))}")
-        deadline = options.get("deadline")
-        if deadline is not None and deadline <= 0:
-            raise refused("arguments", "a deadline is a positive number of seconds", field="deadline")
-        proof = self._connection.prove_call(tool, arguments or {})
+    async def _begin(
+        self, exchange: Exchange, tool: str, arguments: dict[str, Any] | None, stdin: bool, options: CallOptions
+    ) -> None:
+        more = fields(options)
+        proof = self._core.prove_call(tool, arguments or {})
+        await self._connection.begin(exchange, request(proof, stdin, more))
 
-        def make(number: int, window: int) -> agent.Call:
-            return agent.Call(
-                number=number,
-                proof=proof,
-                stdin=stdin,
-                window=window,
-                deadline_ms=0 if deadline is None else max(1, round(deadline * 1000)),
-                traceparent=options.get("traceparent", ""),
-                intent=options.get("intent", ""),
-                because=tuple(options.get("because", ())),
-                retry_of=options.get("retry_of", ""),
-                idempotency_key=options.get("idempotency_key", ""),
-                detach=options.get("detach", False),
-                sync=options.get("sync", False),
-            )
-
-        return await self._connection.ask(
-            make,
-            window=options.get("window", 0),
-            detached=options.get("detach", False),
-            keyed=bool(options.get("idempotency_key")),
-        )
+    async def _ask(self, make: Make) -> Exchange:
+        """A question that one message answers."""
+        exchange = Exchange(cancels=False)
+        await self._connection.begin(exchange, make)
+        await self._connection.until(exchange.ended)
+        return exchange
 
     async def aclose(self) -> None:
         """Say bye and close; calls under way are cancelled, detached ones run on."""

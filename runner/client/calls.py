@@ -1,21 +1,18 @@
-"""One request under way: its output as it comes, the credit it owes, its stdin, its end.
-
-Everything here runs in the loop of its connection; nothing waits for a lock.
-"""
+"""A call for both clients: its options into a request, its answer into a result."""
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypedDict
+from typing import Any, TypedDict
 
-from runner.client.errors import CallError, raised, refused
+from runner.client.core import Make
+from runner.client.errors import refused
+from runner.client.exchange import GATHERED, QUEUED, Exchange
 from runner.model import Chunk, Outcome
 from runner.wire import agent
 
-STDIN_PIECE = 64 << 10  # bytes of stdin in one frame
+CLIENT_NAME = "toolrunner-python"
 
 Input = bytes | Iterable[bytes] | AsyncIterable[bytes]
 OnOutput = Callable[[Chunk], Awaitable[None] | None]
@@ -99,175 +96,65 @@ def ending(outcome: Outcome) -> str:
     return f"{words} ({outcome.reason})" if outcome.reason else words
 
 
-class Sender(Protocol):
-    """What an exchange needs of its connection."""
+def fields(options: CallOptions) -> dict[str, Any]:
+    """The fields of `agent.Call` that the options set. Raises TypeError on an option there is not, and
+    `InvalidArguments`."""
+    if not options:
+        return {}
+    unknown = options.keys() - CallOptions.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"a call takes no {', '.join(sorted(unknown))}")
+    found: dict[str, Any] = {**options}
+    found.pop("window", None)
+    deadline = found.pop("deadline", None)
+    if deadline is not None:
+        if deadline <= 0:
+            raise refused("arguments", "a deadline is a positive number of seconds", field="deadline")
+        found["deadline_ms"] = max(1, round(deadline * 1000))
+    if "because" in found:
+        found["because"] = tuple(found["because"])
+    return found
 
-    def send(self, message: agent.FromClient) -> None:
-        """Queue one message; nothing when the connection is gone."""
 
-    async def writable(self) -> None:
-        """Wait while too much is queued."""
+def exchange_for(options: CallOptions, *, gathers: bool) -> Exchange:
+    """The exchange of a call with these options, not sent yet."""
+    return Exchange(
+        window=options.get("window", 0),
+        output=GATHERED if gathers else QUEUED,
+        cancels=not options.get("detach", False),
+        keyed=bool(options.get("idempotency_key")),
+    )
 
 
-class Exchange:
-    """A number of ours until its last answer. The connection feeds it; a call or stream consumes it."""
+def request(proof: str, stdin: bool, more: dict[str, Any]) -> Make:
+    """A call's frame, once it has a number."""
+    return lambda number, window: agent.Call(number=number, proof=proof, stdin=stdin, window=window, **more)
 
-    def __init__(
-        self, sender: Sender, number: int, window: int, *, detached: bool = False, keyed: bool = False
-    ) -> None:
-        self.number = number
-        self.call = ""
-        self.replayed = False
-        self.keyed = keyed  # has an idempotency key: repeating it is safe
-        self.answer: agent.Result | agent.Tools | agent.TaskEnded | None = None
-        self.error: CallError | None = None
-        self._sender = sender
-        self._window = window
-        self._room = window  # what the daemon may still send
-        self._handed = 0  # the size of the chunk that the consumer looks at
-        self._owed = 0  # consumed, and not granted again yet
-        self._chunks: deque[agent.Output] = deque()
-        self._collect: tuple[list[bytes], list[bytes]] | None = None
-        self._deaf = False
-        self._stdin_credit = 0
-        self._detached = detached
-        self._changed = asyncio.Event()
 
-    @property
-    def ended(self) -> bool:
-        """Whether the last answer, or the loss of it, is here."""
-        return self.answer is not None or self.error is not None
+def attaching(call: str, stdout: int = 0, stderr: int = 0) -> Make:
+    """An attach frame, once it has a number."""
+    return lambda number, window: agent.Attach(number=number, call=call, stdout=stdout, stderr=stderr, window=window)
 
-    # --- fed by the connection ---
 
-    def feed(self, message: Any) -> bool:
-        """Take one message. Returns whether it was the last. Raises `ProtocolError` (flow)."""
-        if isinstance(message, agent.Output):
-            self._take(message)
-        elif isinstance(message, agent.StdinCredit):
-            self._stdin_credit += message.bytes
-        elif isinstance(message, agent.Accepted):
-            self.call, self.replayed = message.call, message.replayed
-        elif isinstance(message, agent.Refused):
-            self.error = raised(message.refusal, message.call or self.call)
-        else:
-            self.answer = message
-        self._changed.set()
-        return self.ended
+def of_chunks(exchange: Exchange, chunks: list[Chunk]) -> CallResult:
+    """As `to_result`, with the output in these chunks."""
+    errors = b"".join([chunk.data for chunk in chunks if chunk.stream == "stderr"])
+    return to_result(exchange, b"".join([chunk.data for chunk in chunks if chunk.stream != "stderr"]), errors)
 
-    def fail(self, error: CallError) -> None:
-        """The connection is gone."""
-        if not self.ended:
-            self.error = error
-            self._changed.set()
 
-    def _take(self, output: agent.Output) -> None:
-        size = len(output.data)
-        self._room -= size
-        if self._room < 0:
-            raise refused("flow", f"the daemon sent {-self._room} bytes of output more than it was given credit for")
-        if self._deaf:
-            self._consumed(size)
-        elif self._collect is not None:
-            self._collect[output.stream == "stderr"].append(output.data)
-            self._consumed(size)
-        else:
-            self._chunks.append(output)
-
-    def _consumed(self, size: int) -> None:
-        self._owed += size
-        if self._owed and 2 * self._owed >= self._window and not self.ended:
-            self._room += self._owed
-            self._sender.send(agent.Credit(number=self.number, bytes=self._owed))
-            self._owed = 0
-
-    # --- for the consumer ---
-
-    async def _until(self, ready: Callable[[], bool]) -> None:
-        while not ready():
-            self._changed.clear()
-            await self._changed.wait()
-
-    async def accepted(self) -> str:
-        """The daemon's id for the call, when it is accepted. Raises the refusal."""
-        await self._until(lambda: bool(self.call) or self.ended)
-        if self.error is not None and not self.call:
-            raise self.error
-        return self.call
-
-    async def finished(self) -> Any:
-        """The last answer. Raises the refusal, or `Interrupted` and `Unavailable` when the answer was lost."""
-        await self._until(lambda: self.ended)
-        if self.error is not None:
-            raise self.error
-        return self.answer
-
-    def collect(self) -> tuple[list[bytes], list[bytes]]:
-        """From now on gather output as it comes instead of queueing it: (stdout, stderr)."""
-        self._collect = ([], [])
-        return self._collect
-
-    def ignore(self) -> None:
-        """Nobody reads output any more: let it pass, so that the call is not held up by us."""
-        self._deaf = True
-        waiting = sum(len(chunk.data) for chunk in self._chunks)
-        self._chunks.clear()
-        self._consumed(waiting)
-
-    async def next_chunk(self) -> Chunk | None:
-        """The next piece of output; None at the call's end, however that is. Asking again grants more credit."""
-        taken, self._handed = self._handed, 0
-        self._consumed(taken)
-        await self._until(lambda: bool(self._chunks) or self.ended)
-        if not self._chunks:
-            return None
-        piece = self._chunks.popleft()
-        self._handed = len(piece.data)
-        return Chunk(stream="stderr" if piece.stream == "stderr" else "stdout", offset=piece.offset, data=piece.data)
-
-    async def write_stdin(self, data: bytes) -> bool:
-        """Send as credit allows. Returns whether all of it was sent: not, when the call ended first."""
-        view = memoryview(data)
-        while view:
-            await self._until(lambda: self._stdin_credit > 0 or self.ended)
-            if self.ended:
-                return False
-            size = min(len(view), self._stdin_credit, STDIN_PIECE)
-            self._stdin_credit -= size
-            self._sender.send(agent.Stdin(number=self.number, data=bytes(view[:size])))
-            await self._sender.writable()
-            view = view[size:]
-        return True
-
-    async def close_stdin(self) -> None:
-        """End of input."""
-        await self._until(lambda: bool(self.call) or self.ended)
-        if not self.ended:
-            self._sender.send(agent.Stdin(number=self.number, eof=True))
-
-    def cancel(self) -> None:
-        """Ask the daemon to end the call; the last answer still comes."""
-        if not self.ended:
-            self._sender.send(agent.Cancel(number=self.number))
-
-    def abandon(self) -> None:
-        """The consumer is gone: cancel the call unless it was detached, and let its output pass."""
-        if not self._detached:
-            self.cancel()
-        self.ignore()
-
-    def to_result(self, answer: agent.Result, stdout: bytes, stderr: bytes) -> CallResult:
-        """The result for the caller."""
-        return CallResult(
-            call=answer.call,
-            ended=answer.outcome,
-            stdout=stdout,
-            stderr=stderr,
-            value=answer.value,
-            receipt=answer.receipt,
-            position=answer.position,
-            durable=answer.durable,
-            replayed=self.replayed,
-            stdout_bytes=answer.stdout_bytes,
-            stderr_bytes=answer.stderr_bytes,
-        )
+def to_result(exchange: Exchange, stdout: bytes, stderr: bytes) -> CallResult:
+    """The call's end, for the caller. Raises the refusal, and what the loss of the answer means."""
+    answer: agent.Result = exchange.last_answer(agent.Result)
+    return CallResult(
+        call=answer.call,
+        ended=answer.outcome,
+        stdout=stdout,
+        stderr=stderr,
+        value=answer.value,
+        receipt=answer.receipt,
+        position=answer.position,
+        durable=answer.durable,
+        replayed=exchange.replayed,
+        stdout_bytes=answer.stdout_bytes,
+        stderr_bytes=answer.stderr_bytes,
+    )

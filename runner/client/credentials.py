@@ -5,6 +5,7 @@ The descriptor is read with pread from offset 0 and left as found, so that every
 
 from __future__ import annotations
 
+import itertools
 import os
 import secrets
 import time
@@ -62,48 +63,37 @@ class Identity:
         self.chain = credentials.chain
         self._leaf = credentials.leaf
         self._key = credentials.signing_key()
-        self._challenge: Challenge | None = None
-        self._heard = 0.0
+        self._signer: proof.CallSigner | None = None
+        self._ahead = 0.0  # seconds that the daemon's clock is ahead of ours
+        self._name = secrets.token_urlsafe(12)  # of this connection; with a count, each proof's own id
+        self._count = itertools.count(1)
 
     @property
     def challenged(self) -> bool:
         """Whether the daemon has spoken."""
-        return self._challenge is not None
+        return self._signer is not None
 
     def prove_hello(self, challenge: Challenge) -> str:
         """The proof for the hello. From here on time is the daemon's."""
-        self._challenge = challenge
-        self._heard = _elapsed()
+        self._ahead = challenge.time - _elapsed()
+        audience, nonce = challenge.audience, challenge.nonce
+        self._signer = proof.CallSigner(self._key, self._leaf, audience=audience, nonce=nonce)
         return proof.sign_hello(
-            self._key, self._leaf, audience=challenge.audience, nonce=challenge.nonce, now=self._now(), jti=_fresh()
+            self._key, self._leaf, audience=audience, nonce=nonce, now=self._now(), jti=f"{self._name}.0"
         )
 
     def prove_call(self, tool: str, arguments: dict[str, Any]) -> str:
         """The proof for one call. Raises `InvalidArguments` when an argument has no JSON form."""
-        assert self._challenge is not None
+        assert self._signer is not None
         try:
-            return proof.sign_call(
-                self._key,
-                self._leaf,
-                tool,
-                arguments,
-                audience=self._challenge.audience,
-                nonce=self._challenge.nonce,
-                now=self._now(),
-                jti=_fresh(),
-            )
+            return self._signer.sign(tool, arguments, now=self._now(), jti=f"{self._name}.{next(self._count)}")
         except RunnerError as error:
             raise raised(error.refused) from None
 
     def _now(self) -> float:
         """The daemon's clock: what it said, and what has passed since. A step of the local clock changes nothing."""
-        assert self._challenge is not None
-        return self._challenge.time + _elapsed() - self._heard
+        return self._ahead + _elapsed()
 
 
 def _elapsed() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)  # goes on while the machine sleeps, as the daemon's clock does
-
-
-def _fresh() -> str:
-    return secrets.token_urlsafe(16)

@@ -155,6 +155,14 @@ def refused(code: str, reason: str, *, next_step: str = "", field: str = "", all
     return raised(refusal(code, reason, next_step=next_step, field=field, allowed=allowed))
 
 
+def no_daemon(socket: object, error: OSError) -> CallError:
+    """Nobody answers at the socket, and what a person can do about it."""
+    step = "start it with `runner serve`, or name its socket in RUNNER_SOCKET"
+    if isinstance(error, PermissionError):
+        step = "run as a user of the agents' group that the daemon's [peers] names"
+    return refused("unavailable", f"no daemon answers at {socket}: {error.strerror or error}", next_step=step)
+
+
 class ToolFailed(Exception):
     """The tool ran and did not succeed, and the caller asked for `check=True`. Not a refusal: nothing was denied."""
 

@@ -13,15 +13,18 @@ import shutil
 import stat
 import tarfile
 import tempfile
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from runner.client.errors import CallError, refused
+from runner.client.calls import CallResult
+from runner.client.errors import ToolFailed, refused
+from runner.model import Chunk
 
 PIECE = 64 << 10
+MAX_GET = 64 << 20  # bytes that `get` holds in memory unless told otherwise
 BLOCK = 512
 MAX_MEMBERS = 262_144  # the inodes of the largest workspace that a shipped profile has
 MAX_NAME = 4096
@@ -112,6 +115,38 @@ def _exactly(path: Path, folder: int, size: int) -> Iterator[bytes]:
 # --- in --------------------------------------------------------------------------------------------------
 
 
+class Incoming:
+    """What `workspace_get` sends, handed on piece by piece, up to a limit."""
+
+    def __init__(self, path: str, limit: int, hand_on: Callable[[bytes], object]) -> None:
+        self.path = path
+        self._limit = limit
+        self._hand_on = hand_on
+        self._held = 0
+        self._errors: list[bytes] = []
+
+    def take(self, chunk: Chunk) -> None:
+        """One chunk of the call. Raises `InvalidArguments` above the limit."""
+        if chunk.stream == "stderr":
+            self._errors.append(chunk.data)
+            return
+        self._held += len(chunk.data)
+        if self._held > self._limit:
+            raise refused("arguments", f"{self.path} is larger than {self._limit} bytes", next_step="raise `limit`")
+        self._hand_on(chunk.data)
+
+    def finish(self, result: CallResult) -> CallResult:
+        """The call's end. Raises `ToolFailed` when it failed, or when not all of it came."""
+        if not result.ok or result.stdout_bytes > self._held:
+            raise ToolFailed("workspace_get", replace(result, stderr=b"".join(self._errors)))
+        return result
+
+
+def tree_bytes(limit: int) -> int:
+    """How long the stream of a tree of `limit` bytes may be: its files, their headers and their padding."""
+    return limit + (limit >> 2) + (1 << 20)
+
+
 @dataclass(frozen=True)
 class Extracted:
     """What `get_tree` wrote. `skipped` names the links and special files that were left out."""
@@ -172,8 +207,10 @@ class TreeWriter:
         while (self._member is not None and self._body(self._member)) or (self._member is None and self._header()):
             pass
 
-    def finish(self, left_out: Any = None) -> Extracted:
-        """The stream ended: the folder appears under its name. `left_out` is the tool's own list, hostile too."""
+    def finish(self, value: Any = None) -> Extracted:
+        """The stream ended: the folder appears under its name. `value` is the tool's, with its own list of what it
+        left out; hostile too."""
+        left_out = value.get("skipped") if isinstance(value, dict) else None
         if self._member is not None or self._buffer or self._zeros < 2:
             raise refused("arguments", "the tar stream ends early")
         assert self._made is not None
@@ -281,10 +318,6 @@ class TreeWriter:
         else:
             self._long_name = _long_name(member)
         return True
-
-
-def _unwritable(what: str, parts: list[str], error: OSError) -> CallError:
-    return refused("arguments", f"a {what} of the tree cannot be made: {error.strerror}", field=_shown("/".join(parts)))
 
 
 def _write(file: int, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The client for ordinary programs: the async one in a thread of its own, which also answers heartbeats.
+"""The client for ordinary programs: calls go from the caller's thread straight to the socket.
 
 with connect() as runner:
     print(runner.call("shell_run", {"argv": ["ls"]}).text)
@@ -7,50 +7,43 @@ with connect() as runner:
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import socket as sockets
-import threading
-from collections.abc import Awaitable, Callable, Iterator
-from concurrent.futures import CancelledError, Future
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, Unpack
+from typing import Any, Unpack
 
-import anyio
-from anyio.from_thread import BlockingPortal
-
-from runner.client.aio import MAX_GET, AsyncRunner
-from runner.client.calls import CallOptions, CallResult
-from runner.client.errors import CallError, refused
-from runner.client.files import Extracted
-from runner.client.streams import Stream
+from runner.client.calls import (
+    CLIENT_NAME,
+    CallOptions,
+    CallResult,
+    attaching,
+    exchange_for,
+    fields,
+    of_chunks,
+    request,
+    to_result,
+)
+from runner.client.core import Make
+from runner.client.credentials import Identity, find_credentials, find_socket
+from runner.client.errors import CallError, ToolFailed
+from runner.client.exchange import DROPPED, Exchange
+from runner.client.files import MAX_GET, Extracted, Incoming, TreeWriter, outgoing, tree_bytes
+from runner.client.link import Link
 from runner.client.tools import ToolSet
 from runner.model import Chunk
 from runner.wire import agent
 
-T = TypeVar("T")
-
-
-def _portal(stack: contextlib.ExitStack) -> BlockingPortal:
-    """An event loop in a daemon thread, stopped by `stack`: anyio's own portal keeps a program alive that forgot to
-    close its client. No generator: one would be closed by the interpreter's end, when the thread is already gone."""
-    started: Future[BlockingPortal] = Future()
-
-    async def main() -> None:
-        async with BlockingPortal() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    thread = threading.Thread(target=lambda: anyio.run(main), name="runner-client", daemon=True)
-    thread.start()
-    portal = started.result()
-    stack.callback(thread.join)
-    stack.callback(lambda: portal.call(portal.stop))
-    return portal
+SyncInput = bytes | Iterable[bytes]
+SyncOnOutput = Callable[[Chunk], None]
 
 
 class Runner:
-    """A session with the daemon. Methods, results and exceptions are `AsyncRunner`'s; threads may share one."""
+    """A session with the daemon. Methods, results and exceptions are `AsyncRunner`'s; threads may share one.
+
+    A forked child cannot use its parent's (`Unavailable`); its own copy it may close, or forget."""
 
     def __init__(
         self,
@@ -58,71 +51,71 @@ class Runner:
         credentials: bytes | None = None,
         session: agent.SessionFacts | None = None,
     ) -> None:
-        self._stack = contextlib.ExitStack()
-        with contextlib.ExitStack() as stack:
-            self._portal = _portal(stack)
-            self._runner = self._portal.call(AsyncRunner.open, socket, credentials, session)
-            stack.callback(self._portal.call, self._runner.aclose)
-            self._stack = stack.pop_all()
-        self._closed = False
-
-    def _run(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Run in the loop's thread and wait; an interrupt here (Ctrl-C) cancels there."""
-        if self._closed:
-            raise refused("unavailable", "this client is closed", next_step="connect again")
-        future = self._portal.start_task_soon(ask)
-        try:
-            return future.result()
-        except CancelledError:
-            raise refused("unavailable", "this client was closed while it waited", next_step="connect again") from None
-        except BaseException:
-            future.cancel()
-            raise
+        found = find_credentials(credentials)
+        facts = session or agent.SessionFacts(client=CLIENT_NAME)
+        self._link = Link.open(Identity(found), facts, socket or find_socket(found))
+        self._core = self._link.core
+        assert self._core.welcome is not None
+        self._welcome = self._core.welcome
 
     @property
     def task(self) -> str:
         """The task that the root token names."""
-        return self._runner.task
+        return self._welcome.task
 
     @property
     def agent(self) -> str:
         """The agent that the root token names."""
-        return self._runner.agent
+        return self._welcome.agent
 
     @property
     def session(self) -> str:
         """The session that the root token names."""
-        return self._runner.session
+        return self._welcome.session
 
     @property
     def workspace_lost(self) -> bool:
         """Whether the task goes on in an empty workspace."""
-        return self._runner.workspace_lost
+        return self._welcome.workspace_lost
 
     @property
     def tools_digest(self) -> str:
         """Changes when the daemon swaps its catalogue."""
-        return self._runner.tools_digest
+        self._link.glance()
+        return self._core.tools_digest
 
     @property
     def lost(self) -> CallError | None:
         """Why the connection is gone, None while it lives."""
-        return self._runner.lost
+        return self._link.lost
+
+    # --- calls ---
 
     def call(
         self,
         tool: str,
         arguments: dict[str, Any] | None = None,
         *,
-        stdin: bytes | None = None,
-        on_output: Callable[[Chunk], None] | None = None,
+        stdin: SyncInput | None = None,
+        on_output: SyncOnOutput | None = None,
         check: bool = False,
         **options: Unpack[CallOptions],
     ) -> CallResult:
-        """Run a tool and wait for its end. `on_output` is called in the client's thread."""
-        return self._run(
-            partial(self._runner.call, tool, arguments, stdin=stdin, on_output=on_output, check=check, **options)
-        )
+        """Run a tool and wait for its end. `on_output` is called for each chunk as it comes, in the thread that called
+        this; the tool waits while it takes its time. An interrupt (Ctrl-C) cancels the call, unless it is detached,
+        and leaves the connection usable."""
+        exchange = exchange_for(options, gathers=on_output is None)
+        try:
+            self._begin(exchange, tool, arguments, stdin is not None, options)
+            if options.get("detach"):
+                return self._detach(exchange, stdin)
+            result = self._follow(exchange, stdin, on_output)
+        except BaseException:
+            self._link.abandon(exchange)
+            raise
+        if check and not result.ok:
+            raise ToolFailed(tool, result)
+        return result
 
     @contextlib.contextmanager
     def stream(
@@ -134,59 +127,143 @@ class Runner:
         **options: Unpack[CallOptions],
     ) -> Iterator[SyncStream]:
         """Run a tool and follow it: `with runner.stream(…) as stream: for chunk in stream: …`."""
-        following = self._runner.stream(tool, arguments, stdin=stdin, **options)
-        with self._portal.wrap_async_context_manager(following) as stream:
-            yield SyncStream(self._run, self._portal, stream)
+        exchange = exchange_for(options, gathers=False)
+        try:
+            self._begin(exchange, tool, arguments, stdin, options)
+            self._link.until(exchange.accepted)
+            yield SyncStream(self._link, exchange)
+        finally:
+            self._link.abandon(exchange)
 
     @contextlib.contextmanager
     def attach(self, call: str, *, stdout: int = 0, stderr: int = 0, window: int = 0) -> Iterator[SyncStream]:
         """Follow a detached call of this task from these output offsets on."""
-        following = self._runner.attach(call, stdout=stdout, stderr=stderr, window=window)
-        with self._portal.wrap_async_context_manager(following) as stream:
-            yield SyncStream(self._run, self._portal, stream)
+        exchange = Exchange(window=window, cancels=False)
+        try:
+            self._link.begin(exchange, attaching(call, stdout, stderr))
+            self._link.until(exchange.accepted)
+            yield SyncStream(self._link, exchange)
+        finally:
+            self._link.abandon(exchange)
 
     def result(self, call: str, *, output: bool = True) -> CallResult:
         """The end of a detached call of this task, awaited."""
-        return self._run(partial(self._runner.result, call, output=output))
+        if output:
+            with self.attach(call) as stream:
+                return stream.result()
+        return to_result(self._ask(lambda number, _: agent.GetResult(number=number, call=call)), b"", b"")
 
     def cancel(self, call: str) -> None:
         """End a detached call of this task."""
-        self._run(partial(self._runner.cancel, call))
+        exchange = Exchange(output=DROPPED)
+        self._link.begin(exchange, attaching(call))
+        self._link.until(exchange.accepted)
+        self._link.cancel(exchange)
+        self._link.until(exchange.ended)
+        exchange.last_answer(agent.Result)
 
     def tools(self) -> ToolSet:
         """What this token may call, and `dispatch`."""
-        found = self._run(self._runner.tools)
-        return ToolSet(tuple(found), found.digest, self)
+        answer: agent.Tools = self._ask(lambda number, _: agent.ListTools(number=number)).last_answer(agent.Tools)
+        return ToolSet(answer.tools, answer.digest, self)
 
     def end_task(self) -> None:
         """End the task. Only the root token's holder may."""
-        self._run(self._runner.end_task)
+        self._ask(lambda number, _: agent.EndTask(number=number)).last_answer(agent.TaskEnded)
 
     def until_durable(self, position: int) -> None:
         """Wait until the ledger entry at `position` is on disk."""
-        self._run(partial(self._runner.until_durable, position))
+        self._link.until_durable(position)
+
+    # --- files ---
 
     def put(
         self, path: str, data: bytes | os.PathLike[str], *, omit_links: bool = False, **options: Unpack[CallOptions]
     ) -> CallResult:
         """Put bytes, a local file or a local folder at `path` in the workspace."""
-        return self._run(partial(self._runner.put, path, data, omit_links=omit_links, **options))
+        kind, source = outgoing(data, omit_links=omit_links)
+        return self.call("workspace_put", {"path": path, "kind": kind}, stdin=source, check=True, **options)
 
     def get(self, path: str, *, limit: int = MAX_GET, **options: Unpack[CallOptions]) -> bytes:
         """The bytes of one file of the workspace."""
-        return self._run(partial(self._runner.get, path, limit=limit, **options))
+        pieces: list[bytes] = []
+        self._fetch("file", Incoming(path, limit, pieces.append), options)
+        return b"".join(pieces)
 
     def get_tree(
         self, path: str, folder: str | os.PathLike[str], *, limit: int = MAX_GET, **options: Unpack[CallOptions]
     ) -> Extracted:
         """A folder of the workspace into the new local `folder`."""
-        return self._run(partial(self._runner.get_tree, path, folder, limit=limit, **options))
+        with TreeWriter(Path(folder), limit) as tree:
+            done = self._fetch("tree", Incoming(path, tree_bytes(limit), tree.feed), options)
+            return tree.finish(done.value)
+
+    def _fetch(self, kind: str, incoming: Incoming, options: CallOptions) -> CallResult:
+        with self.stream("workspace_get", {"path": incoming.path, "kind": kind}, **options) as stream:
+            for chunk in stream:
+                incoming.take(chunk)
+            return incoming.finish(stream.result())
+
+    # --- inside ---
+
+    def _begin(
+        self, exchange: Exchange, tool: str, arguments: dict[str, Any] | None, stdin: bool, options: CallOptions
+    ) -> None:
+        self._link.check()
+        more = fields(options)
+        proof = self._core.prove_call(tool, arguments or {})
+        self._link.begin(exchange, request(proof, stdin, more))
+
+    def _ask(self, make: Make) -> Exchange:
+        """A question that one message answers."""
+        exchange = Exchange(cancels=False)
+        self._link.begin(exchange, make)
+        self._link.until(exchange.ended)
+        return exchange
+
+    def _detach(self, exchange: Exchange, stdin: SyncInput | None) -> CallResult:
+        """Wait until the call is accepted and its stdin is sent, then leave it alone."""
+        self._link.ignore(exchange)
+        self._link.until(exchange.accepted)
+        call = exchange.accepted_call()
+        if stdin is not None:
+            self._feed(exchange, stdin)
+        return CallResult(call=call, ended=None, replayed=exchange.replayed)
+
+    def _follow(self, exchange: Exchange, stdin: SyncInput | None, on_output: SyncOnOutput | None) -> CallResult:
+        if on_output is None:
+            if stdin is not None:
+                self._feed(exchange, stdin)
+            self._link.until(exchange.ended)
+            return to_result(exchange, *exchange.gathered())
+        kept: list[Chunk] = []
+        show = on_output
+
+        def deliver() -> bool:
+            chunk = self._link.next_chunk(exchange)
+            if chunk is None:
+                return False
+            kept.append(chunk)
+            if inspect.isawaitable(show(chunk)):
+                raise TypeError("on_output returned an awaitable, which only the async client awaits")
+            return True
+
+        if stdin is not None:
+            self._feed(exchange, stdin, deliver)
+        while deliver():
+            pass
+        return of_chunks(exchange, kept)
+
+    def _feed(self, exchange: Exchange, stdin: SyncInput, deliver: Callable[[], object] | None = None) -> None:
+        """Send stdin to its end, or the call's."""
+        for piece in (stdin,) if isinstance(stdin, bytes) else stdin:
+            if not self._link.write_stdin(exchange, piece, deliver):
+                return
+        self._link.close_stdin(exchange)
 
     def close(self) -> None:
-        """Say bye and end the thread; calls under way are cancelled, detached ones run on."""
-        if not self._closed:
-            self._closed = True
-            self._stack.close()
+        """Say bye and close; calls under way are cancelled, detached ones run on."""
+        self._link.close()
 
     def __enter__(self) -> Runner:
         return self
@@ -200,39 +277,38 @@ class Runner:
 class SyncStream:
     """A call that is followed. Not reading pauses the tool, and no other."""
 
-    def __init__(
-        self, run: Callable[[Callable[[], Awaitable[Any]]], Any], portal: BlockingPortal, stream: Stream
-    ) -> None:
-        self.call = stream.call
-        self._run = run
-        self._portal = portal
-        self._stream = stream
+    def __init__(self, link: Link, exchange: Exchange) -> None:
+        self.call = exchange.accepted_call()
+        self._link = link
+        self._exchange = exchange
+        self._kept: list[Chunk] = []
 
     def __iter__(self) -> SyncStream:
         return self
 
     def __next__(self) -> Chunk:
-        chunk: Chunk | None = self._run(self._stream.next)
+        chunk = self._link.next_chunk(self._exchange)
         if chunk is None:
             raise StopIteration
         return chunk
 
     def write_stdin(self, data: bytes) -> bool:
         """Send bytes to the tool; False when the call ended before it took them."""
-        return bool(self._run(partial(self._stream.write_stdin, data)))
+        return self._link.write_stdin(self._exchange, data)
 
     def close_stdin(self) -> None:
         """Let the tool read end of file."""
-        self._run(self._stream.close_stdin)
+        self._link.close_stdin(self._exchange)
 
     def cancel(self) -> None:
         """Ask for the call's end."""
-        self._portal.call(self._stream.cancel)
+        self._link.cancel(self._exchange)
 
     def result(self) -> CallResult:
         """The call's end, with output that was not iterated yet."""
-        result: CallResult = self._run(self._stream.result)
-        return result
+        for chunk in self:
+            self._kept.append(chunk)
+        return of_chunks(self._exchange, self._kept)
 
 
 def connect(

@@ -17,7 +17,17 @@ from runner.engine import image
 from runner.errors import EXIT_INVALID, EXIT_UNAVAILABLE
 
 CHECKOUT = Path(__file__).parents[2]
-DAEMON_ONLY = ("cedarpy", "docker", "jsonschema_rs", "opentelemetry", "psutil", "pyseccomp", "seccomp", "uvloop")
+DAEMON_ONLY = (
+    "anyio",
+    "cedarpy",
+    "docker",
+    "jsonschema_rs",
+    "opentelemetry",
+    "psutil",
+    "pyseccomp",
+    "seccomp",
+    "uvloop",
+)
 
 
 @pytest.fixture

@@ -377,7 +377,7 @@ def test_cancelling_the_task_cancels_the_call(daemon: Any, sim: Any) -> None:
             async with asyncio.timeout(0.1):
                 await runner.call("wait")
         assert (await runner.call("echo", {"text": "alive"})).ok
-        while runner._connection._exchanges:  # the cancelled call's last answer still comes, and is the end of it
+        while runner._connection.core.exchanges:  # the cancelled call's last answer still comes, and is the end of it
             await asyncio.sleep(0.001)
 
     run(daemon, act)
@@ -603,8 +603,9 @@ def test_an_agent_imports_no_part_of_the_daemon() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     loaded = set(ast.literal_eval(done.stdout))
-    assert {"runner", "msgspec", "anyio"} <= loaded
+    assert {"runner", "msgspec"} <= loaded
     assert not loaded & {
+        "anyio",
         "docker",
         "cedarpy",
         "uvloop",

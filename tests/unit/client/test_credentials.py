@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,10 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.client import Unauthenticated, connect
-from runner.client.credentials import DEFAULT_SOCKET, find_credentials, find_socket
+from runner.client.credentials import DEFAULT_SOCKET, Identity, find_credentials, find_socket
 from runner.token.credentials import DESCRIPTOR_VARIABLE, MAX_CREDENTIALS
+from runner.token.strict import unb64
+from runner.wire.agent import Challenge
 
 
 @pytest.fixture
@@ -80,3 +86,36 @@ def test_where_the_socket_is(daemon: Any, monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setenv("RUNNER_SOCKET", str(tmp_path / "other.sock"))
     assert find_socket(found) == str(tmp_path / "other.sock")
     assert DEFAULT_SOCKET.endswith("/agent.sock")
+
+
+_json = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(1 - 2**53, 2**53 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.text(max_size=20), st.dictionaries(st.text(max_size=8), _json, max_size=4), st.text(max_size=20))
+def test_what_is_signed_is_canonical_and_all_of_it_is_there(
+    sim: Any, tool: str, arguments: dict[str, Any], audience: str
+) -> None:
+    """Its constant parts are encoded once and joined: the reference library must write the same bytes."""
+    identity = Identity(find_credentials(sim.credentials("/nowhere")))
+    identity.prove_hello(Challenge(versions=(1,), nonce='n"\\é', audience=audience, time=1_700_000_000))
+    ids = set()
+    for _ in range(2):
+        header, body, signature = identity.prove_call(tool, arguments).split(".")
+        payload = unb64(body)
+        claims = json.loads(payload)
+        assert payload == rfc8785.dumps({**claims, "hta": arguments})
+        assert sorted(claims) == ["aat_aud", "aat_hash", "aat_id", "aat_tool", "hta", "iat", "jti", "nonce"]
+        assert (claims["aat_tool"], claims["aat_aud"], claims["nonce"]) == (tool, audience, 'n"\\é')
+        assert claims["aat_id"] == "sim-root"
+        assert 1_700_000_000 <= claims["iat"] <= 1_700_000_060
+        assert identity._key.public.verifies(unb64(signature), f"{header}.{body}".encode())
+        ids.add(claims["jti"])
+    assert len(ids) == 2
