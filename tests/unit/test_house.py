@@ -73,9 +73,9 @@ def test_the_guest_stays_small() -> None:
     ("process", "never"),
     [
         ("gate", {"docker", "runner.engine", "runner.recorder", "requests"}),
-        ("engine", {"cedarpy", "jwt", "runner.gate", "runner.token", "runner.recorder"}),
-        ("recorder", {"docker", "cedarpy", "jwt", "runner.gate", "runner.engine", "runner.token"}),
-        ("parent", {"docker", "cedarpy", "jwt", "runner.gate", "runner.engine", "runner.recorder"}),
+        ("engine", {"cedarpy", "nacl", "runner.gate", "runner.token", "runner.recorder"}),
+        ("recorder", {"docker", "cedarpy", "nacl", "runner.gate", "runner.engine", "runner.token"}),
+        ("parent", {"docker", "cedarpy", "nacl", "runner.gate", "runner.engine", "runner.recorder"}),
     ],
 )
 def test_each_process_loads_only_what_it_may_hold(process: str, never: set[str]) -> None:

@@ -608,6 +608,7 @@ def test_an_agent_imports_no_part_of_the_daemon() -> None:
         "anyio",
         "docker",
         "cedarpy",
+        "cryptography",
         "uvloop",
         "jsonschema_rs",
         "opentelemetry",
