@@ -141,6 +141,11 @@ class Supervisor:
             call = self._calls.get(number)
             if kind == frame.START:
                 self._start(number, json.loads(payload), payload)
+            elif kind == frame.PREPARE:
+                asked = json.loads(payload)
+                asked["jail"] = self._jail(asked["jail"])
+                if self._scoped:  # or else no launcher is kept
+                    self._wanted.append(asked | {"folder": ""})
             elif kind == frame.PING:
                 self._send(frame.PONG, 0)
             elif kind == frame.CODE:

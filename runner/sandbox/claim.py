@@ -10,7 +10,7 @@ from typing import Protocol
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
-from runner.model import Manifest, Measured, SandboxPlan, TaskProfile
+from runner.model import Manifest, Measured, SandboxPlan, TaskProfile, ToolProfile
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.pool import Opened, Pool
 from runner.sandbox.turns import Turns
@@ -82,9 +82,14 @@ class Claims:
         self._disks: set[str] = set()  # tasks that have a disk, or may have one
         self._pool = Pool(self._make, lambda spare, why: self._begin_end(spare, "", why), new_sandbox, spares)
 
-    def stock(self, profiles: Mapping[str, TaskProfile], tools: Mapping[str, Manifest]) -> None:
+    def stock(
+        self,
+        profiles: Mapping[str, TaskProfile],
+        tools: Mapping[str, Manifest],
+        tool_profiles: Mapping[str, ToolProfile],
+    ) -> None:
         """Keep sandboxes ready for these profiles from now on."""
-        self._pool.stock(profiles, tools)
+        self._pool.stock(profiles, tools, tool_profiles)
 
     @property
     def count(self) -> int:

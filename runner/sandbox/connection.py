@@ -17,6 +17,7 @@ import msgspec
 
 from runner.errors import RunnerError, refuse
 from runner.model import CallPlan, Jail, Manifest, Outcome, OutcomeKind, Usage
+from runner.sandbox.plan import Usual
 from runner.wire import guest
 
 _STDIN_WINDOW = 256 << 10  # what the guest may take of a stdin that the tool does not read (`guest/supervisor.py`)
@@ -176,6 +177,11 @@ class Sandbox(asyncio.Protocol):
         """Whether the guest has the tool's code already."""
         known = self._code.get(manifest.code_digest)
         return not manifest.code_digest or (known is not None and known.done() and known.exception() is None)
+
+    def prepare(self, usual: Usual, bpf: bytes) -> None:
+        """Have a launcher built ahead of the first call that needs it."""
+        ahead = guest.Prepare(isolation=usual.isolation, jail=self._jail(usual.jail, bpf), cpu_s=usual.cpu_s)
+        self.write(guest.pack_json(guest.PREPARE, 0, ahead))
 
     def start(self, plan: CallPlan, bpf: bytes, credit: int, on_stdin_credit: Callable[[int], None]) -> GuestCall:
         """Ask the guest to run a call. Raises `RunnerError` (unavailable) when the sandbox is already gone."""

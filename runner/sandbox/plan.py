@@ -6,8 +6,10 @@ each number here is the smaller of the two.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from runner.errors import refuse
 from runner.model import CallPlan, Ceilings, Grant, Jail, Manifest, TaskProfile, ToolProfile
@@ -59,6 +61,25 @@ def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, t
         output_rate=ceilings.output_rate,
         result=ceilings.result,
     )
+
+
+class Usual(NamedTuple):
+    """What a launcher is built for."""
+
+    jail: Jail
+    cpu_s: int
+    isolation: str
+
+
+def usual(task: TaskProfile, tools: Iterable[tuple[Manifest, ToolProfile]]) -> Usual | None:
+    """What most argv tools of a task need when no token narrows where they write; None where none keeps its launcher:
+    a fresh jail is built ahead by its first call, and a python tool's launcher costs an idle sandbox memory."""
+    found = Counter(
+        Usual(_jail("", (WORKSPACE,), task.ceilings, tool), _least(task.ceilings.cpu_s, tool.cpu_s), tool.isolation)
+        for manifest, tool in tools
+        if manifest.kind == "argv" and tool.isolation == "launcher"
+    )
+    return found.most_common(1)[0][0] if found else None
 
 
 def _least(first: int, *others: int) -> int:

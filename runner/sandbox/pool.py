@@ -1,8 +1,9 @@
 """Sandboxes opened ahead, so that a task's first call waits neither for Docker nor for PID 1.
 
-A spare belongs to no task: it holds the profile's tool code and nothing else. A call's plan names the sandbox it will
-run in, so a spare is reserved when the first call is planned and taken when that call is recorded. Kept in gate, not in
-engine: what is ready to be claimed is a control connection, and only gate holds those."""
+A spare belongs to no task: it holds the profile's tool code, a launcher behind the walls that most calls need, and
+nothing else. A call's plan names the sandbox it will run in, so a spare is reserved when the first call is planned and
+taken when that call is recorded. Kept in gate, not in engine: what is ready to be claimed is a control connection, and
+only gate holds those."""
 
 from __future__ import annotations
 
@@ -12,8 +13,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from runner.errors import RunnerError
-from runner.model import Manifest, Measured, SandboxPlan, TaskProfile
+from runner.model import Manifest, Measured, SandboxPlan, TaskProfile, ToolProfile
 from runner.sandbox.connection import Sandbox
+from runner.sandbox.narrow import compile_deny
+from runner.sandbox.plan import usual
 
 _log = logging.getLogger(__name__)
 _QUIET_S = 0.5  # making a container takes both cores for 100 ms: not while the call that took the last one runs
@@ -28,6 +31,7 @@ class Opened(NamedTuple):
     profile: str  # the digest it was made for
 
 
+Tools = Sequence[tuple[Manifest, ToolProfile]]
 Make = Callable[[SandboxPlan, int], Awaitable[Opened]]
 Discard = Callable[[Sandbox, str], None]
 
@@ -40,7 +44,7 @@ class Pool:
         self._discard = discard
         self._new_sandbox = new_sandbox
         self._size = size
-        self._wanted: Mapping[str, tuple[TaskProfile, Sequence[Manifest]]] = {}  # by the profile's digest
+        self._wanted: Mapping[str, tuple[TaskProfile, Tools]] = {}  # by the profile's digest
         self._ready: dict[str, Opened] = {}  # by id, oldest first
         self._reserved: dict[str, Opened] = {}  # named by a plan, not claimed yet
         self._filling: asyncio.Task[None] | None = None
@@ -52,11 +56,19 @@ class Pool:
         """How many spares wait."""
         return len(self._ready)
 
-    def stock(self, profiles: Mapping[str, TaskProfile], tools: Mapping[str, Manifest]) -> None:
+    def stock(
+        self,
+        profiles: Mapping[str, TaskProfile],
+        tools: Mapping[str, Manifest],
+        tool_profiles: Mapping[str, ToolProfile],
+    ) -> None:
         """Keep spares for these profiles from now on, and end those made for others. A disk belongs to one task, so its
         sandbox cannot be made before the task is known."""
         self._wanted = {
-            profile.digest: (profile, [tools[name] for name in profile.tools if name in tools])
+            profile.digest: (
+                profile,
+                [(tools[name], tool_profiles[tools[name].profile]) for name in profile.tools if name in tools],
+            )
             for profile in profiles.values()
             if profile.workspace_kind == "memory"
         }
@@ -134,12 +146,14 @@ class Pool:
             finally:
                 self._quiet.set()
 
-    async def _add(self, profile: TaskProfile, tools: Sequence[Manifest]) -> None:
+    async def _add(self, profile: TaskProfile, tools: Tools) -> None:
         plan = SandboxPlan(sandbox=self._new_sandbox(), task="", profile=profile.name, profile_digest=profile.digest)
         opened = await self._make(plan, profile.ceilings.concurrent_calls)
         try:
-            for manifest in tools:
+            for manifest, _ in tools:
                 await opened.sandbox.provide(manifest)
+            if (ahead := usual(profile, tools)) is not None:
+                opened.sandbox.prepare(ahead, compile_deny(tuple(filter(None, ahead.jail.seccomp.split(",")))))
         except BaseException:
             self._discard(opened.sandbox, "it did not take its tools")
             raise
@@ -148,6 +162,6 @@ class Pool:
         else:
             self._ready[plan.sandbox] = opened
 
-    def _missing(self) -> tuple[TaskProfile, Sequence[Manifest]] | None:
+    def _missing(self) -> tuple[TaskProfile, Tools] | None:
         kept = [opened.profile for opened in self._ready.values()]
         return next((wanted for digest, wanted in self._wanted.items() if kept.count(digest) < self._size), None)

@@ -236,7 +236,10 @@ class GateProcess:
         settle()
         await self._server.start(self._sockets[0])
         await self._admin.start(self._sockets[1])
-        self._claims.stock(serving.task_profiles, serving.tools)
+        self._stock(serving)
+
+    def _stock(self, serving: Serving) -> None:
+        self._claims.stock(serving.task_profiles, serving.tools, serving.catalog.tool_profiles)
 
     async def _write_start(self, serving: Serving) -> None:
         for content in serving.catalog.contents.values():
@@ -346,7 +349,7 @@ class GateProcess:
         self._attach_engine(sock)
         if self._server is not None:
             self._claims.engine = engine_wire.EngineCaller(self._engine)
-            self._claims.stock(self._parts.serving.task_profiles, self._parts.serving.tools)
+            self._stock(self._parts.serving)
             self._beside(self._claims.keep_disks(self._parts.tasks.live))
             self._beside(self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored")))
 
@@ -396,7 +399,7 @@ class GateProcess:
         self._server.admit_only(peers[0])
         self._admin.admit_only(peers[1])
         self._server.tools_changed()
-        self._claims.stock(serving.task_profiles, serving.tools)
+        self._stock(serving)
         settle()
         _log.info("catalogue %s is in force", serving.catalog.digest[:16])
 

@@ -23,7 +23,7 @@ MAX_DATA = 64 << 10  # one piece of output or stdin
 MAX_JSON = 4 << 20  # tool code travels as JSON with base64
 
 # gate to guest
-CODE, START, STDIN, CREDIT, CANCEL, PING = 0x01, 0x02, 0x03, 0x04, 0x05, 0x06
+CODE, START, STDIN, CREDIT, CANCEL, PING, PREPARE = range(0x01, 0x08)
 # guest to gate
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)
 
@@ -58,7 +58,7 @@ MAX_JAILS = 256  # jails that a START may name by key: both sides forget the one
 
 class JailSpec(GuestMessage, frozen=True):
     """The walls of a launcher. Launchers are shared by calls with the same `key`, one call at a time. A key stands for
-    one jail for as long as the sandbox lives: once spelled out, a START may name it by its key alone."""
+    one jail for as long as the sandbox lives: once spelled out, a START or PREPARE may name it by its key alone."""
 
     key: str
     read: tuple[str, ...]
@@ -67,6 +67,14 @@ class JailSpec(GuestMessage, frozen=True):
     seccomp: str  # base64 of a BPF program, "" = none on top of the container's
     open_files: int
     file_size: int
+
+
+class Prepare(GuestMessage, frozen=True):
+    """Build a launcher for argv tools ahead of their first call, if there is room."""
+
+    isolation: str
+    jail: JailSpec | str
+    cpu_s: int
 
 
 class Start(GuestMessage, frozen=True, kw_only=True):

@@ -31,8 +31,8 @@ def main(*, quick: bool) -> None:
         goal={"median_ms": "<= 3"},
         floor={"median_ms": "<= 15"},
         guarantee=(
-            "a container that no task has used, measured by engine before it was pooled; its launcher builds and "
-            "proves its walls within this call. docker run: a container made for the command, plain, or walled with "
+            "a container that no task has used, measured by engine before it was pooled, and a launcher that built and "
+            "proved its walls there. docker run: a container made for the command, plain, or walled with "
             "what its options can say of the default profile"
         ),
         measured=(

@@ -49,6 +49,22 @@ def test_a_fresh_jail_is_built_ahead_and_used_once(box: Box) -> None:
     assert box.finish(number, stdin=b"still there").stdout == b"still there"
 
 
+def test_a_launcher_that_gate_asked_for_serves_the_first_call_of_its_jail_and_no_other(box: Box) -> None:
+    (seed,) = psutil.Process(box.pid).children()
+    wide, narrow = jail(), jail(**READONLY)
+    ahead = guest.Prepare(isolation="launcher", jail=wide, cpu_s=20)
+    box.connection.sendall(guest.pack_json(guest.PREPARE, 0, ahead))
+    within(lambda: len(seed.children()) == 1)
+    made = {process.pid for process in seed.children()}
+    assert not writes(box, "file", jail=narrow)
+    assert len(seed.children()) == 2
+    assert writes(box, "file", jail=wide.key)
+    assert len(seed.children()) == 2
+    assert made <= {process.pid for process in seed.children()}
+    assert writes(box, "file", jail=wide.key, cpu_s=10)  # another ceiling is another launcher
+    assert len(seed.children()) == 3
+
+
 def test_what_was_built_ahead_serves_that_very_jail_and_no_other(box: Box) -> None:
     write = ("sh", "-c", "echo x > /workspace/file")
     assert box.run(*write, isolation="call").how.exit_code == 0

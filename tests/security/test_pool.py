@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import psutil
 import pytest
 from house import Daemon
 
@@ -38,6 +39,28 @@ def test_a_first_call_runs_in_the_sandbox_that_waited_and_no_other_task_gets_it(
     assert len({entry.task for entry in daemon.entries(entries.SandboxBegin)}) == 2
     assert daemon.stop() == 0
     daemon.wait(lambda: not daemon.containers(), 20)
+
+
+def test_a_first_call_finds_its_launcher_built_and_one_behind_other_walls_does_not(
+    make_daemon: Callable[..., Daemon],
+) -> None:
+    daemon = make_daemon(config="pool = 1")
+
+    def launchers() -> set[int]:
+        """Children of the seed, the only child of PID 1."""
+        inside = [psutil.Process(pid).children() for pid in waiting]
+        return {launcher.pid for seeds in inside for seed in seeds for launcher in seed.children()}
+
+    daemon.wait(lambda: [pid for pid in daemon.sandbox_pids() if pid])
+    waiting = daemon.sandbox_pids()
+    daemon.wait(launchers)
+    built = launchers()
+    with daemon.connect() as one:
+        assert one.call("shell_run", ECHO).stdout == b"x\n"
+        assert len(built) == 1
+        assert launchers() == built
+        one.call("fs_list", {"path": "."})
+        assert len(launchers() - built) == 1
 
 
 def test_a_pool_that_is_just_filling_leaves_nothing(make_daemon: Callable[..., Daemon]) -> None:

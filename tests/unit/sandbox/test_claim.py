@@ -251,7 +251,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 def test_a_spare_is_claimed_by_the_plan_that_named_it_and_recorded_only_then() -> None:
     async def work(house: House) -> None:
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         assert house.journal.written == []
         plan = house.plan()
@@ -268,7 +268,7 @@ def test_a_spare_is_claimed_by_the_plan_that_named_it_and_recorded_only_then() -
 
 def test_a_spare_that_was_named_and_never_used_is_a_spare_again() -> None:
     async def work(house: House) -> None:
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         house.plan()
         await house.claims.release("t", "over")
@@ -280,7 +280,7 @@ def test_a_spare_that_was_named_and_never_used_is_a_spare_again() -> None:
 
 def test_a_spare_lost_between_plan_and_claim_runs_nothing() -> None:
     async def work(house: House) -> None:
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         plan = house.plan()
         house.engine.peers["s0"].close()
@@ -295,13 +295,13 @@ def test_a_spare_lost_between_plan_and_claim_runs_nothing() -> None:
 
 def test_a_spare_of_another_catalogue_is_not_used() -> None:
     async def work(house: House) -> None:
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         named = house.plan()
         with pytest.raises(RunnerError) as refused:
             await house.claims.claim(msgspec.structs.replace(named, profile_digest="e"), 4)
         assert refused.value.refused.retryable
-        house.claims.stock({}, {})
+        house.claims.stock({}, {}, {})
         await house.settled()
         assert (house.claims.spares, house.engine.destroyed) == (0, ["s0"])
 
@@ -311,7 +311,7 @@ def test_a_spare_of_another_catalogue_is_not_used() -> None:
 def test_a_spare_gives_its_place_to_a_task() -> None:
     async def work(house: House) -> None:
         house.engine.maximum = 1
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         other: Any = SimpleNamespace(**{**vars(PROFILE), "digest": "o"})
         plan = SandboxPlan(sandbox=house.claims.name_for("t", other), task="t", profile="o", profile_digest="o")
@@ -324,12 +324,12 @@ def test_a_spare_gives_its_place_to_a_task() -> None:
 
 def test_a_lost_engine_takes_the_spares_and_its_successor_brings_new_ones() -> None:
     async def work(house: House) -> None:
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         house.claims.engine_lost()
         assert house.claims.spares == 0
         house.claims.engine = house.engine
-        house.claims.stock({"p": PROFILE}, {})
+        house.claims.stock({"p": PROFILE}, {}, {})
         await until(lambda: house.claims.spares == 1)
         assert house.engine.created == ["s0", "s1"]
 

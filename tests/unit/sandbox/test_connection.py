@@ -15,6 +15,7 @@ from runner.errors import RunnerError
 from runner.ledger import entry as entries
 from runner.model import CallPlan, Jail, Manifest, Outcome, Usage
 from runner.sandbox.connection import GuestCall, Piece, Sandbox, Value
+from runner.sandbox.plan import Usual
 from runner.wire import guest
 
 PLAN = CallPlan(
@@ -220,6 +221,23 @@ def test_walls_are_spelled_out_once_and_named_from_then_on() -> None:
                 assert (spelled, jail["file_size"], jail["seccomp"]) == (spelled_out, size, "YnBm")
         assert (await walls(guest.MAX_JAILS))[0]
         assert [(await walls(size))[0] for size in (1, 0, 2, 1)] == [False, True, False, True]
+
+    lying(work)
+
+
+def test_a_call_names_the_walls_of_the_launcher_that_was_built_ahead_of_it() -> None:
+    async def work(liar: Lying) -> None:
+        sandbox = await liar.open()
+        sandbox.prepare(Usual(PLAN.jail, PLAN.cpu_s, PLAN.isolation), b"bpf")
+        await asyncio.sleep(0)
+        said = liar.peer.recv(1 << 16)
+        ahead = json.loads(said[9:])
+        assert (said[4], ahead["isolation"], ahead["cpu_s"]) == (guest.PREPARE, "launcher", 1)
+        sandbox.start(PLAN, b"bpf", 1, print)
+        await asyncio.sleep(0)
+        start = json.loads(liar.peer.recv(1 << 16)[9:])
+        assert {name: start[name] for name in ("isolation", "cpu_s")} == {"isolation": "launcher", "cpu_s": 1}
+        assert start["jail"] == ahead["jail"]["key"]
 
     lying(work)
 
