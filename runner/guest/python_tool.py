@@ -166,18 +166,23 @@ class Prepared:
                 sys.modules["threading"]._shutdown()
             atexit._run_exitfuncs()
             streams = {sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__}
+            _flush(streams)
             own = [sys.modules.pop(name) for name in reversed(list(sys.modules)) if name not in self._before]
             for module in own:
-                if isinstance(module, ModuleType) and module.__dict__ is not globals():
+                if isinstance(module, ModuleType) and module.__dict__ is not globals():  # one may have two names
                     module.__dict__.clear()  # in this order files are written before they are closed
             gc.collect()
-            for stream in streams:
-                if stream and not stream.closed:
-                    stream.flush()
+            _flush(streams)
         except BaseException:
             status = status or 120
         finally:
             os._exit(status)
+
+
+def _flush(streams: Set[Any]) -> None:
+    for stream in streams:
+        if stream and not stream.closed:
+            stream.flush()
 
 
 def _status(code: object) -> int:

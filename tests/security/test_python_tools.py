@@ -324,6 +324,13 @@ def run(call):
     module = sys.modules["__main__"] = ModuleType("__main__")
     exec("kept = open('/workspace/kept', 'w')\\nkept.write('kept')", module.__dict__)
     return 1
+# a module of two names
+import sys
+def run(call):
+    sys.modules["another"] = sys.modules["__mp_main__"] = sys.modules[__name__]
+    sys.modules["third"] = sys.modules["__main__"]
+    print("said")
+    return 1
 # no standard output
 import sys
 def run(call):
