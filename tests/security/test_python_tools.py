@@ -294,12 +294,6 @@ def run(call):
     thread.start()
     thread.join()
     return 1
-# a module by two names
-import sys
-from types import ModuleType
-def run(call):
-    sys.modules["one"] = sys.modules["two"] = ModuleType("one")
-    print("whole")
 # at the end
 import atexit
 def run(call):

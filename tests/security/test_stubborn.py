@@ -188,7 +188,7 @@ open("at the bottom", "w").close()
 
 
 def test_a_tree_ten_thousand_deep_is_read_as_far_as_promised(box: Box) -> None:
-    done = box.run("python3", "-c", DEEP)
+    done = box.run("python3", "-c", DEEP, wall_ms=120_000)
     assert done.how.exit_code == 0, done.stderr
     listed = tool(box, "fs_list", {"recursive": True, "limit": 2000})
     assert len(listed["entries"]) == 64
