@@ -5,11 +5,12 @@ from __future__ import annotations
 
 class Pace:
     """A token bucket of bytes. `rate` is bytes a second; `window` is the least it holds when full, so that a call is
-    never asked for less than what it is given at once. A quarter of a second's worth may come in one go."""
+    never asked for less than what it is given at once. A 64th of a second's worth may come in one go: more, and calls
+    that flood up to their cap would never be paced."""
 
     def __init__(self, rate: int, window: int, now: float) -> None:
         self._rate = rate
-        self._most = max(window, rate // 4)
+        self._most = max(window, rate // 64)
         self._left = float(self._most)
         self._then = now
 

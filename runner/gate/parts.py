@@ -35,6 +35,9 @@ class Streams(TypedDict):
     salt: Callable[[], bytes]
 
 
+_WIDE = 8  # calls of a task whose output has the whole window
+
+
 class Parts:
     """The parts of gate. `serving` is replaced as one when the catalogue is swapped."""
 
@@ -80,7 +83,7 @@ class Parts:
             task,
             authenticated.tool,
             reply=reply,
-            window=self.limits.output_window,
+            window=self.limits.output_window // (1 if len(self.calls.of_task(task)) < _WIDE else 4),
             client=asked.window,
             detach=asked.detach,
             sync=asked.sync,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     Act = Callable[..., None]
 
 TOOLS = "/run/tools"  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
+REST_S, _SMALL = 0.002, 4096  # after a piece this small its pipe fills: each is a turn of gate, whatever its size
 STDIN_WINDOW = 256 << 10  # bytes of stdin that gate may have on their way to the tool
 _SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
@@ -40,6 +41,7 @@ class Call:
         self.report: tuple[int, ...] = ()  # the launcher's, when every process is gone
         self.kills = 0  # how often memory had killed in this container when it began
         self._watch, self._send, self._credit = watch, send, int(start["credit"])
+        self._resting: dict[int, float] = {}  # pipes that are not read until then
         self._pipes: dict[int, int] = {}  # frame type -> our end
         self._left: dict[int, int] = {}  # frame type -> bytes still to come, once no process is left
         self._input, self._eof, self._result = bytearray(), False, -1
@@ -82,7 +84,16 @@ class Call:
                 self._empty(kind) if self.report else self._await(kind)
 
     def _await(self, kind: int) -> None:
-        self._watch(self._pipes[kind], select.EPOLLIN if self._credit else 0, partial(self._pump, kind))
+        ready = self._credit and kind not in self._resting
+        self._watch(self._pipes[kind], select.EPOLLIN if ready else 0, partial(self._pump, kind))
+
+    def rests(self, now: float) -> bool:
+        """Whether a pipe rests; one that has rested is read again."""
+        for kind in [kind for kind, until in self._resting.items() if until <= now]:
+            del self._resting[kind]
+            if kind in self._pipes:
+                self._await(kind)
+        return bool(self._resting)
 
     def _take(self, kind: int, most: int) -> bytes | None:
         """One piece out of a pipe, sent on: at most that many bytes, b"" at its end, None when it holds nothing."""
@@ -97,8 +108,12 @@ class Call:
 
     def _pump(self, kind: int) -> None:
         """A pipe of a running call has something, or has ended."""
-        if self._credit and self._take(kind, min(frame.MAX_DATA, self._credit)) == b"":
+        data = self._take(kind, min(frame.MAX_DATA, self._credit)) if self._credit else None
+        if data == b"":
             self.shut(kind)
+        elif data and len(data) < _SMALL:
+            self._resting[kind] = time.monotonic() + REST_S
+            self._await(kind)
         if not self._credit:
             self.add_credit(0)
 

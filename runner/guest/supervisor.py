@@ -26,7 +26,7 @@ if __name__ == "__main__":  # -I hides this file's folder; its package lies two 
     sys.path.append(__file__.rsplit("/", 3)[0])
 
 from runner.guest import frame, walls
-from runner.guest.call import TOOLS, Call
+from runner.guest.call import REST_S, TOOLS, Call
 from runner.guest.launcher import CANCEL
 from runner.guest.seed import launch, serve
 
@@ -37,7 +37,9 @@ if TYPE_CHECKING:
 
 _OOM_COUNTERS = ("/sys/fs/cgroup/memory/memory.oom_control", "/sys/fs/cgroup/memory.events")  # cgroup v1, v2
 _MAX_CALLS = 64  # gate's own ceiling is lower; this bounds descriptors and launchers whatever gate asks
-_MAX_IDLE = 8  # launchers kept or built for later calls: each costs about 4 MB
+_MAX_IDLE = 8  # launchers kept or built for later calls, unless more ran at once of late: each costs about 4 MB
+_HELD = 512 << 10  # bytes of memory kept between pieces of output
+_OF_LATE = 1 / 64  # calls until one launcher less is remembered
 _MAX_SERVED = 500  # calls a launcher serves: their cost adds up against its own CPU ceiling
 _MAX_JAILS = 256  # that a START may name by key: the one spelled out first is forgotten, by gate too
 _GRACE_S = 1.0  # from telling a launcher to end its call to giving up the sandbox
@@ -64,6 +66,7 @@ class Supervisor:
         self._calls: dict[int, Call] = {}
         self._workers: dict[int, Worker] = {}  # by the call they serve
         self._idle: list[Worker] = []  # oldest first
+        self._peak = 0.0  # launchers that served at once of late
         self._wanted: list[dict[str, Any]] = []  # launchers to build when there is nothing else to do
         self._jails: dict[str, dict[str, Any]] = {}  # by key, oldest first
         self._rulesets: dict[str, walls.Ruleset] = {}  # of those, made when first needed
@@ -94,7 +97,9 @@ class Supervisor:
             while self._wanted:
                 with contextlib.suppress(OSError):  # whoever needs it will be told
                     self._keep(self._launcher(self._wanted.pop()))
-            for descriptor, _ in self._epoll.poll(_TICK_S if self._calls else None):
+            now = time.monotonic()
+            rests = [call for call in self._calls.values() if call.rests(now)]
+            for descriptor, _ in self._epoll.poll(REST_S if rests else _TICK_S if self._calls else None):
                 if descriptor in self._handlers:  # unless an earlier event of this turn closed it
                     self._handlers[descriptor]()
 
@@ -198,6 +203,7 @@ class Supervisor:
                 {"jail": jail, "cpu_s": start["cpu_s"], "isolation": start["isolation"], "folder": call.folder}
             )
             worker.call, self._workers[number], call.kills = number, worker, self._oom_kills()
+            self._peak = max(self._peak - _OF_LATE, len(self._workers))
             _send_all(worker.connection, frame.pack(frame.START, number, request), call.theirs)
         except OSError as error:
             self._fault(number, frame.encode({"code": "unavailable", "reason": str(error)}))
@@ -263,7 +269,7 @@ class Supervisor:
 
     def _keep(self, worker: Worker) -> None:
         self._idle.append(worker)
-        if len(self._idle) > _MAX_IDLE:
+        if len(self._idle) > max(_MAX_IDLE, self._peak - len(self._workers)):
             self._discard(self._idle[0])
 
     def _from_launcher(self, worker: Worker) -> None:
@@ -359,6 +365,7 @@ def main(path: str) -> NoReturn:
                 seed.close()
                 serve(theirs, abi)
             theirs.close()
+        walls.hold(_HELD)
         control = socket.socket(socket.AF_UNIX)
         control.connect(path)
         Supervisor(control, abi, seed).run()

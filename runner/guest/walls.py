@@ -31,6 +31,7 @@ _EXECUTE, _WRITE_FILE, _READ, _TRUNCATE, _IOCTL_DEV = 1 << 0, 1 << 1, 1 << 2 | 1
 _MAKE = 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12  # folder, file, socket, FIFO, symlink; devices for nobody
 _WRITE = _READ | _WRITE_FILE | _TRUNCATE | _MAKE | 1 << 4 | 1 << 5 | 1 << 13  # and remove, rename across folders
 _ON_FILES = _EXECUTE | _WRITE_FILE | 1 << 2 | _TRUNCATE | _IOCTL_DEV  # what a rule on a non-directory may hold
+_TRIM_THRESHOLD = -1  # of mallopt(3)
 _NO_TCP, _SCOPED = 0b11, 0b11  # BIND and CONNECT (ABI 4); abstract sockets and signals (ABI 6)
 ABSTRACT_PROBE = b"\0runner-wall"  # held by PID 1, so that a launcher can prove that it cannot reach it
 _MADE_BY_TOOLS = ("/workspace/", "/tmp/", "/dev/shm/")  # below these anything may be swapped for a link
@@ -59,6 +60,11 @@ def landlock_abi() -> int:
 def trim() -> None:
     """Give memory that was freed back to the kernel."""
     _libc.malloc_trim(ctypes.c_size_t(0))
+
+
+def hold(size: int) -> None:
+    """Keep this much of freed memory: a piece of output would be mapped anew, page by page, where another one lay."""
+    _libc.mallopt(_TRIM_THRESHOLD, size)
 
 
 class Ruleset:

@@ -15,7 +15,7 @@ from runner.errors import refuse
 from runner.wire.frame import HEADER
 
 MAX_INTERNAL_FRAME = 64 << 20  # a whole catalogue travels as one message
-_BUFFER = 64 << 10  # what a socket holds by default is not much more
+_BUFFER = 256 << 10  # what a socket holds by default is not much less
 
 
 class Inbox:

@@ -77,7 +77,8 @@ def main(*, quick: bool) -> None:
     """Calls and pipes in turns; growth is what the last call's samples have above the first's."""
     size, rounds = (16 << 20, 2) if quick else (256 << 20, 4)
     rates, pipes, execs, memory = [], [], [], []
-    with serving(prepare=lambda folder: ceilings(folder, output='"4GiB"', wall='"10m"')) as daemon:
+    most = {"output": '"4GiB"', "output_rate": '"4GiB"', "wall": '"10m"'}
+    with serving(prepare=lambda folder: ceilings(folder, **most)) as daemon:
         agent = Agent(daemon.credentials())
         try:
             agent.run(streamed(agent, size))  # buffers grow to their bounds once

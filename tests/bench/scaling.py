@@ -19,7 +19,7 @@ from load import Agent
 from runner.recorder.keys import load_or_create_key
 
 FACTORS = (1, 10, 100)
-ROOM = "maximum = 128\n[limits]\nconnections_per_uid = 256\n"
+ROOM = "maximum = 128\nper_owner = 128\n[limits]\nconnections_per_uid = 256\n"
 
 
 @contextlib.contextmanager
