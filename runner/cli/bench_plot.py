@@ -26,7 +26,7 @@ _PEERS = {
     "docker_exec_python": ("docker exec", "D"),
     "docker_run": ("docker run", "P"),
 }
-_STEPS = ("#0072B2", "#56B4E9", "#CC79A7", "#F0E442", "#E69F00", "#009E73", "#D55E00", "#999999")
+_STEPS = ("#0072B2", "#56B4E9", "#CC79A7", "#F0E442", "#E69F00", "#009E73", "#D55E00", "#999999", "#332288")
 _INSIDE = "of_it_the_process"
 _FARTHEST = 10.0  # times its goal: what is beyond is drawn as an arrow, so that the others can be told apart
 _TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -146,7 +146,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     if two:
         parts.append((0.33 * len(two) + 1.2, lambda axes: _budgets(axes, two)))
     if three:
-        parts.append((2.3, lambda axes: _stack(axes, three)))
+        parts.append((2.6, lambda axes: _stack(axes, three)))
     if not parts:
         parts.append((1.0, lambda axes: axes.set_axis_off()))
     heights = [height for height, _ in parts]
@@ -217,14 +217,15 @@ def _stack(axes: Any, found: list[tuple[str, float]]) -> None:
         left += value
     axes.set_xlim(0, total)
     axes.set_xlabel("milliseconds")
-    _finish(axes, "Where the time of a warm call goes (medians)", ["a warm call"])
+    _finish(axes, "Where the time of a warm call goes (medians)", ["a warm call"], rows=-(-len(found) // 3))
     axes.legend(loc="lower left", bbox_to_anchor=(0.0, 0.98), frameon=False, fontsize=9, ncols=3).set_in_layout(False)
 
 
-def _finish(axes: Any, title: str, labels: list[str]) -> None:
+def _finish(axes: Any, title: str, labels: list[str], rows: int = 2) -> None:
+    """`rows` of legend lie between the title and the axes."""
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=40, x=0)
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", pad=8 + 16 * rows, x=0)
     axes.grid(axis="x", which="major", color="#dddddd", zorder=0)
 
 

@@ -1,4 +1,4 @@
-"""`runner bench` on a real daemon: one smoke run, for the shape of what it says and that nothing of it is left."""
+"""`runner bench` on a real daemon: smoke runs, for the shape of what it says and that nothing of it is left."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from typing import Any
 import psutil
 import pytest
 
+from runner.cli.bench import benches
 from runner.cli.bench_row import verdict
 
 pytestmark = pytest.mark.docker
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -45,6 +48,15 @@ def test_a_quick_run_measures_both_isolations(runner: Any, tool_image: str, tmp_
     assert row["machine"]["kernel"]
     assert row["quick"] is True
     assert (tmp_path / "speed.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("row", sorted(each.name for each in benches(ROOT / "tests" / "bench")))
+def test_every_row_runs(row: str, runner: Any, tool_image: str, place: Path) -> None:
+    done = runner("bench", row, "--quick", "--json", env={**os.environ, "TMPDIR": str(place)})
+    (said,) = json.loads(done.stdout)["rows"]
+    assert said["figures"]
+    assert said["guarantee"]
+    assert {*said["goal"], *said["floor"]} <= {*said["figures"], *said["ratios"]}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
