@@ -264,7 +264,7 @@ def test_on_output_is_awaited_and_its_error_cancels_the_call(daemon: Any) -> Non
 def test_a_daemon_that_ignores_credit_is_left(daemon: Any) -> None:
     async def rude(call: Any) -> None:
         call.accept()
-        for _ in range(3):
+        for _ in range(daemon.limits.output_window // 40_000 + 1):
             call.connection.raw(agent.Output(number=call.request.number, stream="stdout", offset=0, data=b"x" * 40_000))
 
     daemon.tools["rude"] = rude
