@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
+from msgspec.structs import replace
+
 from runner import config
 from runner.errors import refuse
 from runner.gate.parts import Parts
+from runner.gate.tasks import Task
 from runner.ledger import entry as entries
+from runner.model import Principal
 from runner.state.store import Store, TaskRow
 from runner.wire import admin
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_NAMED = {  # what a revocation of each kind may name
+    "token": re.compile(r"[\x21-\x7e]{1,128}"),
+    "task": config.NAME,
+    "agent": config.NAME,
+    "owner": config.NAME,
+    "everything": re.compile(""),
+}
+_NAMES = {
+    "token": "give the token's jti: `runner token inspect FILE` and `runner trace show CALL` name it",
+    "task": "see `runner task list --all`",
+    "agent": "see `runner task list --all`; a sub-agent's name is what its parent called it",
+    "owner": "see `runner task list --all`",
+    "everything": "everything has no name: leave the value out",
+}
 _LATEST = (1 << 53) - 1  # what an entry holds exactly
 
 
 class Authority(Protocol):
     """What gate asks when it must know whether something is revoked."""
 
-    def revoke(self, target: str, value: str) -> None:
-        """From now on it is."""
+    def taken(self, who: Principal, chain: tuple[str, ...]) -> str:
+        """Why `who` may not act by `chain` any more, "" when nothing was taken back."""
+
+    def for_ever(self, target: str, value: str) -> bool:
+        """Whether a token or task of this name was revoked."""
 
 
 class Operations:
@@ -78,6 +100,8 @@ class Operations:
             raise refuse("token", "another token of this id was announced before", field="jti")
         if token.profile not in self._parts.serving.task_profiles:
             raise refuse("profile", f"there is no task profile `{token.profile}`", field="profile")
+        if self._authority.for_ever("token", token.jti) or self._authority.for_ever("task", token.task):
+            raise refuse("revoked", "this token or its task was revoked, for ever", field="jti, task")
         if token.expires <= self._parts.clock.now():
             raise refuse("token", "it expired before it was announced", field="expires")
         begun = self._state.task(token.task)
@@ -106,8 +130,10 @@ class Operations:
         return admin.Done(position=written.position)
 
     async def _revoke(self, message: admin.Revoke, uid: int) -> admin.Done:
-        if not message.value or len(message.value) > 128:
-            raise refuse("arguments", "name what to revoke", field="value")
+        named = _NAMED[message.kind].fullmatch(message.value)
+        if not named:
+            raise refuse("arguments", f"this can name no {message.kind}", field="value", next_step=_NAMES[message.kind])
+        tokens = self._state.tokens_of(message.kind, message.value, int(self._parts.clock.now()))
         written = await self._parts.journal.write(
             entries.Revoke(
                 time=self._parts.journal.stamp(),
@@ -118,27 +144,34 @@ class Operations:
             ),
             sync=True,
         )
-        # After the entry, before the answer: no call begins from here on, and running ones are killed.
-        self._authority.revoke(message.kind, message.value)
-        affected = 0
-        if message.kind == "token":  # a derived token's calls, also detached ones; a root's end with its task below
-            for running in [each for each in self._parts.calls.running.values() if message.value in each.chain]:
-                running.cancel("killed", f"token {message.value} was revoked")
-                affected += running.chain[0] != message.value
-        for task in [task for task in self._parts.tasks.live.values() if self._touches(message, task.id)]:
-            affected += await self._parts.tasks.end(task.id, f"{message.kind} {message.value} was revoked", by=uid)
-        self._on_revoked()
-        return admin.Done(position=written.position, affected=affected)
+        # State followed the entry before this line: no call begins on it any more. What runs is killed, then answered.
+        stopped = await self.stop_revoked(f"{message.kind} {message.value}".strip() + " was revoked", by=uid)
+        return admin.Done(position=written.position, affected=stopped, tokens=tokens)
 
-    def _touches(self, message: admin.Revoke, task: str) -> bool:
-        live = self._parts.tasks.live[task]
-        value = {
-            "token": live.token,
-            "task": live.id,
-            "agent": live.principal.agent,
-            "owner": live.principal.owner,
-        }[message.kind]
-        return value == message.value
+    async def stop_revoked(self, reason: str, *, by: int = -1) -> int:
+        """End every task whose root token is revoked, and elsewhere every call whose chain is; then close connections
+        that stood on it. Returns how many calls were stopped; none of their processes is left."""
+        calls, tasks = self._parts.calls, self._parts.tasks
+        over = [task for task in tasks.live.values() if self._taken(task, (), (task.token,))]
+        ended = {task.id for task in over}
+        stopped = [
+            running
+            for running in calls.running.values()
+            if running.task in tasks.live
+            and running.task not in ended
+            and self._taken(tasks.live[running.task], running.asserted, running.chain)
+        ]
+        for running in stopped:
+            running.cancel("killed", reason)
+        # All at once: the last task's calls do not wait for the first one's sandbox to be gone.
+        counts = await asyncio.gather(*(tasks.end(task.id, reason, by=by) for task in over))
+        if stopped:
+            await asyncio.wait([running.finished for running in stopped])
+        self._on_revoked()
+        return len(stopped) + sum(counts)
+
+    def _taken(self, task: Task, asserted: tuple[str, ...], chain: tuple[str, ...]) -> str:
+        return self._authority.taken(replace(task.principal, asserted=asserted), chain)
 
     def _known(self, task: str) -> TaskRow:
         row = self._state.task(task)

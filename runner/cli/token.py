@@ -143,27 +143,49 @@ def inspect(
         raise refuse("token", failed.reason, rule=f"draft §8 step {failed.step}")
 
 
-@app.command(epilog='Example: runner token revoke --task t-42 --why "the branch was abandoned"')
+@app.command(
+    epilog='Example: runner token revoke --task t-42 --why "the branch was abandoned"\n\n'
+    "A jti is printed by `runner token mint` and `inspect`, and `runner trace show CALL` names the whole chain of a "
+    "call. A token and a task are revoked for ever; an agent, an owner and everything as of now: tokens minted "
+    "afterwards stand. A daemon that restarts forgets none of it."
+)
 def revoke(
     why: Annotated[str, typer.Option(help="The reason, for the record.")],
-    token: Annotated[str, typer.Option(help="A token's jti, and with it all that was derived.")] = "",
-    task: Annotated[str, typer.Option(help="Every token of a task.")] = "",
-    agent: Annotated[str, typer.Option(help="Every token of an agent.")] = "",
-    owner: Annotated[str, typer.Option(help="Every token of an owner.")] = "",
+    token: Annotated[str, typer.Option(help="A token's jti, and with it all that was derived from it.")] = "",
+    task: Annotated[str, typer.Option(help="Every token of a task, for ever.")] = "",
+    agent: Annotated[
+        str, typer.Option(help="Every token of an agent so far, also where a parent gave a sub-agent this name.")
+    ] = "",
+    owner: Annotated[str, typer.Option(help="Every token of an owner so far.")] = "",
+    everything: Annotated[bool, typer.Option("--everything", help="Every token of everybody so far.")] = False,
     socket: Socket = credentials.ADMIN_SOCKET,
     json: Json = False,
 ) -> None:
-    """Take authority back, at once: running calls are stopped too."""
+    """Take authority back, at once and down the whole tree of derived tokens.
+
+    No call begins on it any more when this returns, and no process of one that ran on it is left."""
     given = {
         kind: value for kind, value in (("token", token), ("task", task), ("agent", agent), ("owner", owner)) if value
-    }
+    } | ({"everything": ""} if everything else {})
     if len(given) != 1:
-        raise typer.BadParameter("give exactly one of --token, --task, --agent, --owner")
+        raise typer.BadParameter("give exactly one of --token, --task, --agent, --owner, --everything")
     ((kind, value),) = given.items()
     answer = credentials.ask(socket, admin.Revoke(kind=kind, value=value, why=why))  # type: ignore[arg-type]  # mypy cannot narrow the keys
     if not isinstance(answer, admin.Done):
         raise refuse("protocol", "the daemon gave another answer than an acknowledgement")
-    _print_facts({"revoked": f"{kind} {value}", "stopped": answer.affected, "position": answer.position}, json)
+    facts = {"tokens": answer.tokens, "stopped": answer.affected, "position": answer.position}
+    _print_facts({"revoked": f"{kind} {value}".strip(), **facts}, json)
+    if not answer.tokens and not answer.affected:
+        print(_NOBODY[kind], file=sys.stderr)
+
+
+_NOBODY = dict.fromkeys(
+    ("task", "owner"), "note: no token of this name was announced; see `runner task list --all`"
+) | {
+    "token": "note: nothing ran on it, and it is no root token; a derived one is refused from now on",
+    "agent": "note: no root token names this agent, and no call of a sub-agent of this name ran",
+    "everything": "note: no token is in force",
+}
 
 
 def _tool(text: str) -> tuple[str, dict[str, Any]]:

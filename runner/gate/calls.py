@@ -117,6 +117,7 @@ class Running:
         detach: bool,
         sync: bool,
         chain: tuple[str, ...] = (),
+        asserted: tuple[str, ...] = (),
         size: int = 0,
     ) -> None:
         self.call = call
@@ -125,6 +126,7 @@ class Running:
         self.detach = detach
         self.sync = sync
         self.chain = chain  # token ids: revoking any of them ends the call
+        self.asserted = asserted  # the names that parents gave along it: so does revoking one of these
         self.size = size  # bytes of what it was asked with
         self.began = 0.0  # when it was accepted
         self.output = 0  # the cap on its output, once planned

@@ -88,6 +88,7 @@ class Parts:
             detach=asked.detach,
             sync=asked.sync,
             chain=authenticated.chain,
+            asserted=authenticated.principal.asserted,
             size=len(asked.proof),
         )
         if asked.idempotency_key:

@@ -232,6 +232,7 @@ class GateProcess:
             lambda: server.revoked(authority.revoked),
             self._read_workspace,
         )
+        await operations.stop_revoked("revoked before the daemon stopped")  # where a crash came between the two
         self._admin = AdminServer(operations, operators)
         settle()
         await self._server.start(self._sockets[0])

@@ -1,9 +1,21 @@
-"""What was announced and what was revoked, as authentication asks it on every call."""
+"""What was announced and what was revoked, as authentication asks it on every call: a view of state and its ledger.
+
+A token and a task are revoked for ever: their names are never used again. An agent, an owner and everything are
+revoked as of that entry: tokens announced after it stand, or nobody of that name could ever be trusted again.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import lru_cache
+
+from runner.model import Principal
 from runner.state.store import Store
 from runner.token.claims import VerifiedChain
+
+EVERYTHING = "everything"
+_FOR_EVER = ("token", "task")
+_KNOWN = 4096  # root tokens whose place in the ledger is kept in memory
 
 
 class Authority:
@@ -11,21 +23,39 @@ class Authority:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._revoked = store.revocations()
+        self._revocations = store.revocations
+        self._announced_at = lru_cache(_KNOWN)(store.announced_at)
 
     def announced(self, root_jti: str) -> str | None:
         """The digest under which an operator announced this root token, or None."""
         return self._store.announced(root_jti)
 
-    def revoke(self, target: str, value: str) -> None:
-        """From now on it is revoked; the entry was written before this."""
-        self._revoked.add((target, value))
-
     def revoked(self, verified: VerifiedChain) -> str:
         """Why this chain is revoked, "" when it is not. A revoked token takes every token derived from it along."""
-        who = verified.principal
-        named = [("task", who.task), ("agent", who.agent), ("owner", who.owner)]
-        for target, value in [*(("token", jti) for jti in verified.jtis), *named]:
-            if (target, value) in self._revoked:
-                return f"the {target} was revoked"
+        return self.taken(verified.principal, verified.jtis)
+
+    def taken(self, who: Principal, chain: tuple[str, ...]) -> str:
+        """Why whoever acts as `who` by the tokens of `chain`, root to leaf, may not any more; "" when nothing was
+        taken back. Of the names that parents gave, a revoked one takes its holder's and all below along."""
+        if not self._revocations:
+            return ""
+        for target, value in _named(who, chain):
+            at = self._revocations.get((target, value))
+            if at is not None and (target in _FOR_EVER or at > self._announced_at(chain[0])):
+                return "everything was revoked" if target == EVERYTHING else f"the {target} was revoked"
         return ""
+
+    def for_ever(self, target: str, value: str) -> bool:
+        """Whether a token or task of this name was revoked: nothing can be announced under it."""
+        return target in _FOR_EVER and (target, value) in self._revocations
+
+
+def _named(who: Principal, chain: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    for jti in chain:
+        yield "token", jti
+    yield "task", who.task
+    yield "agent", who.agent
+    for name in who.asserted:
+        yield "agent", name
+    yield "owner", who.owner
+    yield EVERYTHING, ""

@@ -8,8 +8,9 @@ salted); after a crash that lost it, the key answers `interrupted`, which is wha
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from runner.ledger import entry as entries
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tokens (
-  jti TEXT PRIMARY KEY, digest TEXT NOT NULL, task TEXT NOT NULL, expires INTEGER NOT NULL) WITHOUT ROWID;
+  jti TEXT PRIMARY KEY, digest TEXT NOT NULL, agent TEXT NOT NULL, owner TEXT NOT NULL, task TEXT NOT NULL,
+  expires INTEGER NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revoked (
-  target TEXT NOT NULL, value TEXT NOT NULL, PRIMARY KEY (target, value)) WITHOUT ROWID;
+  target TEXT NOT NULL, value TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (target, value)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tasks (
   task TEXT PRIMARY KEY, token TEXT NOT NULL, agent TEXT NOT NULL, owner TEXT NOT NULL, session TEXT NOT NULL,
   profile TEXT NOT NULL, began TEXT NOT NULL, ended TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
@@ -34,6 +36,9 @@ CREATE TABLE IF NOT EXISTS kept (
   began TEXT NOT NULL, outcome BLOB, position INTEGER, digest TEXT NOT NULL DEFAULT '', value BLOB) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS kept_key ON kept (task, tool, key) WHERE key != '';
 """
+
+_TABLES = ("meta", "tokens", "revoked", "tasks", "kept")
+_LAYOUT = zlib.crc32(_SCHEMA.encode()) >> 1  # a file of another layout is emptied, and filled again from the ledger
 
 
 class TaskRow(msgspec.Struct, frozen=True):
@@ -75,7 +80,9 @@ class Store:
             path.chmod(0o600)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
-            self._db.executescript(_SCHEMA)
+            if self._db.execute("PRAGMA user_version").fetchone()[0] != _LAYOUT:
+                dropped = "".join(f"DROP TABLE IF EXISTS {table};" for table in _TABLES)
+                self._db.executescript(f"BEGIN;{dropped}{_SCHEMA}PRAGMA user_version = {_LAYOUT};COMMIT;")
         except (sqlite3.Error, OSError) as error:
             raise refuse(
                 "host",
@@ -88,6 +95,10 @@ class Store:
         # Most calls are no rows: they are only counted, and written with the next entry that changes more.
         self._counts: Counter[str] = Counter()
         self._open = {str(row[0]) for row in self._db.execute("SELECT call FROM kept WHERE outcome IS NULL")}
+        self._revoked: dict[tuple[str, str], int] = {
+            (str(target), str(value)): int(position)
+            for target, value, position in self._db.execute("SELECT target, value, position FROM revoked")
+        }
         self._ahead: set[int] = set()  # applied before an earlier entry was: answers of fsyncs come late
 
     def close(self) -> None:
@@ -104,11 +115,12 @@ class Store:
     def reset(self) -> None:
         """Forget everything: after a power loss this file may know entries that the ledger does not have."""
         with self._transaction():
-            for table in ("meta", "tokens", "revoked", "tasks", "kept"):
+            for table in _TABLES:
                 self._db.execute(f"DELETE FROM {table}")  # noqa: S608 - fixed names
         self._position = 0
         self._counts.clear()
         self._open.clear()
+        self._revoked.clear()
 
     def flush(self) -> None:
         """Write what was only counted."""
@@ -178,12 +190,20 @@ class Store:
         run = self._db.execute
         match entry:
             case entries.Token():
-                run(
-                    "INSERT OR IGNORE INTO tokens VALUES (?, ?, ?, ?)",
-                    (entry.jti, entry.digest, entry.who.task, entry.expires),
+                who = entry.who
+                run(  # announced twice, it is as old as its first announcement: what was revoked since stays so
+                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)"
+                    " ON CONFLICT DO UPDATE SET position = min(position, excluded.position)",
+                    (entry.jti, entry.digest, who.agent, who.owner, who.task, entry.expires, position),
                 )
             case entries.Revoke():
-                run("INSERT OR IGNORE INTO revoked VALUES (?, ?)", (entry.target, entry.value))
+                run(
+                    "INSERT INTO revoked VALUES (?, ?, ?)"
+                    " ON CONFLICT DO UPDATE SET position = max(position, excluded.position)",
+                    (entry.target, entry.value, position),
+                )
+                named = (entry.target, entry.value)
+                self._revoked[named] = max(position, self._revoked.get(named, -1))
             case entries.TaskBegin():
                 who = entry.who
                 run(
@@ -227,9 +247,22 @@ class Store:
         row = self._db.execute("SELECT expires FROM tokens WHERE jti = ?", (jti,)).fetchone()
         return 0 if row is None else int(row[0])
 
-    def revocations(self) -> set[tuple[str, str]]:
-        """Everything revoked, as (target, value)."""
-        return {(str(target), str(value)) for target, value in self._db.execute("SELECT target, value FROM revoked")}
+    @property
+    def revocations(self) -> Mapping[tuple[str, str], int]:
+        """What was revoked, as (target, value), and where in the ledger that is said last. Follows the ledger."""
+        return self._revoked
+
+    def announced_at(self, jti: str) -> int:
+        """Where in the ledger a root token was announced first; -1 for one that was not."""
+        row = self._db.execute("SELECT position FROM tokens WHERE jti = ?", (jti,)).fetchone()
+        return -1 if row is None else int(row[0])
+
+    def tokens_of(self, target: str, value: str, now: int) -> int:
+        """How many announced root tokens that have not expired by `now` (epoch seconds) a revocation would name."""
+        column = {"token": "jti", "task": "task", "agent": "agent", "owner": "owner"}.get(target, "")
+        where, values = (f"AND {column} = ?", (now, value)) if column else ("", (now,))
+        row = self._db.execute(f"SELECT count(*) FROM tokens WHERE expires > ? {where}", values)  # noqa: S608 - four fixed names
+        return int(row.fetchone()[0])
 
     def task(self, task: str) -> TaskRow | None:
         """One task, or None."""

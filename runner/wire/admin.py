@@ -34,10 +34,11 @@ class Announce(Message, frozen=True, tag="announce"):
 
 
 class Revoke(Message, frozen=True, tag="revoke"):
-    """Take back a token, a task, or everything of an agent or owner; also running calls."""
+    """Take back a token and what was derived from it, a task, all that an agent or owner was given so far, or all that
+    anybody was; also running calls. `value` names it, "" for everything."""
 
-    kind: Literal["token", "task", "agent", "owner"]
-    value: str
+    kind: Literal["token", "task", "agent", "owner", "everything"]
+    value: str = ""
     why: str = ""
 
 
@@ -120,10 +121,12 @@ class StatusView(Message, frozen=True, tag="status_view"):
 
 
 class Done(Message, frozen=True, tag="done"):
-    """Carried out and recorded at `position`. `affected` counts calls and tasks it stopped."""
+    """Carried out and recorded at `position`. `affected` counts calls that it stopped, `tokens` announced tokens that
+    it revoked by name."""
 
     position: int
     affected: int = 0
+    tokens: int = 0
 
 
 class Refused(Message, frozen=True, tag="refused"):

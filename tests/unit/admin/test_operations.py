@@ -12,6 +12,7 @@ import pytest
 from runner.admin.operations import Operations
 from runner.errors import RunnerError
 from runner.ledger import entry as entries
+from runner.model import Principal
 from runner.wire import admin
 
 TOKEN = admin.Announce(
@@ -27,7 +28,11 @@ class House:
         self.running: dict[str, Any] = {}
         self.live: dict[str, Any] = {}
         state: Any = SimpleNamespace(
-            position=1, announced=self.known.get, task=lambda task: None, tasks=lambda ended: []
+            position=1,
+            announced=self.known.get,
+            task=lambda task: None,
+            tasks=lambda ended: [],
+            tokens_of=lambda target, value, now: 3,
         )
         parts: Any = SimpleNamespace(
             serving=SimpleNamespace(task_profiles={"p": None}),
@@ -36,7 +41,11 @@ class House:
             calls=SimpleNamespace(running=self.running, of_task=lambda task: []),
             tasks=SimpleNamespace(live=self.live, end=self._end),
         )
-        authority: Any = SimpleNamespace(revoke=lambda target, value: self.log.append(("revoked", target, value)))
+        self.gone: set[str] = set()
+        authority: Any = SimpleNamespace(
+            taken=lambda who, chain: "gone" if self.gone & {*chain, *who.asserted, who.agent} else "",
+            for_ever=lambda target, value: value in self.gone,
+        )
         status: Any = None
         self.operations = Operations(
             parts, state, authority, status, lambda: self.log.append("connections"), self._read
@@ -48,6 +57,8 @@ class House:
     async def _write(self, entry: Any, *, sync: bool = False) -> Any:
         assert sync
         self.log.append(type(entry).__name__)
+        if isinstance(entry, entries.Revoke):  # state follows before the answer comes
+            self.gone.add(entry.value)
         entries.decode(entries.encode(entry))  # the recorder would take it
         return SimpleNamespace(position=5)
 
@@ -88,19 +99,81 @@ def test_an_id_names_one_token_for_ever() -> None:
     assert refused.value.refused.field == "jti"
 
 
-def test_revoking_a_derived_token_kills_its_calls_and_no_others() -> None:
+class Call:
+    """A running call, killed in time."""
+
+    def __init__(self, house: House, name: str, task: str, chain: tuple[str, ...], asserted: tuple[str, ...]) -> None:
+        self.task, self.chain, self.asserted = task, chain, asserted
+        self.name, self.house = name, house
+        house.running[name] = self
+
+    def cancel(self, kind: str, why: str) -> None:
+        assert kind == "killed"
+        self.finished = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_later(0.01, self._dead)
+
+    def _dead(self) -> None:
+        self.house.log.append(f"{self.name} is dead")
+        self.finished.set_result(None)
+
+
+def two_tasks() -> House:
     house = House()
-    cancelled = []
-    for call, chain in (("c1", ("root", "leaf")), ("c2", ("root",))):
-        house.running[call] = SimpleNamespace(chain=chain, cancel=lambda kind, why, call=call: cancelled.append(call))
-    principal = SimpleNamespace(agent="a", owner="o")
-    house.live["t"] = SimpleNamespace(id="t", token="root", principal=principal)
-    assert house.does(admin.Revoke(kind="token", value="leaf")) == admin.Done(position=5, affected=1)
-    assert cancelled == ["c1"]
-    assert house.log == ["Revoke", ("revoked", "token", "leaf"), "connections"]
-    house.log.clear()
-    assert house.does(admin.Revoke(kind="token", value="root")).affected == 1
-    assert ("ended", "t") in house.log
+    for task, root in (("t", "root"), ("u", "other")):
+        # As tasks hold it: the principal of whoever joined first, here a sub-agent.
+        principal = Principal(agent=f"a-{task}", owner="o", task=task, session="s", asserted=("low",))
+        house.live[task] = SimpleNamespace(id=task, token=root, principal=principal)
+        Call(house, f"{task}1", task, (root, f"mid-{task}", f"leaf-{task}"), ("mid", "low"))
+        Call(house, f"{task}2", task, (root,), ())
+    return house
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "log"),
+    [
+        ("token", "mid-t", ["t1 is dead"]),
+        ("token", "leaf-t", ["t1 is dead"]),
+        ("agent", "mid", ["t1 is dead", "u1 is dead"]),
+        ("agent", "low", ["t1 is dead", "u1 is dead"]),  # and the tasks go on, though a `low` joined them first
+        ("token", "root", [("ended", "t")]),
+        ("agent", "a-u", [("ended", "u")]),
+        ("owner", "nobody", []),
+    ],
+)
+def test_revoking_stops_what_stood_on_it_and_no_more(kind: Any, value: str, log: list[Any]) -> None:
+    """The entry first; then what ran is dead; then connections are closed, and the operator is answered."""
+    house = two_tasks()
+    assert house.does(admin.Revoke(kind=kind, value=value)) == admin.Done(position=5, affected=len(log), tokens=3)
+    assert house.log == ["Revoke", *log, "connections"]
+
+
+def test_nothing_is_announced_for_what_is_revoked_for_ever() -> None:
+    house = House()
+    house.gone.add("t")
+    with pytest.raises(RunnerError) as refused:
+        house.does(TOKEN)
+    assert refused.value.refused.code == "revoked"
+    assert house.log == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("token", ""),
+        ("token", "a b"),
+        ("token", "ä"),
+        ("task", "a\n"),
+        ("agent", ""),
+        ("owner", "*"),
+        ("everything", "x"),
+    ],
+)
+def test_a_revocation_that_can_name_nothing_is_refused_with_the_way_to_find_out(kind: Any, value: str) -> None:
+    house = House()
+    with pytest.raises(RunnerError) as refused:
+        house.does(admin.Revoke(kind=kind, value=value))
+    assert refused.value.refused.next_step
+    assert house.log == []
 
 
 @pytest.mark.parametrize("value", ["", "x" * 129])

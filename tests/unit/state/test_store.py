@@ -11,6 +11,7 @@ import pytest
 
 from runner.errors import RunnerError
 from runner.ledger import entry as entries
+from runner.model import Principal
 from runner.state.authority import Authority
 from runner.state.store import Store
 
@@ -62,7 +63,7 @@ def test_a_late_answer_is_asked_for_again_after_a_crash(tmp_path: Path) -> None:
     before.close()  # the crash: the answer to 1 never came
     after = Store(tmp_path / "state.db")
     after.follow([(i, entries.encode(e)) for i, e in enumerate(ledger) if i >= after.position], 3)
-    assert after.revocations() == {("task", "t")}
+    assert after.revocations == {("task", "t"): 1}
     assert after.position == 3
     kept = after.kept_by_key("t", "shell_run", "k")
     assert kept is not None
@@ -173,13 +174,93 @@ class Chain:
     """What authority reads of a verified chain."""
 
     jtis = ("root", "leaf")
-    principal = WHO
+    principal = Principal(agent="a", owner="o", task="t", session="s", asserted=("mid", "low"))
 
 
-@pytest.mark.parametrize(("target", "value"), [("token", "leaf"), ("token", "root"), ("task", "t"), ("owner", "o")])
+def taken(target: str, value: str) -> entries.Revoke:
+    return entries.Revoke(time=TIME, target=target, value=value, by=0)
+
+
+PARTS = [
+    ("token", "leaf"), ("token", "root"), ("task", "t"), ("owner", "o"), ("agent", "a"), ("agent", "mid"),
+    ("agent", "low"), ("everything", ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("target", "value"), PARTS)
 def test_revoking_any_part_of_a_chain_revokes_it(target: str, value: str, store: Store) -> None:
     authority = Authority(store)
     chain: Any = Chain()
+    store.apply(0, token())
+    store.apply(1, taken("owner" if target != "owner" else "agent", "somebody else"))
     assert authority.revoked(chain) == ""
-    authority.revoke(target, value)
+    store.apply(2, taken(target, value))
     assert target in authority.revoked(chain)
+
+
+@pytest.mark.parametrize(("target", "value"), PARTS)
+def test_names_are_revoked_as_of_then_ids_for_ever(target: str, value: str, store: Store) -> None:
+    store.apply(0, taken(target, value))
+    store.apply(1, token())
+    chain: Any = Chain()
+    for_ever = target in ("token", "task")
+    assert Authority(store).for_ever(target, value) is for_ever
+    assert bool(Authority(store).revoked(chain)) is for_ever
+    store.apply(2, taken(target, value))
+    store.apply(3, token())  # announced again: no younger for it
+    assert target in Authority(store).revoked(chain)
+
+
+def test_revocations_outlive_the_process_and_are_taken_up_from_the_ledger(tmp_path: Path) -> None:
+    chain: Any = Chain()
+    ledger = [token(), taken("owner", "o"), taken("everything", "")]
+    before = Store(tmp_path / "state.db")
+    before.apply(0, ledger[0])
+    before.apply(1, ledger[1])
+    before.close()
+    after = Store(tmp_path / "state.db")
+    assert after.revocations == {("owner", "o"): 1}
+    assert Authority(after).revoked(chain) == "the owner was revoked"
+    after.follow([(2, entries.encode(ledger[2]))], 3)
+    assert after.revocations == {("owner", "o"): 1, ("everything", ""): 2}
+    after.reset()
+    assert after.revocations == {}
+    assert Authority(after).revoked(chain) == ""
+    after.close()
+
+
+def test_announcements_that_come_late_are_not_younger_than_a_revocation_before_them(store: Store) -> None:
+    authority = Authority(store)
+    chain: Any = Chain()
+    store.apply(1, taken("owner", "o"))
+    store.apply(0, token())
+    assert authority.revoked(chain) == "the owner was revoked"
+
+
+def test_how_many_tokens_a_revocation_names(store: Store) -> None:
+    store.apply(0, token("r1"))
+    store.apply(1, token("r2"))
+    for target, value, count in (
+        ("token", "r1", 1), ("task", "t", 2), ("agent", "a", 2), ("owner", "o", 2), ("owner", "x", 0),
+        ("everything", "", 2),
+    ):  # fmt: skip
+        assert store.tokens_of(target, value, 98) == count
+        assert store.tokens_of(target, value, 99) == 0  # expired
+
+
+def test_a_file_of_another_layout_is_filled_again_from_the_ledger(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "state.db")
+    old.executescript(
+        "CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL);"
+        "CREATE TABLE revoked (target TEXT NOT NULL, value TEXT NOT NULL);"
+        "INSERT INTO meta VALUES ('position', 7); INSERT INTO revoked VALUES ('task', 't');"
+    )
+    old.close()
+    store = Store(tmp_path / "state.db")
+    assert store.position == 0
+    store.follow([(0, entries.encode(token())), (1, entries.encode(revoke("t")))], 2)
+    store.close()
+    again = Store(tmp_path / "state.db")
+    assert again.position == 2
+    assert again.revocations == {("task", "t"): 1}
+    again.close()

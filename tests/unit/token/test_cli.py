@@ -271,7 +271,15 @@ def test_revoke(operator: Operator, kind: str) -> None:
     assert "stopped    2" in done.output
 
 
-@pytest.mark.parametrize("given", [[], ["--task", "a", "--agent", "b"]])
+def test_revoke_everything_and_what_stood_on_nothing(operator: Operator) -> None:
+    operator.answer = admin.Done(position=7)
+    done = RUN.invoke(token.app, ["revoke", "--everything", "--why", "x", "--socket", str(operator.path), "--json"])
+    assert operator.asked == [admin.Revoke(kind="everything", why="x")]
+    assert json.loads(done.stdout) == {"revoked": "everything", "tokens": 0, "stopped": 0, "position": 7}
+    assert "no token is in force" in done.stderr
+
+
+@pytest.mark.parametrize("given", [[], ["--task", "a", "--agent", "b"], ["--task", "a", "--everything"]])
 def test_revoke_one_thing(given: list[str], tmp_path: Path) -> None:
     assert RUN.invoke(token.app, ["revoke", "--why", "x", *given, "--socket", str(tmp_path / "s")]).exit_code == 2
 
