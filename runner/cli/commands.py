@@ -10,6 +10,7 @@ import typer
 from typer.main import get_command
 
 from runner import VERSION
+from runner.cli import token
 from runner.cli.call import call, result, tools
 from runner.errors import refuse
 
@@ -53,6 +54,7 @@ _AGENT, _OPERATOR, _AUTHOR, _FORENSICS = "For agents", "For operators", "For aut
 app.command(rich_help_panel=_AGENT, epilog="Example: runner call fs_read --arg path=README.md")(call)
 app.command(rich_help_panel=_AGENT, epilog="Example: runner result 019a…")(result)
 app.command(rich_help_panel=_AGENT, epilog="Example: runner tools --form openai")(tools)
+app.add_typer(token.app, name="token", rich_help_panel=_AGENT)  # `attenuate` and `inspect` need no daemon
 
 
 def _daemon_commands() -> None:
@@ -66,7 +68,6 @@ def _daemon_commands() -> None:
         policy,
         profile,
         serve,
-        token,
         tool,
         trace,
         workspace,
@@ -82,7 +83,6 @@ def _daemon_commands() -> None:
     app.command(rich_help_panel=_OPERATOR, epilog=bench.EPILOG)(bench.bench)
     serve.app.command(epilog=workspace.EPILOG)(workspace.diff)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
-    app.add_typer(token.app, name="token", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)
     app.add_typer(image.app, name="image", rich_help_panel=_OPERATOR)
     app.add_typer(tool.app, name="tool", rich_help_panel=_AUTHOR)
@@ -93,7 +93,7 @@ def _daemon_commands() -> None:
 
 # What the client distribution does not have. A test holds this list to the commands above.
 DAEMON_COMMANDS = (
-    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "token", "keys", "image"),
+    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "keys", "image"),
     *("tool", "profile", "policy", "trace"),
 )
 

@@ -1,12 +1,10 @@
-"""Authority on its way to an agent: mint a root token, announce it to the daemon, seal it into a descriptor.
+"""Authority on its way to an agent: mint a root token, announce it to the daemon.
 
 Also how every command speaks to the daemon's operator socket: one frame out, one frame back.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import secrets
 import socket
 import time
@@ -17,7 +15,7 @@ from typing import Any
 from runner.config import Config, Limits
 from runner.errors import RunnerError, refuse
 from runner.model import Value
-from runner.token import credentials, strict
+from runner.token import strict
 from runner.token.issue import mint_root
 from runner.token.keys import PublicKey, SigningKey
 from runner.wire import admin, frame
@@ -124,20 +122,3 @@ def fresh_id() -> str:
     """A UUIDv7 (RFC 9562): ordered by time, 74 random bits."""
     value = int(time.time() * 1000) << 80 | 7 << 76 | secrets.randbits(12) << 64 | 2 << 62 | secrets.randbits(62)
     return str(uuid.UUID(int=value))
-
-
-def sealed(handed: credentials.Credentials) -> int:
-    """An inheritable descriptor of sealed memory that holds the credentials, at offset 0. Its number goes into
-    the agent's environment as `credentials.DESCRIPTOR_VARIABLE`; the caller closes it after the spawn."""
-    descriptor = os.memfd_create("runner-credentials", os.MFD_ALLOW_SEALING)
-    try:
-        with open(descriptor, "wb", closefd=False) as file:
-            file.write(credentials.encode(handed))
-        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, seals)
-        os.lseek(descriptor, 0, os.SEEK_SET)
-        os.set_inheritable(descriptor, True)
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return descriptor

@@ -18,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from runner.cli import credentials, keys
+from runner.client.credentials import descriptor
 from runner.config import Config, load_config, milliseconds
 from runner.errors import refuse
 from runner.token import credentials as handed
@@ -56,7 +57,7 @@ def execute(
     """Start an agent with a token for these tools, good for this task, until its time is up."""
     settings, _ = load_config(config)
     account = _account(user, settings)
-    program = _program(command[0])
+    program = find_program(command[0])
     groups = _groups(account, settings.users.agents_group) if os.geteuid() == 0 else []
     wish = credentials.Wish(
         agent=agent,
@@ -73,20 +74,20 @@ def execute(
     token, message = credentials.mint(wish, issuer_key, issuer, holder.public)
     _announce(settings, message)
     bundle = handed.credentials((token,), holder, str(Path(settings.run) / "agent.sock"))
-    become(account, groups, credentials.sealed(bundle), program, command)
+    become(account, groups, descriptor(bundle), program, command)
 
 
-def parse_allow(text: str) -> tuple[str, dict[str, Any]]:
-    """One --allow: a tool, and the constraint map on its arguments ({} allows any). Raises `typer.BadParameter`."""
+def parse_allow(text: str, option: str = "--allow") -> tuple[str, dict[str, Any]]:
+    """One TOOL=MAP: a tool, and the constraint map on its arguments ({} allows any). Raises `typer.BadParameter`."""
     name, given, constraints = text.partition("=")
     if not given:
         return name, {}
     try:
         parsed = parse_json(constraints.encode(), 80)
     except ValueError as error:
-        raise typer.BadParameter(f"{name}: the constraint map is not JSON: {error}", param_hint="--allow") from None
+        raise typer.BadParameter(f"{name}: the constraint map is not JSON: {error}", param_hint=option) from None
     if not isinstance(parsed, dict):
-        raise typer.BadParameter(f"{name}: the constraint map is not a JSON object", param_hint="--allow")
+        raise typer.BadParameter(f"{name}: the constraint map is not a JSON object", param_hint=option)
     return name, parsed
 
 
@@ -123,7 +124,7 @@ def _account(user: str, settings: Config) -> pwd.struct_passwd:
     return account
 
 
-def _program(name: str) -> str:
+def find_program(name: str) -> str:
     """The file to run, found before anything is minted. Raises `typer.BadParameter`."""
     found = shutil.which(name)
     if found is None:
@@ -150,24 +151,31 @@ def _announce(settings: Config, message: admin.Announce) -> None:
 
 
 def become(
-    account: pwd.struct_passwd, groups: list[int], descriptor: int, program: str, command: list[str]
+    account: pwd.struct_passwd, groups: list[int], handed_over: int, program: str, command: list[str]
 ) -> NoReturn:
     """Turn into the agent: its user and groups, its one extra descriptor, its command. Raises `RunnerError` (host)."""
-    environment = {**os.environ, handed.DESCRIPTOR_VARIABLE: str(descriptor)}
+    environment = dict(os.environ)
     if os.geteuid() == 0:
         environment |= {"HOME": account.pw_dir, "USER": account.pw_name, "LOGNAME": account.pw_name}
         os.setgroups(groups)
         os.setgid(account.pw_gid)
         os.setuid(account.pw_uid)
-    _close_others(descriptor)
+    run(handed_over, program, command, environment)
+
+
+def run(handed_over: int, program: str, command: list[str], environment: dict[str, str]) -> NoReturn:
+    """Turn into `command` with these credentials' descriptor, and no other. Raises `RunnerError` (host)."""
+    _close_others(handed_over)
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and exec would hand that on
         signal.signal(ignored, signal.SIG_DFL)
+    environment[handed.DESCRIPTOR_VARIABLE] = str(handed_over)
     try:
-        os.execve(program, command, environment)  # noqa: S606 - the operator's own command is what this is for
+        os.execve(program, command, environment)  # noqa: S606 - the caller's own command is what this is for
     except OSError as error:
+        name = pwd.getpwuid(os.geteuid()).pw_name
         raise refuse(
             "host",
-            f"cannot run {program} as {account.pw_name}: {error.strerror}",
+            f"cannot run {program} as {name}: {error.strerror}",
             next_step="see that this user may read and execute it",
         ) from None
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from runner.errors import refuse
 from runner.token import keys
+from runner.token.narrow import shown
 
 MAX_SECRET = 64 << 10  # bytes of a key file; the real ones have 150
 
 app = typer.Typer(help="The issuer's key: whoever holds it can grant any authority here.", no_args_is_help=True)
 
 
-def read_secret(path: Path) -> bytes:
+def read_secret(path: Path, maximum: int = MAX_SECRET) -> bytes:
     """A private file's bytes. Raises `RunnerError` (key) when it is missing, a link, or open to group or others."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -36,7 +39,7 @@ def read_secret(path: Path) -> bytes:
                 field=str(path),
                 next_step=f"run `chmod 600 {path}`",
             )
-        return os.read(descriptor, MAX_SECRET)
+        return os.read(descriptor, maximum)
     finally:
         os.close(descriptor)
 
@@ -113,10 +116,24 @@ def show(
     _show(key, issuer, {"public_key": str(file)}, json)
 
 
-def _show(key: keys.PublicKey, issuer: str, files: dict[str, str], json: bool) -> None:
-    facts = {"issuer": issuer, "thumbprint": key.thumbprint, **files}
+def when(value: object) -> str:
+    """Epoch seconds as a person reads them; anything else as it is, made visible."""
+    if type(value) is not int or not 0 <= value < 2**37:
+        return shown(value)
+    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def print_facts(facts: dict[str, Any], *, json: bool, to_stderr: bool = False) -> None:
+    """One fact a line, or all of them as one JSON object."""
+    stream = sys.stderr if to_stderr else sys.stdout
     if json:
-        print(msgspec.json.encode(facts).decode())
+        print(msgspec.json.encode(facts).decode(), file=stream)
         return
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<12} {value}")
+        text = ", ".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{name.replace('_', ' '):<12} {text}", file=stream)
+
+
+def _show(key: keys.PublicKey, issuer: str, files: dict[str, str], json: bool) -> None:
+    facts = {"issuer": issuer, "thumbprint": key.thumbprint, **files}
+    print_facts(facts, json=json)

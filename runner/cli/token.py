@@ -1,17 +1,18 @@
-"""`runner token`: mint, inspect and revoke. Token text comes from a file or stdin and goes to a 0600 file or a pipe."""
+"""`runner token`: mint, attenuate, inspect and revoke.
+
+Token text comes from a file or stdin, and goes to a 0600 file or a pipe."""
 
 from __future__ import annotations
 
 import json as jsonlib
 import sys
 import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from runner.cli import credentials, keys
+from runner.cli import attenuate, credentials, keys
 from runner.config import Limits, milliseconds
 from runner.errors import refuse
 from runner.token.claims import verify_tokens
@@ -24,6 +25,8 @@ from runner.wire import admin
 _MAX_INPUT = 512 << 10
 
 app = typer.Typer(help="Capability tokens: what an agent may do, for whom, and until when.", no_args_is_help=True)
+
+app.command("attenuate", epilog=attenuate.EPILOG)(attenuate.command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Socket = Annotated[Path, typer.Option(help="The daemon's admin.sock.")]
@@ -64,7 +67,7 @@ def mint(
         task=task,
         session=session or credentials.fresh_id(),
         profile=profile,
-        tools=dict(map(_tool, tool)),
+        tools=dict(map(attenuate.parse_tool, tool)),
         ttl_s=_seconds(ttl),
         depth=depth,
         audience=audience,
@@ -79,12 +82,12 @@ def mint(
         "digest": message.digest,
         "task": task,
         "session": wish.session,
-        "expires": _time(message.expires),
+        "expires": keys.when(message.expires),
         "holder": public.thumbprint,
         "position": done.position,
         "token": str(out) if out else "stdout",
     }
-    _print_facts(facts, json, to_stderr=out is None)
+    keys.print_facts(facts, json=json, to_stderr=out is None)
 
 
 def _deliver(
@@ -174,7 +177,7 @@ def revoke(
     if not isinstance(answer, admin.Done):
         raise refuse("protocol", "the daemon gave another answer than an acknowledgement")
     facts = {"tokens": answer.tokens, "stopped": answer.affected, "position": answer.position}
-    _print_facts({"revoked": f"{kind} {value}".strip(), **facts}, json)
+    keys.print_facts({"revoked": f"{kind} {value}".strip(), **facts}, json=json)
     if not answer.tokens and not answer.affected:
         print(_NOBODY[kind], file=sys.stderr)
 
@@ -186,19 +189,6 @@ _NOBODY = dict.fromkeys(
     "agent": "note: no root token names this agent, and no call of a sub-agent of this name ran",
     "everything": "note: no token is in force",
 }
-
-
-def _tool(text: str) -> tuple[str, dict[str, Any]]:
-    name, colon, constraints = text.partition(":")
-    if not colon:
-        return name, {}
-    try:
-        parsed = parse_json(constraints.encode(), 80)
-    except ValueError as error:
-        raise typer.BadParameter(f"{name}: the constraint map is not JSON: {error}", param_hint="--tool") from None
-    if type(parsed) is not dict:
-        raise typer.BadParameter(f"{name}: the constraint map is not a JSON object", param_hint="--tool")
-    return name, parsed
 
 
 def _seconds(text: str) -> int:
@@ -242,7 +232,7 @@ def _print_token(position: int, one: dict[str, Any]) -> None:
         if name in claims:
             print(f"  {name:<14} {shown(claims[name], 400)}")
     for name in ("iat", "exp"):
-        print(f"  {name:<14} {_time(claims.get(name))}")
+        print(f"  {name:<14} {keys.when(claims.get(name))}")
     details = claims.get("authorization_details")
     for entry in details if isinstance(details, list) else []:
         if isinstance(entry, dict) and entry.get("type") == DETAILS_TYPE and isinstance(entry.get("tools"), dict):
@@ -252,18 +242,3 @@ def _print_token(position: int, one: dict[str, Any]) -> None:
                     words = describe(constraint)
                     optional = " (optional)" if isinstance(constraint, dict) and constraint.get("optional") else ""
                     print(f"    {shown(argument)[1:-1]}{optional}: {words}")
-
-
-def _time(value: object) -> str:
-    if type(value) is not int or not 0 <= value < 2**37:
-        return shown(value)
-    return datetime.fromtimestamp(value, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _print_facts(facts: dict[str, Any], json: bool, *, to_stderr: bool = False) -> None:
-    stream = sys.stderr if to_stderr else sys.stdout
-    if json:
-        print(jsonlib.dumps(facts), file=stream)
-        return
-    for name, value in facts.items():
-        print(f"{name:<10} {value}", file=stream)

@@ -9,6 +9,7 @@ Privilege: the agent's token and key, read from an inherited descriptor; no daem
 
 from runner.client.aio import AsyncRunner, connect_async
 from runner.client.calls import CallResult
+from runner.client.credentials import attenuate, descriptor
 from runner.client.errors import (
     CallError,
     Conflict,
@@ -31,6 +32,7 @@ from runner.client.streams import Stream
 from runner.client.sync import Runner, SyncStream, connect
 from runner.client.tools import AsyncToolSet, ToolSet
 from runner.model import Chunk, Outcome
+from runner.token.credentials import Credentials
 from runner.wire.agent import SessionFacts
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Chunk",
     "Conflict",
     "ConstraintViolated",
+    "Credentials",
     "DaemonFault",
     "Denied",
     "Extracted",
@@ -60,6 +63,8 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "UnknownCall",
+    "attenuate",
     "connect",
     "connect_async",
+    "descriptor",
 ]

@@ -28,20 +28,23 @@ from runner.client.calls import (
 )
 from runner.client.connection import Connection
 from runner.client.core import Make
-from runner.client.credentials import Identity, find_credentials, find_socket
+from runner.client.credentials import Identity, Narrower, attenuate, find_credentials, find_socket
 from runner.client.errors import CallError, ToolFailed
 from runner.client.exchange import DROPPED, Exchange
 from runner.client.files import MAX_GET, Extracted, Incoming, TreeWriter, outgoing, tree_bytes
 from runner.client.streams import Stream, detach, follow, streaming
 from runner.client.tools import AsyncToolSet
+from runner.token.attenuate import Wish
+from runner.token.credentials import Credentials
 from runner.wire import agent
 
 
 class AsyncRunner:
     """A session with the daemon. Use `connect_async`, or `open` and `aclose`. Every method may raise `CallError`s."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, identity: Identity) -> None:
         assert connection.core.welcome is not None
+        self._identity = identity
         self._connection = connection
         self._core = connection.core
         self._welcome = connection.core.welcome
@@ -50,14 +53,15 @@ class AsyncRunner:
     async def open(
         cls,
         socket: str | os.PathLike[str] | sockets.socket | None = None,
-        credentials: bytes | None = None,
+        credentials: bytes | Credentials | None = None,
         session: agent.SessionFacts | None = None,
     ) -> AsyncRunner:
         """Connect. Without arguments: credentials from the descriptor in RUNNER_CREDENTIALS_FD, the socket from
         RUNNER_SOCKET, from the credentials, or the daemon's usual place."""
         found = find_credentials(credentials)
         facts = session or agent.SessionFacts(client=CLIENT_NAME)
-        return cls(await Connection.open(Identity(found), facts, socket or find_socket(found)))
+        identity = Identity(found)
+        return cls(await Connection.open(identity, facts, socket or find_socket(found)), identity)
 
     @property
     def task(self) -> str:
@@ -88,6 +92,10 @@ class AsyncRunner:
     def lost(self) -> CallError | None:
         """Why the connection is gone, None while it lives."""
         return self._core.lost
+
+    def attenuate(self, tools: Wish, **options: Unpack[Narrower]) -> Credentials:
+        """Narrower credentials for a sub-agent of this task, made offline: see `runner.client.attenuate`."""
+        return attenuate(tools, credentials=self._identity.credentials, now=self._identity.now(), **options)
 
     # --- calls ---
 
@@ -241,7 +249,7 @@ class AsyncRunner:
 @contextlib.asynccontextmanager
 async def connect_async(
     socket: str | os.PathLike[str] | sockets.socket | None = None,
-    credentials: bytes | None = None,
+    credentials: bytes | Credentials | None = None,
     session: agent.SessionFacts | None = None,
 ) -> AsyncIterator[AsyncRunner]:
     """`async with connect_async() as runner:`; see `AsyncRunner.open`."""

@@ -5,17 +5,22 @@ The descriptor is read with pread from offset 0 and left as found, so that every
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import secrets
 import time
-from typing import Any
+import uuid
+from typing import Any, TypedDict
 
 from runner.client.errors import raised, refused
 from runner.config import Config
 from runner.errors import RunnerError
 from runner.token import credentials as handed
 from runner.token import proof
+from runner.token.attenuate import Wish
+from runner.token.attenuate import attenuate as narrower
+from runner.token.keys import SigningKey, generate
 from runner.wire.agent import Challenge
 
 SOCKET_VARIABLE = "RUNNER_SOCKET"
@@ -23,10 +28,12 @@ DEFAULT_SOCKET = f"{Config().run}/agent.sock"
 _STEP = "start the agent with `runner exec … -- COMMAND`"
 
 
-def find_credentials(data: bytes | None = None) -> handed.Credentials:
+def find_credentials(data: bytes | handed.Credentials | None = None) -> handed.Credentials:
     """The credentials in `data`, else those on the descriptor that RUNNER_CREDENTIALS_FD names.
 
     Raises `Unauthenticated` saying what is missing; never quotes a secret."""
+    if isinstance(data, handed.Credentials):
+        return data
     try:
         return handed.parse(_inherited() if data is None else data)
     except RunnerError as error:
@@ -56,10 +63,73 @@ def find_socket(credentials: handed.Credentials) -> str:
     return os.environ.get(SOCKET_VARIABLE) or credentials.socket or DEFAULT_SOCKET
 
 
+def attenuate(
+    tools: Wish,
+    *,
+    agent: str = "",
+    ttl_s: int | None = None,
+    depth: int = 0,
+    audience: str = "",
+    credentials: bytes | handed.Credentials | None = None,
+    now: float | None = None,
+) -> handed.Credentials:
+    """Credentials for a sub-agent, made here and now without the daemon: a fresh key, and a token that grants at most
+    what ours does. Give them to `connect`, or to a process with `descriptor`.
+
+    `tools` names tools, or maps them to constraints on arguments; what is not named stays as narrow as ours.
+    `ttl_s` is how many seconds it is good for (by default as long as ours), `depth` how often it may derive again in a
+    row, `agent` the name it goes by in the record. `credentials` are ours, by default those we were started with;
+    `now` is epoch seconds. Raises `Unauthenticated` naming what would be wider than ours, and what is allowed."""
+    held = find_credentials(credentials)
+    try:
+        return narrower(
+            held,
+            tools,
+            holder=SigningKey(generate()),
+            jti=str(uuid.uuid4()),
+            now=int(time.time() if now is None else now),
+            agent=agent,
+            ttl_s=ttl_s,
+            depth=depth,
+            audience=audience,
+        )
+    except RunnerError as error:
+        raise raised(error.refused) from None
+
+
+def descriptor(credentials: handed.Credentials) -> int:
+    """An inheritable descriptor of sealed memory that holds the credentials, at offset 0.
+
+    Its number goes into the sub-agent's environment as RUNNER_CREDENTIALS_FD, itself into `pass_fds`; close it after
+    the spawn."""
+    number = os.memfd_create("runner-credentials", os.MFD_ALLOW_SEALING)
+    try:
+        with open(number, "wb", closefd=False) as file:
+            file.write(handed.encode(credentials))
+        seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+        fcntl.fcntl(number, fcntl.F_ADD_SEALS, seals)
+        os.lseek(number, 0, os.SEEK_SET)
+        os.set_inheritable(number, True)
+    except BaseException:
+        os.close(number)
+        raise
+    return number
+
+
+class Narrower(TypedDict, total=False):
+    """What `attenuate` takes beside the tools."""
+
+    agent: str
+    ttl_s: int | None
+    depth: int
+    audience: str
+
+
 class Identity:
     """One connection's identity: signs its hello and each call over the daemon's nonce, by the daemon's clock."""
 
     def __init__(self, credentials: handed.Credentials) -> None:
+        self.credentials = credentials
         self.chain = credentials.chain
         self._leaf = credentials.leaf
         self._key = credentials.signing_key()
@@ -79,18 +149,18 @@ class Identity:
         audience, nonce = challenge.audience, challenge.nonce
         self._signer = proof.CallSigner(self._key, self._leaf, audience=audience, nonce=nonce)
         return proof.sign_hello(
-            self._key, self._leaf, audience=audience, nonce=nonce, now=self._now(), jti=f"{self._name}.0"
+            self._key, self._leaf, audience=audience, nonce=nonce, now=self.now(), jti=f"{self._name}.0"
         )
 
     def prove_call(self, tool: str, arguments: dict[str, Any]) -> str:
         """The proof for one call. Raises `InvalidArguments` when an argument has no JSON form."""
         assert self._signer is not None
         try:
-            return self._signer.sign(tool, arguments, now=self._now(), jti=f"{self._name}.{next(self._count)}")
+            return self._signer.sign(tool, arguments, now=self.now(), jti=f"{self._name}.{next(self._count)}")
         except RunnerError as error:
             raise raised(error.refused) from None
 
-    def _now(self) -> float:
+    def now(self) -> float:
         """The daemon's clock: what it said, and what has passed since. A step of the local clock changes nothing."""
         return self._ahead + _elapsed()
 

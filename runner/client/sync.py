@@ -27,13 +27,15 @@ from runner.client.calls import (
     to_result,
 )
 from runner.client.core import Make
-from runner.client.credentials import Identity, find_credentials, find_socket
+from runner.client.credentials import Identity, Narrower, attenuate, find_credentials, find_socket
 from runner.client.errors import CallError, ToolFailed
 from runner.client.exchange import DROPPED, Exchange
 from runner.client.files import MAX_GET, Extracted, Incoming, TreeWriter, outgoing, tree_bytes
 from runner.client.link import Link
 from runner.client.tools import ToolSet
 from runner.model import Chunk
+from runner.token.attenuate import Wish
+from runner.token.credentials import Credentials
 from runner.wire import agent
 
 SyncInput = bytes | Iterable[bytes]
@@ -48,12 +50,13 @@ class Runner:
     def __init__(
         self,
         socket: str | os.PathLike[str] | sockets.socket | None = None,
-        credentials: bytes | None = None,
+        credentials: bytes | Credentials | None = None,
         session: agent.SessionFacts | None = None,
     ) -> None:
         found = find_credentials(credentials)
         facts = session or agent.SessionFacts(client=CLIENT_NAME)
-        self._link = Link.open(Identity(found), facts, socket or find_socket(found))
+        self._identity = Identity(found)
+        self._link = Link.open(self._identity, facts, socket or find_socket(found))
         self._core = self._link.core
         assert self._core.welcome is not None
         self._welcome = self._core.welcome
@@ -88,6 +91,10 @@ class Runner:
     def lost(self) -> CallError | None:
         """Why the connection is gone, None while it lives."""
         return self._link.lost
+
+    def attenuate(self, tools: Wish, **options: Unpack[Narrower]) -> Credentials:
+        """Narrower credentials for a sub-agent of this task, made offline: see `runner.client.attenuate`."""
+        return attenuate(tools, credentials=self._identity.credentials, now=self._identity.now(), **options)
 
     # --- calls ---
 
@@ -313,7 +320,7 @@ class SyncStream:
 
 def connect(
     socket: str | os.PathLike[str] | sockets.socket | None = None,
-    credentials: bytes | None = None,
+    credentials: bytes | Credentials | None = None,
     session: agent.SessionFacts | None = None,
 ) -> Runner:
     """A connected `Runner`. Credentials come from the descriptor in RUNNER_CREDENTIALS_FD, and the socket from

@@ -27,6 +27,15 @@ class Violation(Value, frozen=True):
     allowed: str
 
 
+class Widening(Value, frozen=True):
+    """Where a child's map grants more than its parent's: the step of §8, the argument, and what the parent allows."""
+
+    step: str
+    reason: str
+    argument: str
+    allowed: str
+
+
 def map_problem(constraints: object, depth: int = MAX_DEPTH) -> str:
     """Why a constraint map is not well-formed; "" when it is."""
     if type(constraints) is not dict:
@@ -42,26 +51,32 @@ def map_problem(constraints: object, depth: int = MAX_DEPTH) -> str:
     return ""
 
 
-def attenuates(parent: ConstraintMap, child: ConstraintMap, work: Work) -> tuple[str, str] | None:
-    """None when `child` grants nothing that `parent` does not (§4.5); else the step of §8 and the reason."""
+def attenuates(parent: ConstraintMap, child: ConstraintMap, work: Work) -> Widening | None:
+    """None when `child` grants nothing that `parent` does not (§4.5); else where it would grant more."""
     above, below = parent or _OPEN, child or _OPEN
+
+    def wider(step: str, name: str, words: str) -> Widening:
+        known = above.get(name, above.get(REST))
+        allowed = describe(known) if known is not None else ", ".join(sorted(shown(each)[1:-1] for each in above))[:400]
+        return Widening(step=step, reason=words, argument=name, allowed=allowed)
+
     # p2: names.
     if REST in below and REST not in above:
-        return "4p2", "`*` was added"
+        return wider("4p2", REST, "`*` was added")
     for name in below:
         if name not in above and REST not in above:
-            return "4p2", f"argument {shown(name)} is not the parent's to grant"
+            return wider("4p2", name, f"argument {shown(name)} is not the parent's to grant")
     for name, constraint in above.items():
         if name != REST and name not in below and (not constraint.get("optional") or REST in below):
-            return "4p2", f"argument {shown(name)} was dropped"
+            return wider("4p2", name, f"argument {shown(name)} was dropped")
     for name, constraint in below.items():
         known = above.get(name)
         # p3: what the parent requires stays required.
         if known is not None and constraint.get("optional", False) and not known.get("optional", False):
-            return "4p3", f"argument {shown(name)} became optional"
+            return wider("4p3", name, f"argument {shown(name)} became optional")
         # p4: each constraint is at least as tight.
         if not subsumes(known if known is not None else above[REST], constraint, work):
-            return "4p4", f"argument {shown(name)}: the constraint is not narrower than the parent's"
+            return wider("4p4", name, f"argument {shown(name)}: the constraint is not narrower than the parent's")
     return None
 
 

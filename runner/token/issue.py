@@ -70,7 +70,7 @@ def derive(
     Raises `RunnerError` (token) naming the invariant that the wish would break."""
     limits = limits or Limits()
     try:
-        above, parent = _trusted(parent_token, limits)
+        above, parent = _own(parent_token, limits)
         if holder_key.public != parent.holder:
             raise NotAccepted("4b", "the key is not the parent's holder key")
         claims: dict[str, Any] = {
@@ -89,7 +89,15 @@ def derive(
         raise _unfit(error) from None
 
 
-def _trusted(token: str, limits: Limits) -> tuple[Compact, Claims]:
+def own_claims(token: str, limits: Limits | None = None) -> Claims:
+    """What the holder's own token says, unproven. Raises `RunnerError` (token)."""
+    try:
+        return _own(token, limits or Limits())[1]
+    except (NotAccepted, ValueError) as error:
+        raise _unfit(error) from None
+
+
+def _own(token: str, limits: Limits) -> tuple[Compact, Claims]:
     """The holder's own token: its form is checked, its signature is the daemon's to check. A derived parent is read
     as if it were a root, because what lies above it is not known here and cannot widen it."""
     form = compact(token, TOKEN_TYPE, limits.token_bytes, "parent")
@@ -133,5 +141,6 @@ def _common(jti: str, iat: int, exp: int, holder: PublicKey, tools: Tools, audie
 
 def _unfit(error: Exception) -> RunnerError:
     if isinstance(error, NotAccepted):
-        return refuse("token", error.reason, rule=f"draft §8 step {error.step}", next_step="correct it and try again")
+        rule, step = f"draft §8 step {error.step}", "correct it and try again"
+        return refuse("token", error.reason, rule=rule, next_step=step, field=error.field, allowed=error.allowed)
     return refuse("token", str(error), next_step="correct it and try again")

@@ -186,10 +186,12 @@ def _check_monotonicity(parent: Mapping[str, Any], child: Mapping[str, Any]) -> 
     work = Work()
     for tool, constraints in child.items():
         if tool not in parent:
-            raise NotAccepted("4p1", f"tool {shown(tool)} is not the parent's to grant")
+            known = ", ".join(sorted(parent))[:400]
+            raise NotAccepted("4p1", f"tool {shown(tool)} is not the parent's to grant", field=tool, allowed=known)
         failed = attenuates(parent[tool], constraints, work)
         if failed:
-            raise NotAccepted(failed[0], f"tool {shown(tool)}: {failed[1]}")
+            field = f"{tool}.{shown(failed.argument)[1:-1]}"
+            raise NotAccepted(failed.step, f"tool {shown(tool)}: {failed.reason}", field=field, allowed=failed.allowed)
 
 
 def _tools(claims: Mapping[str, Any], step: str, map_step: str, limits: Limits) -> dict[str, Any] | None:

@@ -29,12 +29,16 @@ _MAX_NUMBER_TEXT = 1100  # the longest exact decimal form of a double has fewer 
 
 
 class NotAccepted(Exception):
-    """A check failed. `step` is the number in the draft's §8, or `profile` for a rule of ours; never for the peer."""
+    """A check failed. `step` is the number in the draft's §8, or `profile` for a rule of ours; never for the peer.
 
-    def __init__(self, step: str, reason: str) -> None:
+    `field` and `allowed` are for whoever signs: the `tool.argument` that is too wide, and how wide it may be."""
+
+    def __init__(self, step: str, reason: str, *, field: str = "", allowed: str = "") -> None:
         super().__init__(f"step {step}: {reason}")
         self.step = step
         self.reason = reason
+        self.field = field
+        self.allowed = allowed
 
 
 def unauthenticated(failed: NotAccepted) -> RunnerError:

@@ -72,7 +72,7 @@ def test_a_flag_shows_no_type() -> None:
 
 def test_the_client_knows_every_command_of_the_daemon() -> None:
     """What a client-only install calls "a part of the daemon" is all that it does not have, and nothing it has."""
-    assert {*commands.DAEMON_COMMANDS, "call", "result", "tools"} == set(ROOT.commands)
+    assert {*commands.DAEMON_COMMANDS, "call", "result", "tools", "token"} == set(ROOT.commands)
 
 
 def test_the_help_says_every_exit_status() -> None:

@@ -50,7 +50,7 @@ MAYBE = c("range", max=200, optional=True)
 def test_key_rules(parent: dict[str, Any], child: dict[str, Any], step: str) -> None:
     assert map_problem(parent) == map_problem(child) == ""
     found = attenuates(parent, child, Work())
-    assert (found[0] if found else "") == step
+    assert (found.step if found else "") == step
 
 
 @pytest.mark.parametrize(

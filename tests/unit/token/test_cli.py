@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from runner.cli import credentials, keys, token
+from runner.client import descriptor
 from runner.config import Limits
 from runner.errors import Refusal, RunnerError
 from runner.token import credentials as handed
@@ -268,7 +269,7 @@ def test_revoke(operator: Operator, kind: str) -> None:
     done = RUN.invoke(token.app, ["revoke", f"--{kind}", "x-1", "--why", "done", "--socket", str(operator.path)])
     assert done.exit_code == 0, done.output
     assert operator.asked == [admin.Revoke(kind=kind, value="x-1", why="done")]  # type: ignore[arg-type]  # parametrized
-    assert "stopped    2" in done.output
+    assert "stopped      2" in done.output
 
 
 def test_revoke_everything_and_what_stood_on_nothing(operator: Operator) -> None:
@@ -306,16 +307,16 @@ def test_ask_a_daemon_that_answers_otherwise(operator: Operator) -> None:
 
 def test_sealed_credentials() -> None:
     given = handed.credentials(("token",), SigningKey(b"\6" * 32), "/run/agent.sock")
-    descriptor = credentials.sealed(given)
+    number = descriptor(given)
     try:
-        assert os.get_inheritable(descriptor)
-        assert handed.parse(os.read(descriptor, handed.MAX_CREDENTIALS)) == given
+        assert os.get_inheritable(number)
+        assert handed.parse(os.read(number, handed.MAX_CREDENTIALS)) == given
         with pytest.raises(OSError, match="not permitted"):
-            os.pwrite(descriptor, b"x", 0)
+            os.pwrite(number, b"x", 0)
         with pytest.raises(OSError, match="not permitted"):
-            os.ftruncate(descriptor, 0)
+            os.ftruncate(number, 0)
     finally:
-        os.close(descriptor)
+        os.close(number)
 
 
 def test_fresh_ids_are_uuidv7_and_ordered() -> None:
