@@ -69,23 +69,46 @@ class Limits(_Section, frozen=True):
     snapshot_bytes: Positive = 1 << 30  # read for one snapshot: about a second of hashing
     snapshot_s: Seconds = 10.0  # a call waits for its snapshot
     kill_grace_s: Seconds = 5.0  # how long gate waits past a deadline before it has the sandbox destroyed
+    pending_act_s: Positive = 86_400  # an act that waits for a second person: the next shift can still confirm it
+    pending_acts: Positive = 16  # at once; nobody reviews more, and each keeps a catalogue's content
     tasks: Positive = 256
     tasks_per_owner: Positive = 192  # three quarters: no owner alone can shut out the others
 
 
 class Peers(_Section, frozen=True):
-    """Who may connect, by uid, checked with SO_PEERCRED before a byte is read. Names or numbers."""
+    """Who may connect, by uid, checked with SO_PEERCRED before a byte is read. Names or numbers.
+
+    `operators` have every role, and stand in for names: with [[operators]] it is left out."""
 
     agents: tuple[int | str, ...] = ()
     operators: tuple[int | str, ...] = (0,)
 
 
+Role = Literal["policy-author", "approver", "containment", "secrets", "forensics", "auditor"]
+TwoPersonAct = Literal["activate-policy"]  # acts that can need a second operator; runner/admin/second.py has the rows
+
+
+class Operator(_Section, frozen=True):
+    """One person (or one service) behind admin.sock, known by a uid of this host, an Ed25519 key, or either.
+
+    Keys stand in this file, not in files beside it, so that its digest in the ledger covers who could do what."""
+
+    name: str
+    roles: Annotated[tuple[Role, ...], msgspec.Meta(min_length=1)]
+    uid: int | str | None = None  # a number or a user's name; never shared with another operator
+    key: str = ""  # `x` of the public JWK, as `runner admin key` prints it
+
+
 class Users(_Section, frozen=True):
-    """The users the processes drop to, and the group that may open agent.sock. `scripts/setup` makes them."""
+    """The users the processes drop to, and the groups that may open the sockets. `scripts/setup` makes them.
+
+    agent.sock is for `agents_group`. admin.sock is root's alone (0600) unless `operators_group` names a group (0660):
+    named operators who are not root need it, and whom [[operators]] does not name is refused all the same."""
 
     gate: str = "runner-gate"
     recorder: str = "runner-recorder"
     agents_group: str = "runner-agents"
+    operators_group: str = ""
 
 
 class Issuer(_Section, frozen=True):
@@ -122,7 +145,9 @@ class Config(_Section, frozen=True):
     profiles: str = ""  # "" = the ones that travel with the package
     tools: str = ""
     policies: str = ""
+    two_person: tuple[TwoPersonAct, ...] = ()  # acts of one operator that wait for another's word
     peers: Peers = Peers()
+    operators: tuple[Operator, ...] = ()
     users: Users = Users()
     issuers: tuple[Issuer, ...] = ()
     sandboxes: Sandboxes = Sandboxes()
@@ -240,7 +265,9 @@ __all__ = [
     "Config",
     "Issuer",
     "Limits",
+    "Operator",
     "Peers",
+    "Role",
     "RunnerError",
     "Sandboxes",
     "Users",

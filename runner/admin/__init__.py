@@ -2,7 +2,7 @@
 
 Process: gate.
 Input: frames on admin.sock.
-Trusts: uids of `[peers] operators`, by SO_PEERCRED.
+Trusts: whom `[[operators]]` names, by the proof of a key or by SO_PEERCRED; each within its roles.
 Does not trust: the form of what they send.
 Privilege: gate's own: ends tasks, revokes authority; holds no key that could mint any.
 """

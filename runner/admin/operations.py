@@ -10,6 +10,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from runner import config
+from runner.admin.roster import Asker
 from runner.errors import refuse
 from runner.gate.parts import Parts
 from runner.gate.tasks import Task
@@ -47,7 +48,7 @@ class Authority(Protocol):
 
 
 class Operations:
-    """The operations. `uid` is always the asking operator's."""
+    """The operations. Whoever asks has been found to have the role (`runner/admin/roster.py`)."""
 
     def __init__(
         self,
@@ -65,13 +66,13 @@ class Operations:
         self._on_revoked = on_revoked  # connections that stood on it are closed
         self._workspace = workspace  # lines of the manifest of a task's workspace
 
-    async def carry_out(self, message: admin.FromOperator, uid: int) -> admin.ToOperator:
+    async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
         match message:
             case admin.Announce():
-                return await self._announce(message, uid)
+                return await self._announce(message, asker)
             case admin.Revoke():
-                return await self._revoke(message, uid)
+                return await self._revoke(message, asker.uid, asker.entry)
             case admin.ListTasks():
                 return admin.Tasks(tasks=tuple(self._view(row) for row in self._state.tasks(ended=message.all)))
             case admin.ShowTask():
@@ -79,15 +80,17 @@ class Operations:
             case admin.EndTask():
                 self._known(message.task)
                 reason = f"ended by an operator: {message.why}" if message.why else "ended by an operator"
-                stopped = await self._parts.tasks.end(message.task, reason[:500], by=uid)
+                stopped = await self._parts.tasks.end(message.task, reason[:500], by=asker.uid, operator=asker.entry)
                 return admin.Done(position=self._state.position, affected=stopped)
             case admin.ReadWorkspace():
                 self._known(message.task)
                 return admin.WorkspaceView(task=message.task, lines=await self._workspace(message.task))
             case admin.Status():
                 return self._status()
+            case _:
+                raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
 
-    async def _announce(self, token: admin.Announce, uid: int) -> admin.Done:
+    async def _announce(self, token: admin.Announce, asker: Asker) -> admin.Done:
         for name in ("agent", "owner", "task", "session", "profile", "jti"):
             if not config.NAME.match(getattr(token, name)):
                 raise refuse("token", "not a name: letters, digits and ._:@/-, at most 128", field=name)
@@ -123,13 +126,14 @@ class Operations:
                 tools=token.tools[:256],
                 issued=token.issued,
                 expires=token.expires,
-                by=uid,
+                by=asker.uid,
+                operator=asker.entry,
             ),
             sync=True,
         )
         return admin.Done(position=written.position)
 
-    async def _revoke(self, message: admin.Revoke, uid: int) -> admin.Done:
+    async def _revoke(self, message: admin.Revoke, uid: int, operator: entries.Operator) -> admin.Done:
         named = _NAMED[message.kind].fullmatch(message.value)
         if not named:
             raise refuse("arguments", f"this can name no {message.kind}", field="value", next_step=_NAMES[message.kind])
@@ -141,14 +145,16 @@ class Operations:
                 value=message.value,
                 why=message.why[:500],
                 by=uid,
+                operator=operator,
             ),
             sync=True,
         )
         # State followed the entry before this line: no call begins on it any more. What runs is killed, then answered.
-        stopped = await self.stop_revoked(f"{message.kind} {message.value}".strip() + " was revoked", by=uid)
+        reason = f"{message.kind} {message.value}".strip() + " was revoked"
+        stopped = await self.stop_revoked(reason, by=uid, operator=operator)
         return admin.Done(position=written.position, affected=stopped, tokens=tokens)
 
-    async def stop_revoked(self, reason: str, *, by: int = -1) -> int:
+    async def stop_revoked(self, reason: str, *, by: int = -1, operator: entries.Operator | None = None) -> int:
         """End every task whose root token is revoked, and elsewhere every call whose chain is; then close connections
         that stood on it. Returns how many calls were stopped; none of their processes is left."""
         calls, tasks = self._parts.calls, self._parts.tasks
@@ -164,7 +170,7 @@ class Operations:
         for running in stopped:
             running.cancel("killed", reason)
         # All at once: the last task's calls do not wait for the first one's sandbox to be gone.
-        counts = await asyncio.gather(*(tasks.end(task.id, reason, by=by) for task in over))
+        counts = await asyncio.gather(*(tasks.end(task.id, reason, by=by, operator=operator) for task in over))
         if stopped:
             await asyncio.wait([running.finished for running in stopped])
         self._on_revoked()

@@ -235,7 +235,7 @@ def place_findings(config: Config) -> list[Finding]:
         folder("run folder", run, _mode(run)),
         *[
             socket_file(name, _mode(run / name), most)
-            for name, most in (("agent.sock", 0o660), ("admin.sock", 0o600))
+            for name, most in (("agent.sock", 0o660), ("admin.sock", 0o660 if config.users.operators_group else 0o600))
             if _mode(run / name)
         ],
         disk(config.state, _free(Path(config.state))),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -34,6 +35,9 @@ app = typer.Typer(
 )
 
 
+_DAEMON = find_spec("cedarpy") is not None  # the daemon's parts are installed
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         print(f"runner {VERSION}")
@@ -45,8 +49,18 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
+    operator_key: Annotated[
+        Path | None,
+        typer.Option(
+            "--operator-key", envvar="RUNNER_OPERATOR_KEY", metavar="FILE", help="Be the operator of this key, not uid."
+        ),
+    ] = None,
 ) -> None:
     """A sandboxed tool-runner daemon for AI agents."""
+    if _DAEMON:
+        from runner.cli import credentials
+
+        credentials.operator_key.set(operator_key)
 
 
 _AGENT, _OPERATOR, _AUTHOR, _FORENSICS = "For agents", "For operators", "For authors", "For forensics"
@@ -59,6 +73,7 @@ app.add_typer(token.app, name="token", rich_help_panel=_AGENT)  # `attenuate` an
 
 def _daemon_commands() -> None:
     from runner.cli import (
+        admin,
         bench,
         doctor,
         execute,
@@ -83,6 +98,7 @@ def _daemon_commands() -> None:
     app.command(rich_help_panel=_OPERATOR, epilog=bench.EPILOG)(bench.bench)
     serve.app.command(epilog=workspace.EPILOG)(workspace.diff)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
+    app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)
     app.add_typer(image.app, name="image", rich_help_panel=_OPERATOR)
     app.add_typer(tool.app, name="tool", rich_help_panel=_AUTHOR)
@@ -93,7 +109,7 @@ def _daemon_commands() -> None:
 
 # What the client distribution does not have. A test holds this list to the commands above.
 DAEMON_COMMANDS = (
-    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "keys", "image"),
+    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "admin", "keys", "image"),
     *("tool", "profile", "policy", "trace"),
 )
 
@@ -113,7 +129,7 @@ def _absent(context: typer.Context) -> None:
     )
 
 
-if find_spec("cedarpy") is not None:  # the daemon's parts are installed
+if _DAEMON:
     _daemon_commands()
 else:
     _absent_commands()

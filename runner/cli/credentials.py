@@ -9,15 +9,18 @@ import secrets
 import socket
 import time
 import uuid
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from runner.cli import keys
 from runner.config import Config, Limits
 from runner.errors import RunnerError, refuse
 from runner.model import Value
 from runner.token import strict
 from runner.token.issue import mint_root
-from runner.token.keys import PublicKey, SigningKey
+from runner.token.keys import PublicKey, SigningKey, read_private
+from runner.token.operator import sign_operator
 from runner.wire import admin, frame
 
 ADMIN_SOCKET = Path(Config().run) / "admin.sock"
@@ -25,19 +28,28 @@ _MAX_ANSWER = 17 << 20  # the longest manifest of a workspace; every task this d
 _PATIENCE_S = 30.0
 
 
+# The file with the key that proves who is asking; None leaves it to the uid. Set by `runner --operator-key`.
+operator_key: ContextVar[Path | None] = ContextVar("operator_key", default=None)
+
+
 def ask(path: Path, message: admin.FromOperator) -> admin.ToOperator:
-    """Send one message to the daemon at `path` and return its answer.
+    """Send one message to the daemon at `path`, as the operator whose key `operator_key` names, and return its answer.
 
     Raises `RunnerError`: what the daemon refused, or `unavailable` when no daemon answers there."""
+    chosen = operator_key.get()
+    key = read_private(keys.read_secret(chosen), str(chosen))[0] if chosen else None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(_PATIENCE_S)
             connection.connect(str(path))
-            connection.sendall(frame.encode(message))
-            body = _receive(connection)
+            if key is not None:
+                _prove(connection, key, path)
+            return _answer(connection, message)
     except PermissionError:
         raise refuse(
-            "unavailable", f"not allowed to open {path}", next_step="run it as an operator (root), or see [peers]"
+            "unavailable",
+            f"not allowed to open {path}",
+            next_step="run it as an operator (root), or see operators_group in [users]",
         ) from None
     except OSError as error:
         raise refuse(
@@ -45,11 +57,28 @@ def ask(path: Path, message: admin.FromOperator) -> admin.ToOperator:
             f"no daemon answers at {path}: {error.strerror or error}",
             next_step="start it with `runner serve`, or name its admin.sock with --socket",
         ) from None
+
+
+def _answer(connection: socket.socket, message: admin.FromOperator) -> admin.ToOperator:
+    connection.sendall(frame.encode(message))
     decoder: frame.Decoder[admin.ToOperator] = frame.Decoder(admin.ToOperator, elements=1 << 20, depth=8)
-    answer = decoder.decode(body)
+    answer = decoder.decode(_receive(connection))
     if isinstance(answer, admin.Refused):
         raise RunnerError(answer.refusal)
     return answer
+
+
+def _prove(connection: socket.socket, key: SigningKey, path: Path) -> None:
+    """Be the operator of this key on this connection. Only where root alone can put a socket: whoever else listened
+    there could hand the proof on to the daemon."""
+    folder = path.absolute().parent.stat()
+    if folder.st_uid != 0 or folder.st_mode & 0o022:
+        raise refuse("host", "others than root may put a socket there", field=str(path), next_step="see whose it is")
+    challenge = _answer(connection, admin.Hello())
+    if not isinstance(challenge, admin.Challenge):
+        raise refuse("protocol", "the daemon gave no challenge")
+    proof = sign_operator(key, audience=challenge.audience, nonce=challenge.nonce)
+    _answer(connection, admin.Prove(key=key.public.thumbprint, proof=proof))
 
 
 def _receive(connection: socket.socket) -> bytes:

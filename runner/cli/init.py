@@ -21,7 +21,7 @@ CONFIG = """\
 # Ledger, content store, sessions: what a restart must find. Root only.
 # state = "/var/lib/toolrunner"
 
-# The two sockets: agent.sock (group runner-agents) and admin.sock (root).
+# The two sockets: agent.sock (group runner-agents) and admin.sock (root, or operators_group in [users]).
 # run = "/run/toolrunner"
 
 # The catalogue, copied here to be edited. Leave a line out to use the one that came with the package.
@@ -33,6 +33,16 @@ policies = "policies"
 [peers]
 agents = []
 operators = [0]
+
+# Named operators, once root alone is not enough: each by uid, by key (`runner admin key FILE`), or either, with roles
+# out of policy-author, approver, containment, secrets, forensics, auditor. Then nobody else is an operator, and
+# [peers] has no operators. Acts in two_person (it stands above every section) need another operator's confirmation.
+# two_person = ["activate-policy"]
+# [[operators]]
+# name = "ann"
+# uid = 0
+# key = ""
+# roles = ["policy-author", "approver"]
 
 # Who may say what an agent may do: `runner keys init` writes such a key pair and prints this section.
 # [[issuers]]

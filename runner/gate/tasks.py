@@ -179,7 +179,7 @@ class Tasks:
                 )
                 task.begun = True
 
-    async def end(self, task_id: str, reason: str, *, by: int = -1) -> int:
+    async def end(self, task_id: str, reason: str, *, by: int = -1, operator: entries.Operator | None = None) -> int:
         """End a task: its calls are killed and sealed, its sandbox removed, its end written. Returns calls stopped.
 
         Idempotent; unknown or ended tasks answer 0."""
@@ -188,7 +188,8 @@ class Tasks:
             known = self._state.task(task_id)
             if known is not None and not known.ended:
                 await self._journal.write(
-                    entries.TaskEnd(time=self._journal.stamp(), task=task_id, reason=reason, by=by), sync=True
+                    entries.TaskEnd(time=self._journal.stamp(), task=task_id, reason=reason, by=by, operator=operator),
+                    sync=True,
                 )
             return 0
         if task.ending:
@@ -202,7 +203,8 @@ class Tasks:
         if begun:
             # Recorded before the sandbox goes: after a crash here, state says ended and engine removes the orphan.
             await self._journal.write(
-                entries.TaskEnd(time=self._journal.stamp(), task=task_id, reason=reason, by=by), sync=True
+                entries.TaskEnd(time=self._journal.stamp(), task=task_id, reason=reason, by=by, operator=operator),
+                sync=True,
             )
         await self._sandboxes.release(task_id, reason)
         if running:

@@ -56,6 +56,14 @@ class PeerProcess(Part, frozen=True):
     pid: Int
 
 
+class Operator(Part, frozen=True):
+    """Who acted on admin.sock: by the proof of a key, whose thumbprint it is, or by the uid of the process alone."""
+
+    name: str
+    uid: Int
+    key: str = ""
+
+
 class Decided(Part, frozen=True):
     """The decision, in AARM's terms."""
 
@@ -151,6 +159,7 @@ class Token(Entry, frozen=True, kw_only=True, tag="token"):
     issued: Int
     expires: Int
     by: Int
+    operator: Operator | None = None
 
 
 class Revoke(Entry, frozen=True, kw_only=True, tag="revoke"):
@@ -160,6 +169,7 @@ class Revoke(Entry, frozen=True, kw_only=True, tag="revoke"):
     value: str
     why: str = ""
     by: Int
+    operator: Operator | None = None
 
 
 class TaskBegin(Entry, frozen=True, tag="task_begin"):
@@ -176,6 +186,7 @@ class TaskEnd(Entry, frozen=True, tag="task_end"):
     task: str
     reason: str
     by: Int = -1
+    operator: Operator | None = None
 
 
 class Refusals(Entry, frozen=True, tag="refusals"):

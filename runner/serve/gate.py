@@ -10,7 +10,6 @@ import asyncio
 import gc
 import logging
 import os
-import pwd
 import secrets
 import signal
 import socket
@@ -26,6 +25,7 @@ import uvloop
 
 from runner import VERSION
 from runner.admin.operations import Operations
+from runner.admin.roster import Roster, roster, uids_of
 from runner.admin.socket import AdminServer
 from runner.catalog import Catalog, compile_bundle
 from runner.config import Config
@@ -84,17 +84,6 @@ def anchors_of(config: Config, keys: dict[str, bytes]) -> Anchors:
     return found
 
 
-def uids_of(names: tuple[int | str, ...], field: str) -> frozenset[int]:
-    """The uids of a `[peers]` list. Raises `RunnerError` (config) for a user that does not exist."""
-    found = set()
-    for name in names:
-        try:
-            found.add(name if isinstance(name, int) else pwd.getpwnam(name).pw_uid)
-        except KeyError:
-            raise refuse("config", f"there is no user `{name}`", field=f"peers.{field}") from None
-    return frozenset(found)
-
-
 def settle() -> None:
     """Take what lives as long as the catalogue out of the garbage collector's sight: walking its 45,000 objects takes
     7 to 16 ms, in which no call moves."""
@@ -111,7 +100,7 @@ class GateProcess:
         self._instance = instance
         self._boot = boot
         self._sockets = sockets
-        self._offered: dict[int, tuple[Serving, Anchors, tuple[frozenset[int], frozenset[int]]]] = {}
+        self._offered: dict[int, tuple[Serving, Anchors, tuple[frozenset[int], Roster]]] = {}
         self._committed = asyncio.Event()
         self._opened: asyncio.Future[recorder_wire.Opened] = asyncio.get_running_loop().create_future()
         self._ending = asyncio.Event()
@@ -233,7 +222,9 @@ class GateProcess:
             self._read_workspace,
         )
         await operations.stop_revoked("revoked before the daemon stopped")  # where a crash came between the two
-        self._admin = AdminServer(operations, operators)
+        self._admin = AdminServer(
+            operations, operators, self._strangers, audience=audience, nonce=lambda: secrets.token_urlsafe(24)
+        )
         settle()
         await self._server.start(self._sockets[0])
         await self._admin.start(self._sockets[1])
@@ -360,8 +351,8 @@ class GateProcess:
             serving = Serving.compile(catalog)
             anchors = anchors_of(catalog.config, offer.bundle.keys)
             offered_peers = (
-                uids_of(catalog.config.peers.agents, "agents"),
-                uids_of(catalog.config.peers.operators, "operators"),
+                uids_of(catalog.config.peers.agents, "peers.agents"),
+                roster(catalog.config),
             )
         except RunnerError as error:
             self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
@@ -379,14 +370,12 @@ class GateProcess:
         self._offered.clear()
         self._beside(self._swap(serving, anchors, peers))
 
-    async def _swap(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], frozenset[int]]) -> None:
+    async def _swap(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], Roster]) -> None:
         """Put the new catalogue into force between two calls. A call that has begun keeps the one it has."""
         async with self._swapping:  # one after the other: each entry names what was in force before it
             await self._put_into_force(serving, anchors, peers)
 
-    async def _put_into_force(
-        self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], frozenset[int]]
-    ) -> None:
+    async def _put_into_force(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], Roster]) -> None:
         assert self._server is not None
         for content in serving.catalog.contents.values():
             await self._journal.recorder.store(content)

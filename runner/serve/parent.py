@@ -193,7 +193,8 @@ class Daemon:
         self._bundle = self._read(self._config, self._config_bytes)
         users = self._config.users
         agents = self._bind("agent.sock", 0o660, privilege.group_id(users.agents_group))
-        admin = self._bind("admin.sock", 0o600, 0)
+        operators = privilege.group_id(users.operators_group) if users.operators_group else 0
+        admin = self._bind("admin.sock", 0o660 if operators else 0o600, operators)
         gate_recorder, gate_engine = socket.socketpair(), socket.socketpair()
         origin = f"toolrunner/{self._instance}"
         try:

@@ -23,6 +23,7 @@ ALGORITHM = "Ed25519"  # RFC 9864; the draft (§9.12) forbids the older polymorp
 TOKEN_TYPE = "aat+jwt"  # noqa: S105 - a media type, not a password
 PROOF_TYPE = "aat-pop+jwt"
 HELLO_TYPE = "runner-hello+jwt"  # ours: possession of the leaf key when a connection opens
+OPERATOR_TYPE = "runner-operator+jwt"  # ours: possession of an operator's key on a connection to admin.sock
 
 GENERIC = "the token chain was not accepted"
 _MAX_NUMBER_TEXT = 1100  # the longest exact decimal form of a double has fewer digits
@@ -86,7 +87,9 @@ def unb64(text: str) -> bytes:
     return data
 
 
-_PLAIN = {typ: b64(canonical({"alg": ALGORITHM, "typ": typ})) for typ in (TOKEN_TYPE, PROOF_TYPE, HELLO_TYPE)}
+_PLAIN = {
+    typ: b64(canonical({"alg": ALGORITHM, "typ": typ})) for typ in (TOKEN_TYPE, PROOF_TYPE, HELLO_TYPE, OPERATOR_TYPE)
+}
 
 
 def header_segment(typ: str) -> str:

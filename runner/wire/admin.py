@@ -15,6 +15,41 @@ class Message(
     """Base of every message."""
 
 
+class Hello(Message, frozen=True, tag="hello"):
+    """The operator is going to prove a key. Whoever is known by its uid alone leaves this out."""
+
+
+class Challenge(Message, frozen=True, tag="challenge"):
+    """The answer to `Hello`: what the proof must be over. Good for this connection and one attempt."""
+
+    nonce: str
+    audience: str
+
+
+class Prove(Message, frozen=True, tag="prove"):
+    """Possession of an operator's key (`runner/token/operator.py`): from here on this connection is that operator's,
+    whatever its uid is.
+
+    `key` is a thumbprint, which picks one of the keys that the configuration names."""
+
+    key: str
+    proof: str
+
+
+class Whoami(Message, frozen=True, tag="whoami"):
+    """Whom the daemon takes the asker for. Changes nothing."""
+
+
+class WhoamiView(Message, frozen=True, tag="whoami_view"):
+    """The answer to `Whoami` and to `Prove`. `key` is "" for whoever is known by its uid; `may` names operations."""
+
+    name: str
+    roles: tuple[str, ...]
+    uid: int
+    key: str = ""
+    may: tuple[str, ...] = ()
+
+
 class Announce(Message, frozen=True, tag="announce"):
     """A root token was minted. Without this entry the token is refused: no authority without a record.
 
@@ -135,5 +170,5 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromOperator = Announce | Revoke | ListTasks | ShowTask | EndTask | ReadWorkspace | Status
-ToOperator = Tasks | StatusView | WorkspaceView | Done | Refused
+FromOperator = Hello | Prove | Whoami | Announce | Revoke | ListTasks | ShowTask | EndTask | ReadWorkspace | Status
+ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Done | Refused

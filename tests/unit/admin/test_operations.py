@@ -10,6 +10,8 @@ import msgspec
 import pytest
 
 from runner.admin.operations import Operations
+from runner.admin.roster import roster
+from runner.config import Config
 from runner.errors import RunnerError
 from runner.ledger import entry as entries
 from runner.model import Principal
@@ -19,6 +21,10 @@ TOKEN = admin.Announce(
     jti="root", digest="a" * 64, issuer="i", agent="a", owner="o", task="t", session="s", profile="p",
     tools=("shell_run",), issued=10, expires=2000,
 )  # fmt: skip
+
+_ROOT = roster(Config()).asker(0, "")
+assert _ROOT is not None
+ROOT = _ROOT
 
 
 class House:
@@ -56,18 +62,20 @@ class House:
 
     async def _write(self, entry: Any, *, sync: bool = False) -> Any:
         assert sync
+        assert (entry.by, entry.operator) == (0, ROOT.entry)
         self.log.append(type(entry).__name__)
         if isinstance(entry, entries.Revoke):  # state follows before the answer comes
             self.gone.add(entry.value)
         entries.decode(entries.encode(entry))  # the recorder would take it
         return SimpleNamespace(position=5)
 
-    async def _end(self, task: str, reason: str, *, by: int) -> int:
+    async def _end(self, task: str, reason: str, *, by: int, operator: entries.Operator) -> int:
+        assert (by, operator) == (0, ROOT.entry)
         self.log.append(("ended", task))
         return 1
 
     def does(self, message: Any) -> Any:
-        return asyncio.run(self.operations.carry_out(message, 0))
+        return asyncio.run(self.operations.carry_out(message, ROOT))
 
 
 def test_an_announcement_becomes_an_entry() -> None:
