@@ -1,16 +1,25 @@
-"""`runner admin`: the operators themselves: who the daemon takes you for, and a key to be known by."""
+"""`runner admin`: the operators themselves: who the daemon takes you for, a key to be known by, and what was done."""
 
 from __future__ import annotations
 
+import json as jsonlib
+import sys
+from collections import deque
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from runner.cli import keys
 from runner.cli.credentials import ADMIN_SOCKET, ask
 from runner.cli.tables import print_json, print_table
-from runner.errors import refuse
+from runner.config import Config
+from runner.errors import RunnerError, refuse
+from runner.evidence.acts import KINDS, Act, Differences, Wanted, acts
+from runner.evidence.content import ContentReader
+from runner.evidence.read import Ledger, load_verifier
+from runner.evidence.view import visible
 from runner.token.keys import SigningKey, generate, private_file
 from runner.wire import admin
 
@@ -23,6 +32,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Socket = Annotated[
     Path,
     typer.Option("--socket", help="The daemon's admin.sock.", envvar="RUNNER_ADMIN_SOCKET", readable=False),
+]
+State = Annotated[
+    Path, typer.Option("--state", envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder.")
 ]
 
 
@@ -67,3 +79,57 @@ def key(
     roles = ", ".join(f'"{each}"' for each in role or ["ROLE"])
     print(f"wrote {file}; for the daemon's configuration:\n")
     print(f'[[operators]]\nname = "{name}"\nkey = "{facts["key"]}"\nroles = [{roles}]')
+
+
+@app.command(epilog="Example: runner admin log --operator ann --kind reload --since 2026-01-01 --diff")
+def log(
+    state: State = Path(Config().state),
+    verifier: Annotated[
+        str, typer.Option("--key", metavar="FILE|TEXT", help="The verifier key; default: the ledger folder's own.")
+    ] = "",
+    operator: Annotated[str, typer.Option(help="Only acts of this operator; `host` is who starts and signals.")] = "",
+    kind: Annotated[str, typer.Option(help=f"Only acts of this kind: {', '.join(KINDS)}.")] = "",
+    since: Annotated[str, typer.Option(help="Only from this RFC 3339 UTC time on.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="At most this many, the newest.")] = 50,
+    diff: Annotated[bool, typer.Option("--diff", help="Show what a reload changed, line by line.")] = False,
+    json: Json = False,
+) -> None:
+    """Every act of an operator, oldest first: who, how known, when, what, before and after, why. Reads files; asks no
+    daemon."""
+    if kind and kind not in KINDS:
+        raise typer.BadParameter(f"one of {', '.join(KINDS)}", param_hint="--kind")
+    wanted = Wanted(operator=operator, kind=kind, since=since)
+    found = deque(acts(Ledger(state / "ledger", load_verifier(verifier, state / "ledger")), wanted), maxlen=limit)
+    reader = _content(state / "content") if any(all(act.catalogues) for act in found) else None
+    try:
+        differences = Differences(reader) if reader is not None else None
+        shown = [differences.of(act) if differences is not None else act for act in found]
+        if json:
+            # All ASCII: entries hold hostile text, and JSON lets bidi characters through.
+            print(jsonlib.dumps([msgspec.to_builtins(act) for act in shown], indent=2, sort_keys=True))
+            return
+        for act in shown:
+            _print_act(act)
+            for line in differences.text(act) if diff and differences is not None else ():
+                print(f"    {visible(line)}")
+    finally:
+        if reader is not None:
+            reader.close()
+
+
+def _content(folder: Path) -> ContentReader | None:
+    try:
+        return ContentReader(folder)
+    except RunnerError as error:
+        print(f"note: files are not compared: {error.refused.reason}", file=sys.stderr)
+        return None
+
+
+def _print_act(act: Act) -> None:
+    print(visible(f"{act.position:>8} {act.time[:19]}Z {act.kind:<9} {act.operator} ({act.known}): {act.what}"))
+    if act.before or act.after:
+        print(visible(f"         {act.before} -> {act.after}"))
+    if act.changed:
+        print(visible(f"         changed: {', '.join(act.changed)}"))
+    if act.why:
+        print(visible(f"         why: {act.why}"))

@@ -1,0 +1,230 @@
+"""What operators did: each act of theirs with who, when, what, before and after, told from the ledger alone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+import msgspec
+
+from runner.evidence.content import ContentReader
+from runner.evidence.read import Ledger
+from runner.ledger import entry as entries
+
+KINDS = ("start", "stop", "reload", "token", "revoke", "task_end", "refusals")
+_NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
+_REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
+_BY_HOLDER = "ended by its holder"  # an agent's own end of its task, which is no operator's act
+HOST = "host"  # whoever starts, stops and signals the daemon's process: root, by whatever name
+
+
+class Act(msgspec.Struct, frozen=True, kw_only=True):
+    """One act. `operator` is a name, HOST, or `uid N` in entries older than names; `key` a thumbprint, "" by uid.
+
+    `changed` names the files of a catalogue that differ, where the content store still has both."""
+
+    position: int
+    time: str
+    kind: str
+    operator: str
+    known: str
+    what: str
+    before: str = ""
+    after: str = ""
+    why: str = ""
+    changed: tuple[str, ...] = ()
+    catalogues: tuple[str, str] = ("", "")
+
+
+class Wanted(msgspec.Struct, frozen=True, kw_only=True):
+    """Which acts to show; an empty field lets all pass. `since` is an RFC 3339 time."""
+
+    operator: str = ""
+    kind: str = ""
+    since: str = ""
+
+    def passes(self, act: Act) -> bool:
+        """Whether this act is one of them."""
+        return self.operator in ("", act.operator) and self.kind in ("", act.kind) and act.time >= self.since
+
+
+def acts(ledger: Ledger, wanted: Wanted) -> Iterator[Act]:
+    """Acts that `wanted` lets pass, oldest first. The whole ledger is looked through, since what was before an act is
+    told by the acts before it; bundles that hold none are passed over unparsed."""
+    telling = _Telling()
+    for position, data in _relevant(ledger):
+        act = telling.of(position, entries.decode(data))
+        if act is not None and wanted.passes(act):
+            yield act
+
+
+def _relevant(ledger: Ledger) -> Iterator[tuple[int, bytes]]:
+    runs = ledger.backwards(lambda holds: any(map(holds, _NEEDLES)))
+    found = [
+        (start + place, data)
+        for start, run in runs
+        for place, data in reversed(list(enumerate(run)))
+        if any(needle in data for needle in _NEEDLES)
+    ]
+    return reversed(found)
+
+
+class _Telling:
+    """What is in force, as far as the acts seen so far say."""
+
+    def __init__(self) -> None:
+        self._catalogue = ""
+        self._policy = ""
+        self._revoked: dict[tuple[str, str], int] = {}
+
+    def of(self, position: int, entry: entries.AnyEntry) -> Act | None:
+        """The act that this entry is, None when it is none of an operator's."""
+        match entry:
+            case entries.Start():
+                return self._started(position, entry)
+            case entries.Stop():
+                return _act(
+                    position, entry, what=f"instance {entry.instance}", why=entry.reason,
+                    before="serving", after="stopped" if entry.clean else "stopped, with calls cut off",
+                )  # fmt: skip
+            case entries.Reload():
+                return self._reloaded(position, entry)
+            case entries.Token():
+                who = f"{entry.who.agent} for {entry.who.owner}, task {entry.who.task}"
+                what = f"token {entry.jti}: {who}, profile {entry.profile}, tools {' '.join(entry.tools)}"
+                return _act(position, entry, what=what, before="unknown", after=f"good until {_time(entry.expires)}")
+            case entries.Revoke():
+                key = (entry.target, entry.value)
+                before = f"revoked at {self._revoked[key]}" if key in self._revoked else "not revoked"
+                self._revoked.setdefault(key, position)
+                what = f"{entry.target} {entry.value}"
+                return _act(position, entry, what=what, before=before, after="revoked", why=entry.why)
+            case entries.TaskEnd() if entry.operator or (entry.by >= 0 and entry.reason != _BY_HOLDER):
+                return _act(position, entry, what=f"task {entry.task}", before="live", after="ended", why=entry.reason)
+            case entries.Refusals() if entry.detail.startswith(_REFUSED):
+                times = f"{entry.count} times" if entry.count > 1 else "once"
+                return Act(
+                    position=position, time=entry.time, kind="refusals", operator=f"uid {entry.uid}",
+                    known=f"uid {entry.uid}", what=f"{entry.code}, {times}", why=entry.detail.removeprefix(_REFUSED),
+                )  # fmt: skip
+        return None
+
+    def _started(self, position: int, entry: entries.Start) -> Act:
+        catalogue, policy = self._catalogue, self._policy
+        self._catalogue, self._policy = entry.catalogue, entry.policy
+        return _act(
+            position, entry, what=f"instance {entry.instance}, the run before ended {entry.previous}",
+            before=_in_force(catalogue, policy), after=_in_force(entry.catalogue, entry.policy),
+            catalogues=(catalogue, entry.catalogue),
+        )  # fmt: skip
+
+    def _reloaded(self, position: int, entry: entries.Reload) -> Act:
+        policy, self._policy, self._catalogue = self._policy, entry.policy, entry.after
+        return _act(
+            position, entry, what="catalogue" if policy == entry.policy else "catalogue with its policy",
+            before=_in_force(entry.before, policy), after=_in_force(entry.after, entry.policy),
+            catalogues=(entry.before, entry.after),
+        )  # fmt: skip
+
+
+def _act(
+    position: int,
+    entry: entries.AnyEntry,
+    *,
+    what: str,
+    before: str,
+    after: str,
+    why: str = "",
+    catalogues: tuple[str, str] = ("", ""),
+) -> Act:
+    operator: entries.Operator | None = getattr(entry, "operator", None)
+    uid = getattr(entry, "by", -1)
+    if operator is not None:
+        name, known = operator.name, f"key {operator.key}" if operator.key else f"uid {operator.uid}"
+    elif uid >= 0:
+        name = known = f"uid {uid}"
+    else:
+        name, known = HOST, "its process"
+    return Act(
+        position=position, time=entry.time, kind=str(entry.__struct_config__.tag), operator=name, known=known,
+        what=what, before=before, after=after, why=why, catalogues=catalogues,
+    )  # fmt: skip
+
+
+def _in_force(catalogue: str, policy: str) -> str:
+    return f"catalogue {catalogue[:16]} policy {policy[:16]}" if catalogue else "nothing"
+
+
+def _time(seconds: int) -> str:
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except (ValueError, OverflowError, OSError):
+        return f"{seconds} s"
+
+
+# --- what differs between two catalogues -----------------------------------------------------------------
+
+
+class Differences:
+    """Compares catalogues by the archives that the content store keeps of them."""
+
+    def __init__(self, content: ContentReader) -> None:
+        self._content = content
+
+    def of(self, act: Act) -> Act:
+        """The same act with the names of the files that it changed."""
+        files = self._both(act)
+        return act if files is None else msgspec.structs.replace(act, changed=tuple(_changed(*files)))
+
+    def text(self, act: Act) -> Iterator[str]:
+        """A unified diff, line by line, as hostile as the files are; nothing when a catalogue is not kept any more."""
+        before, after = self._both(act) or ({}, {})
+        for path in _changed(before, after):
+            old, new = (_lines(files.get(path, b"")) for files in (before, after))
+            yield from difflib.unified_diff(old, new, f"before/{path}", f"after/{path}", lineterm="")
+
+    def _both(self, act: Act) -> tuple[dict[str, bytes], dict[str, bytes]] | None:
+        if not all(act.catalogues):
+            return None
+        found = []
+        for digest in act.catalogues:
+            data = self._content.get(digest)
+            if data is None:
+                return None
+            try:
+                found.append(split_archive(data))
+            except ValueError:
+                return None
+        return found[0], found[1]
+
+
+def _changed(before: Mapping[str, bytes], after: Mapping[str, bytes]) -> list[str]:
+    return [path for path in sorted({*before, *after}) if before.get(path) != after.get(path)]
+
+
+def _lines(data: bytes) -> list[str]:
+    return data.decode("utf-8", "backslashreplace").splitlines()
+
+
+def split_archive(data: bytes) -> dict[str, bytes]:
+    """The files of a catalogue's archive (`runner/catalog/files.py` writes it): each path and content behind its
+    length, paths in order. Raises ValueError when `data` is anything else."""
+    files: dict[str, bytes] = {}
+    place, last = 0, ""
+    while place < len(data):
+        name, place = _piece(data, place, 4)
+        content, place = _piece(data, place, 8)
+        path = name.decode("utf-8")
+        if files and path <= last:
+            raise ValueError("paths are out of order")
+        files[path], last = content, path
+    return files
+
+
+def _piece(data: bytes, place: int, width: int) -> tuple[bytes, int]:
+    start = place + width
+    end = start + int.from_bytes(data[place:start], "big")
+    if end > len(data) or start > len(data):
+        raise ValueError("it ends in the middle of a file")
+    return data[start:end], end
