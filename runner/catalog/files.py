@@ -21,6 +21,10 @@ MAX_FOLDER = 4 << 20
 MAX_FILES = 512
 MAX_DEPTH = 5
 
+# The generated schema, for editors: no part of a bundle. Cedar's extension takes the one `*.cedarschema` that lies in a
+# policy's own folder (vscode-cedar, src/fileutil.ts, getSchemaUri); Cedar's command line is given its path.
+SCHEMA = "runner.cedarschema"
+
 _PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
 
 
@@ -51,7 +55,7 @@ def read_folders(
     found = {
         "profiles": read_folder(profiles, "profile"),
         "tools": read_folder(tools, "manifest"),
-        "policies": read_folder(policies, "policy", skip=("cases",)),
+        "policies": read_folder(policies, "policy", skip=("cases", SCHEMA)),
     }
     files = all_files(config_bytes, **found)
     return Bundle(config=config_bytes, config_path=str(config_path), digest=code_digest(files), **found)

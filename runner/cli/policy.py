@@ -1,4 +1,4 @@
-"""`runner policy`: check policies against the tools and their cases; print the schema they are written against."""
+"""`runner policy`: check policies, run their cases, and print the schema they are written against."""
 
 from __future__ import annotations
 
@@ -9,48 +9,21 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.catalog import compile_bundle, read_folders, shared
+from runner.catalog import SCHEMA, compile_bundle, read_folders, shared
 from runner.cli.tables import print_json, print_table
-from runner.config import decode_toml, parse_toml
-from runner.errors import RunnerError, refuse
-from runner.gate.authorize import Question, SessionView, decide
+from runner.errors import refuse
 from runner.gate.schema import cedar_schema
 from runner.gate.serving import Serving
-from runner.model import Decision, Effect, Principal, Value
+from runner.review.cases import Result, coverage, read_cases, run_cases
+from runner.review.reach import Reach, reach
 
-app = typer.Typer(help="Check policies, and see what they can refer to.", no_args_is_help=True)
+app = typer.Typer(help="Check and test policies, and see what they decide and why.", no_args_is_help=True)
 
 Policies = Annotated[Path | None, typer.Option("--policies", help="Folder of *.cedar files and cases/.")]
 Tools = Annotated[Path | None, typer.Option("--tools", help="Folder of tools.")]
 Profiles = Annotated[Path | None, typer.Option("--profiles", help="Folder of profiles.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-class Expect(Value, frozen=True, kw_only=True):
-    """What a case must get. `rule` is one of the rules that decided, "" for none; `reason` is a part of the reason."""
-
-    decision: Effect
-    reason: str
-    rule: str = ""
-    code: str = ""
-
-
-class Case(Value, frozen=True, kw_only=True):
-    """One call in one session, and the decision it must get."""
-
-    name: str
-    tool: str
-    expect: Expect
-    arguments: dict[str, Any] = msgspec.field(default_factory=dict)
-    agent: str = "case-agent"
-    owner: str = "case-owner"
-    task: str = "case-task"
-    profile: str = "default"
-    peer_uid: int = 1000
-    session: SessionView = SessionView()
-
-
-Result = tuple[str, Case, Decision, str]  # place, case, what it got, how that differs ("" = it does not)
+EXIT_FAILED = 1  # a case got another decision
 
 
 def compiled(policies: Path | None, tools: Path | None, profiles: Path | None) -> Serving:
@@ -59,77 +32,83 @@ def compiled(policies: Path | None, tools: Path | None, profiles: Path | None) -
     return Serving.compile(compile_bundle(bundle))
 
 
-def read_cases(folder: Path) -> list[tuple[str, Case]]:
-    """Every case below `folder`/cases with its `file:line`. Raises `RunnerError` (policy)."""
-    found: list[tuple[str, Case]] = []
-    for path in sorted((folder / "cases").glob("*.toml")):
-        name = f"policies/cases/{path.name}"
-        text = path.read_bytes()
-        tables = parse_toml(text, name, "policy")
-        lines = text.splitlines(keepends=True)
-        starts = [number for number, line in enumerate(lines) if line.strip() == b"[[case]]"]
-        if set(tables) != {"case"} or len(starts) != len(tables["case"]):
-            raise refuse("policy", "write each case as a [[case]] table of its own, and nothing else", field=name)
-        for start, end, table in zip(starts, [*starts[1:], len(lines)], tables["case"], strict=True):
-            # Blank lines for the cases before it: an error then names this case's line, not a namesake's.
-            found.append((f"{name}:{start + 1}", _case(b"\n" * start + b"".join(lines[start:end]), name, start, table)))
-    return found
-
-
-def _case(text: bytes, name: str, start: int, table: dict[str, Any]) -> Case:
-    try:
-        return decode_toml(text, Case, name, "policy", table)
-    except RunnerError as error:
-        if error.refused.field != name:
-            raise
-        raise refuse("policy", error.refused.reason, field=f"{name}:{start + 1}") from None
-
-
-def run_case(case: Case, served: Serving) -> tuple[Decision, str]:
-    """The decision a case gets, and how it differs from the one it must get ("" when it does not)."""
-    principal = Principal(agent=case.agent, owner=case.owner, task=case.task, session="case-session")
-    question = Question(
-        principal=principal, tool=case.tool, arguments=case.arguments, profile=case.profile, peer_uid=case.peer_uid
-    )
-    got, want = decide(question, case.session, served, served.policies), case.expect
-    if got.effect != want.decision:
-        return got, f"is {got.effect} ({got.reason}), must be {want.decision}"
-    if (want.rule not in got.rules) if want.rule else bool(got.rules):
-        return got, f"decided by {', '.join(got.rules) or 'no rule'}, must be {want.rule or 'no rule'}"
-    if want.reason not in got.reason:
-        return got, f"says “{got.reason}”, must say “{want.reason}”"
-    if want.code and want.code != got.code:
-        return got, f"has code {got.code or 'none'}, must have {want.code}"
-    return got, ""
+def tested(policies: Path | None, served: Serving) -> list[Result]:
+    """Every case of the folder, run. Raises `RunnerError` (policy) for a case that cannot be read."""
+    return run_cases(read_cases(policies or shared("policies")), served)
 
 
 @app.command(epilog="Example: runner policy check --policies ./policies")
-def check(policies: Policies = None, tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
-    """Parse every policy, validate it against the tools, and run every case in policies/cases.
+def check(
+    policies: Policies = None,
+    tools: Tools = None,
+    profiles: Profiles = None,
+    strict: Annotated[bool, typer.Option("--strict", help="A rule that no call reaches is an error.")] = False,
+    json: Json = False,
+) -> None:
+    """Parse every policy, validate it against the tools, run every case, and look for rules that no call reaches.
 
-    Exit status 0, or 5 when a file is wrong or a case gets another decision.
+    Unreached are rules that hold for none of the cases, and for no call of a grid: each argument at the boundaries of
+    its JSON Schema and at what the rules compare with, alone around every case, and a rule's own conditions together.
+    Such a rule may still be reached by a call that nobody tried.
+
+    Exit status 0, or 5 when a file is wrong, a case gets another decision, or (--strict) a rule is unreached.
     """
     served = compiled(policies, tools, profiles)
-    results = [(place, case, *run_case(case, served)) for place, case in read_cases(policies or shared("policies"))]
+    results = tested(policies, served)
+    reached = reach(served, [result.case for result in results])
+    stale = _stale(policies or shared("policies"), served)
     if json:
-        print_json(_report(served, results))
+        print_json(_report(served, results) | {"reach": msgspec.to_builtins(reached), "schema_stale": stale})
     else:
         _print(served, results)
-    failed = [(place, case, difference) for place, case, _, difference in results if difference]
+        _print_reach(served, reached)
+        if stale:
+            print(f"{SCHEMA} is not what the tools make now: runner policy schema --write")
+    failed = [result for result in results if result.difference]
     if failed:
-        place, case, difference = failed[0]
         raise refuse(
             "policy",
-            f"{len(failed)} of {len(results)} cases fail; the first, “{case.name}”, {difference}",
-            field=place,
+            f"{len(failed)} of {len(results)} cases fail; the first, “{failed[0].case.name}”, {failed[0].difference}",
+            field=failed[0].place,
             next_step="correct the policy or the case",
         )
+    if strict and reached.unreached:
+        rule = next(rule for rule in served.policies.all_rules if rule.id == reached.unreached[0])
+        raise refuse(
+            "policy",
+            f"rule {rule.id}: no call reaches it",
+            field=rule.source.place(),
+            next_step="correct the rule, or add a case that reaches it",
+        )
+
+
+@app.command("test", epilog="Example: runner policy test --policies ./policies --json")
+def try_cases(policies: Policies = None, tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
+    """Run every case in policies/cases: a call in a session, and the decision, rule and reason that it must get.
+
+    Prints how many cases expect each rule, are decided by it, and meet its conditions at all. Exit status 0, 1 when a
+    case gets another decision, 5 when a file is wrong.
+    """
+    served = compiled(policies, tools, profiles)
+    results = tested(policies, served)
+    covered = coverage(served, results)
+    if json:
+        print_json(_report(served, results) | {"coverage": msgspec.to_builtins(covered)})
+    else:
+        _print(served, results)
+        print()
+        columns = ("rule", "place", "expected by", "decided", "held in")
+        print_table(
+            columns, [(row.rule, row.place, str(row.expected), str(row.decided), str(row.matched)) for row in covered]
+        )
+    if any(result.difference for result in results):
+        raise typer.Exit(EXIT_FAILED)
 
 
 def untested(served: Serving, results: Sequence[Result]) -> list[str]:
     """Rules that no case expects: nobody would notice if they stopped to speak."""
-    tested = {case.expect.rule for _, case, _, _ in results}
-    return [rule.id for rule in served.policies.all_rules if rule.id not in tested]
+    expected = {result.case.expect.rule for result in results}
+    return [rule.id for rule in served.policies.all_rules if rule.id not in expected]
 
 
 def _report(served: Serving, results: Sequence[Result]) -> dict[str, Any]:
@@ -137,44 +116,81 @@ def _report(served: Serving, results: Sequence[Result]) -> dict[str, Any]:
         "policy": served.policies.digest,
         "rules": [rule.id for rule in served.policies.all_rules],
         "untested": untested(served, results),
-        "failed": sum(1 for result in results if result[3]),
+        "failed": sum(1 for result in results if result.difference),
         "cases": [
             {
-                "place": place,
-                "name": case.name,
-                "tool": case.tool,
-                "decision": got.effect,
-                "rules": got.rules,
-                "reason": got.reason,
-                "ok": not difference,
-                "difference": difference,
+                "place": result.place,
+                "name": result.case.name,
+                "tool": result.case.tool,
+                "decision": result.got.effect,
+                "rules": result.got.rules,
+                "matching": result.matching,
+                "reason": result.got.reason,
+                "ok": not result.difference,
+                "difference": result.difference,
             }
-            for place, case, got, difference in results
+            for result in results
         ],
     }
 
 
 def _print(served: Serving, results: Sequence[Result]) -> None:
+    failing = any(result.difference for result in results)  # the reasons themselves are in --json
+    columns = ("", "tool", "case", "decision", "rule", *(("place", "difference") if failing else ()))
     rows = []
-    for _, case, got, wrong in results:
-        rules = ", ".join(got.rules) or "-"
-        rows.append(("FAILED" if wrong else "ok", case.tool, case.name, got.effect, rules, wrong))
-    failing = any(row[-1] for row in rows)  # the reasons themselves are in --json
-    columns = ("", "tool", "case", "decision", "rule", "difference")
-    print_table(columns if failing else columns[:-1], rows if failing else [row[:-1] for row in rows])
-    count, hold = len(served.policies.all_rules), sum(1 for result in results if not result[3])
+    for result in results:
+        rules = ", ".join(result.got.rules) or "-"
+        row = ("FAILED" if result.difference else "ok", result.case.tool, result.case.name, result.got.effect, rules)
+        rows.append((*row, result.place, result.difference) if failing else row)
+    print_table(columns, rows)
+    count, hold = len(served.policies.all_rules), sum(1 for result in results if not result.difference)
     print(f"\n{count} rules for {len(served.tools)} tools, policy {served.policies.digest[:16]}")
     print(f"{hold} of {len(results)} cases hold")
     if silent := untested(served, results):
         print(f"rules without a case: {', '.join(silent)}")
 
 
-@app.command(epilog="Example: runner policy schema --tools ./tools > policy.cedarschema")
-def schema(tools: Tools = None, profiles: Profiles = None, json: Json = False) -> None:
-    """Print the Cedar schema that policies are validated against, made from the tools' manifests."""
-    bundle = read_folders(profiles or shared("profiles"), tools or shared("tools"), shared("policies"))
+def _print_reach(served: Serving, reached: Reach) -> None:
+    places = {rule.id: rule.source.place() for rule in served.policies.all_rules}
+    for rule in reached.unreached:
+        print(f"unreached: {rule} ({places[rule]}): it held for none of {reached.asked} calls")
+    if not reached.unreached:
+        print(f"every rule was reached, by {reached.asked} calls at most")
+    if reached.bare:
+        print(
+            f"tools that nothing was tried with, for want of a case with arguments that fit: {', '.join(reached.bare)}"
+        )
+    if reached.cut:
+        print(f"tools with more boundary values than were tried: {', '.join(reached.cut)}")
+
+
+def _stale(folder: Path, served: Serving) -> bool:
+    """Whether there is a schema for editors that is not the one of these tools."""
+    path = folder / SCHEMA
+    return path.is_file() and path.read_text("utf-8", "replace") != cedar_schema(served.tools.values())
+
+
+@app.command(epilog="Example: runner policy schema --tools ./tools --policies ./policies --write")
+def schema(
+    policies: Policies = None,
+    tools: Tools = None,
+    profiles: Profiles = None,
+    write: Annotated[bool, typer.Option("--write", help=f"Write {SCHEMA} beside the policies, for editors.")] = False,
+    json: Json = False,
+) -> None:
+    """Print the Cedar schema that policies are validated against, made from the tools' manifests.
+
+    With --write it goes into the folder of the policies, where Cedar's editor extension looks for it by itself.
+    """
+    bundle = read_folders(profiles or shared("profiles"), tools or shared("tools"), policies or shared("policies"))
     text = cedar_schema(compile_bundle(bundle).tools.values())
+    path = (policies or shared("policies")) / SCHEMA
+    if write:
+        try:
+            path.write_text(text, "utf-8")
+        except OSError as error:
+            raise refuse("policy", f"cannot write it: {error.strerror}", field=str(path)) from None
     if json:
-        print_json({"schema": text})
+        print_json({"schema": text, "written": str(path) if write else ""})
     else:
-        print(text, end="")
+        print(str(path) + "\n" if write else text, end="")

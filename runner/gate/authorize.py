@@ -136,24 +136,24 @@ def _before_policy(question: Question, catalogue: Catalogue) -> Decision | None:
     return _refused(refused) if refused is not None else None
 
 
-def _by_policy(question: Question, session: SessionView, policies: Policies) -> Decision:
-    verdict = policies.evaluate(
-        question.tool,
-        question.principal,
-        question.profile,
-        question.arguments,
-        {
-            "session": {
-                "calls": session.calls,
-                "denied": session.denied,
-                "tools": session.tools,
-                "untrusted": session.untrusted,
-                "original_request": session.original_request,
-            },
-            "peer_uid": question.peer_uid,
-            "depth": session.depth,
+def seen(question: Question, session: SessionView) -> tuple[str, Principal, str, dict[str, Any], dict[str, Any]]:
+    """What policy is asked with: `Policies.evaluate`'s arguments."""
+    context = {
+        "session": {
+            "calls": session.calls,
+            "denied": session.denied,
+            "tools": session.tools,
+            "untrusted": session.untrusted,
+            "original_request": session.original_request,
         },
-    )
+        "peer_uid": question.peer_uid,
+        "depth": session.depth,
+    }
+    return question.tool, question.principal, question.profile, question.arguments, context
+
+
+def _by_policy(question: Question, session: SessionView, policies: Policies) -> Decision:
+    verdict = policies.evaluate(*seen(question, session))
     known = verdict.effect in ("allow", "modify", "step_up", "defer")
     return Decision(
         effect=verdict.effect if known else "deny",

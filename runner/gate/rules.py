@@ -92,6 +92,11 @@ def _tokens(text: str) -> list[tuple[int, str]]:
     return [(match.start(), match.group()) for match in _TOKEN.finditer(text)]
 
 
+def words(text: str) -> list[str]:
+    """The words and signs of a rule, without its comments."""
+    return [sign for _, sign in _tokens(text) if not sign.startswith("//")]
+
+
 def offender(text: str, parse: Callable[[str], str]) -> int:
     """Where in a rule that does not parse the engine's parser stops.
 

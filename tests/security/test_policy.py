@@ -11,13 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.catalog import compile_bundle, read_folders, shared
-from runner.cli.policy import compiled, read_cases, run_case
+from runner.cli.policy import compiled
 from runner.errors import RunnerError
 from runner.gate.authorize import Question, SessionView, decide
 from runner.gate.schema import normal
 from runner.gate.serving import Serving
 from runner.guest.beneath import ToolError, inside
 from runner.model import Decision, Principal
+from runner.review.cases import read_cases, run_case
 
 SERVED = compiled(None, None, None)
 CASES = read_cases(shared("policies"))

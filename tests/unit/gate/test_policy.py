@@ -555,3 +555,47 @@ def test_the_engine_is_given_what_the_rules_read(monkeypatch: pytest.MonkeyPatch
     ):
         assert ask(bundle(rule.format(condition))).effect == "allow"
         assert msgspec.json.decode(given_to.pop()["context"]) == seen
+
+
+# --- bounded work --------------------------------------------------------------------------------------------------
+
+
+def _comparisons(segment: str, text: str) -> int:
+    """What looking for `segment` place by place costs."""
+    count = 0
+    for start in range(len(text)):
+        for at, char in enumerate(segment):
+            count += 1
+            if start + at >= len(text) or text[start + at] != char:
+                break
+    return count
+
+
+@given(st.text("ab", max_size=12), st.text("ab", max_size=60))
+def test_the_work_of_a_pattern_bounds_what_looking_for_it_costs(segment: str, text: str) -> None:
+    assert _comparisons(segment, text) <= policy._search_work(segment) * len(text) + len(segment)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "work"), [("*aaaaaaaa*", 9.0), ("*abcd*", 3.1), ("*curl *wget *", 3.3), ("*", 1.0)]
+)
+def test_work_of_patterns(pattern: str, work: float) -> None:
+    made = bundle(ALL, f'@id("p") forbid(principal, {RUN}) when {{ context.arguments.argv_text like "{pattern}" }};')
+    assert made._slices["run"].work == pytest.approx(work, abs=0.05)
+    assert made._slices["read"].work == 0
+
+
+def test_text_on_which_patterns_could_take_too_long_is_denied_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many comparisons as the text and the patterns could need, not as many seconds: every machine agrees."""
+    asked: list[Any] = []
+    decide = cedarpy.is_authorized
+    monkeypatch.setattr(cedarpy, "is_authorized", lambda *given_: asked.append(given_) or decide(*given_))
+    hostile = "*" + "a" * 3000 + "b*"
+    made = bundle(ALL, f'@id("p") forbid(principal, {RUN}) when {{ context.arguments.argv_text like "{hostile}" }};')
+    assert ask(made, arguments={"argv": ["a" * 1000]}).effect == "allow"
+    assert len(asked) == 1
+    verdict = ask(made, arguments={"argv": ["a" * (policy.MAX_WORK // 3000)]})
+    assert (verdict.effect, bool(verdict.errors), len(asked)) == ("deny", True, 1)
+    # A rule that reads another argument is not concerned.
+    other = bundle(ALL, f'@id("p") forbid(principal, {RUN}) when {{ principal.task like "{hostile}" }};')
+    assert ask(other, arguments={"argv": ["a" * (policy.MAX_WORK // 3000)]}).effect == "allow"
