@@ -10,7 +10,17 @@ A catalogue is whole or it is not there: one error names file, line, field and w
 """
 
 from runner.catalog.compiled import Catalog, compile_bundle
-from runner.catalog.files import SCHEMA, archive, read_bundle, read_folders, shared
+from runner.catalog.files import SCHEMA, archive, read_bundle, read_folders, shared, unarchive
 from runner.catalog.manifest import compile_tool
 
-__all__ = ["SCHEMA", "Catalog", "archive", "compile_bundle", "compile_tool", "read_bundle", "read_folders", "shared"]
+__all__ = [
+    "SCHEMA",
+    "Catalog",
+    "archive",
+    "compile_bundle",
+    "compile_tool",
+    "read_bundle",
+    "read_folders",
+    "shared",
+    "unarchive",
+]

@@ -147,6 +147,25 @@ def archive(files: Mapping[str, bytes]) -> bytes:
     return b"".join(parts)
 
 
+def unarchive(data: bytes) -> dict[str, bytes]:
+    """The files of an archive that was told by its digest. Raises `RunnerError` (ledger) when it ends too early."""
+    found: dict[str, bytes] = {}
+    at = 0
+
+    def take(count: int) -> bytes:
+        nonlocal at
+        piece = data[at : at + count]
+        if len(piece) != count:
+            raise refuse("ledger", "an archive of files ends too early")
+        at += count
+        return piece
+
+    while at < len(data):
+        name = take(int.from_bytes(take(4))).decode("utf-8", "replace")
+        found[name] = take(int.from_bytes(take(8)))
+    return found
+
+
 class Contents:
     """Collects what the content store must hold, so that every digest of an artefact resolves."""
 

@@ -81,6 +81,7 @@ def _daemon_commands() -> None:
         init,
         keys,
         policy,
+        policy_explain,
         profile,
         serve,
         tool,
@@ -103,6 +104,8 @@ def _daemon_commands() -> None:
     app.add_typer(image.app, name="image", rich_help_panel=_OPERATOR)
     app.add_typer(tool.app, name="tool", rich_help_panel=_AUTHOR)
     app.add_typer(profile.app, name="profile", rich_help_panel=_AUTHOR)
+    policy.app.command(epilog=policy_explain.EXPLAIN)(policy_explain.explain)
+    policy.app.command(epilog=policy_explain.DIFF)(policy_explain.diff)
     app.add_typer(policy.app, name="policy", rich_help_panel=_AUTHOR)
     app.add_typer(trace.app, name="trace", rich_help_panel=_FORENSICS)
 

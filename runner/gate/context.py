@@ -6,7 +6,7 @@ from collections import deque
 
 from runner.gate.authorize import SessionView
 
-_TOOLS = 256  # tool ids remembered for policy: more than any catalogue a model can use
+TOOLS = 256  # tool ids remembered for policy: more than any catalogue a model can use
 _UNTRUSTED = 32  # calls listed in one entry as "delivered since"
 
 
@@ -37,7 +37,7 @@ class Context:
         self._since.clear()
         if allowed:
             self._calls += 1
-            if len(self._tools) < _TOOLS:
+            if len(self._tools) < TOOLS:
                 self._tools.add(tool)
         else:
             self._denied += 1

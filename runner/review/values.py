@@ -27,6 +27,7 @@ _PIECES = 32  # parts of one value that are left out one by one
 _IDENTITY = frozenset({"owner", "task", "session", "profile"})
 _COUNTS = ("calls", "denied", "untrusted")
 _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.)", re.DOTALL)
+_PARTS = re.compile(r"(\\u\{[0-9a-fA-F]{1,6}\}|\\.|\*)", re.DOTALL)
 _SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "0": "\0"}
 
 
@@ -57,18 +58,29 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Constants(msgspec.Struct, kw_only=True):
-    """What one rule compares with, by kind. Of a pattern: the texts that it fits with nothing and with `x` for `*`."""
+    """What one rule compares with, by kind; patterns as they are written, between the quotes."""
 
     strings: list[str] = []
+    patterns: list[str] = []
     longs: list[int] = []
     decimals: list[float] = []
     entities: dict[str, list[str]] = {}
     principal: set[str] = set()  # attributes of the principal that it reads
 
+    def texts(self, held: Any = "") -> list[str]:
+        """The strings, and texts that the patterns fit: nothing, `x`, or what is `held` now in the place of one `*`."""
+        found = list(self.strings)
+        for pattern in self.patterns:
+            stars = _PARTS.split(pattern).count("*")
+            found += [_text(pattern, [star] * stars) for star in ("", "x")]
+            if isinstance(held, str) and held:
+                found += [_text(pattern, [""] * at + [held] + [""] * (stars - at - 1)) for at in range(stars)]
+        return found
+
 
 def constants(source: Source) -> Constants:
     """The constants in a rule's text. Raises nothing: what it does not understand it leaves out."""
-    found = Constants(strings=[], longs=[], decimals=[], entities={}, principal=set())
+    found = Constants(strings=[], patterns=[], longs=[], decimals=[], entities={}, principal=set())
     tokens = words(source.text)
     for at, token in enumerate(tokens):
         before, second = tokens[at - 1] if at else "", tokens[at - 2] if at > 1 else ""
@@ -77,7 +89,7 @@ def constants(source: Source) -> Constants:
             if before == "::":
                 found.entities.setdefault(second, []).append(_text(inner))
             elif before == "like":
-                found.strings += [_text(inner, star) for star in ("", "x")]
+                found.patterns.append(inner)
             elif second == "decimal":
                 found.decimals += _decimal(inner)
             elif at < 3 or tokens[at - 3] != "@":  # not an annotation's
@@ -90,10 +102,10 @@ def constants(source: Source) -> Constants:
     return found
 
 
-def _text(inner: str, star: str = "*") -> str:
-    """A string literal's text; an unescaped `*` stands for `star`."""
-    parts = re.split(r"(\\u\{[0-9a-fA-F]{1,6}\}|\\.|\*)", inner, flags=re.DOTALL)
-    return "".join(star if part == "*" else _unescaped(part) for part in parts)
+def _text(inner: str, stars: Sequence[str] = ()) -> str:
+    """A string literal's text; each unescaped `*` stands for the next of `stars`, for itself when there are none."""
+    rest = iter(stars)
+    return "".join(next(rest, "*") if part == "*" else _unescaped(part) for part in _PARTS.split(inner))
 
 
 def _unescaped(part: str) -> str:
@@ -218,6 +230,7 @@ def _values(point: Point, manifest: Manifest) -> _Found:
         yield from ((place, value) for value in (*_smaller(held), *boundaries(schema)))
         if held is not ABSENT and name not in required:
             yield place, ABSENT
+    yield from ((("arguments", name), ABSENT) for name in point.question.arguments if name not in _properties(manifest))
     yield from ((("session", name), 0) for name in _COUNTS)
     yield ("session", "tools"), ()
     yield ("depth",), 0
@@ -236,13 +249,13 @@ def rule_values(point: Point, served: Serving, rule: Rule) -> _Found:
                     yield path, (value,)
                     yield path, tuple(sorted({*point.session.tools, value}))
             case ("session", "original_request"):
-                yield from ((path, value) for value in compared.strings)
+                yield from ((path, value) for value in compared.texts(point.session.original_request))
             case ("session", name) | (("depth" | "peer_uid") as name,) if name in (*_COUNTS, "depth", "peer_uid"):
                 yield from ((path, value) for value in compared.longs if value >= 0)
     for kind, name in (("Agent", "agent"), ("Owner", "owner")):
         yield from ((("principal", name), value) for value in compared.entities.get(kind, ()))
     for name in compared.principal & _IDENTITY:
-        yield from ((("principal", name), value) for value in compared.strings)
+        yield from ((("principal", name), value) for value in compared.texts(get(point, ("principal", name))))
 
 
 def _compared(
@@ -266,7 +279,7 @@ def _json(value: Any) -> str:
 def _as_shape(shape: Shape, held: Any, compared: Constants) -> Iterator[Any]:
     """The constants as values of an argument that policy sees as `shape`."""
     scalars: dict[str, list[Any]] = {
-        "String": compared.strings,
+        "String": compared.texts(held),
         "Long": compared.longs,
         "decimal": [*compared.decimals],
         "Bool": [False, True],
@@ -275,8 +288,8 @@ def _as_shape(shape: Shape, held: Any, compared: Constants) -> Iterator[Any]:
         case Scalar(name=name):
             yield from scalars[name]
         case Text():
-            for text in compared.strings:
-                yield text.split(" ")
+            words = " ".join(held) if isinstance(held, list) and all(isinstance(each, str) for each in held) else ""
+            yield from (text.split(" ") for text in compared.texts(words))
         case SetOf(item=item):
             for value in scalars[item.name]:
                 yield [value]

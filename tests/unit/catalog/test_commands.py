@@ -47,6 +47,7 @@ def where(folders: Any) -> list[str]:
     "command",
     [
         "policy check",
+        "policy test",
         "policy schema",
         "tool list",
         "tool show",

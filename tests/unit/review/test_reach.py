@@ -172,7 +172,9 @@ def test_constants_of_a_rule() -> None:
     )
     (source,) = cut("a.cedar", text.encode())
     found = constants(source)
-    assert found.strings == ["a*é", "ax*é", "t\n"]
+    assert (found.strings, found.patterns) == (["t\n"], ["a*\\*\\u{e9}"])
+    assert found.texts() == ["t\n", "a*é", "ax*é"]
+    assert found.texts("bc")[3:] == ["abc*é"]
     assert found.longs == [-6, -5, -4]
     assert found.decimals == [1.4999, 1.5, 1.5001]
     assert (found.entities, found.principal) == ({"Agent": ["bot"]}, {"task"})
