@@ -1,4 +1,5 @@
-"""`runner trace`: list, show, verify, follow and export the evidence. Reads files; asks no daemon."""
+"""`runner trace`: list, show, verify, follow and export the evidence. Reads files; asks no daemon. The proofs are in
+`trace_proof.py`, the key's replacement in `trace_key.py`."""
 
 from __future__ import annotations
 
@@ -15,11 +16,13 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from runner.cli import trace_key, trace_proof
 from runner.cli.tables import print_table
+from runner.cli.trace_options import STATE, Json, Key, State, open_ledger
 from runner.errors import EXIT_UNVERIFIED, refuse
 from runner.evidence.content import SALT, ContentReader
 from runner.evidence.export import export as export_ledger
-from runner.evidence.read import MAX_NOTE, Ledger, follow, load_verifier, read_file
+from runner.evidence.read import MAX_NOTE, follow, load_given, read_file
 from runner.evidence.report import Report
 from runner.evidence.verify import verify as verify_ledger
 from runner.evidence.view import CallView, Filter, calls, find, line, proven, visible
@@ -29,27 +32,19 @@ app = typer.Typer(
     help="Read the evidence: every call, decision and outcome, in a ledger that anyone can verify.",
     no_args_is_help=True,
 )
+app.command()(trace_proof.anchor)
+app.command()(trace_proof.prove)
+app.command()(trace_proof.consistency)
+app.command()(trace_proof.check)
+app.command()(trace_key.rotate_key)
 
-State = Annotated[
-    Path, typer.Option("--state", envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder.")
-]
-Key = Annotated[
-    str, typer.Option("--key", metavar="FILE|TEXT", help="The verifier key; default: the one in the ledger folder.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_STATE = Path("/var/lib/toolrunner")
 _WIDE = 1000  # characters of a line that no terminal will wrap
 _SHOWN = 4096  # characters of each piece of content on a terminal
 
 
-def _ledger(state: Path, key: str) -> Ledger:
-    folder = state / "ledger"
-    return Ledger(folder, load_verifier(key, folder))
-
-
 @app.command("list")
 def list_calls(
-    state: State = _STATE,
+    state: State = STATE,
     key: Key = "",
     task: Annotated[str, typer.Option(help="Only this task.")] = "",
     agent: Annotated[str, typer.Option(help="Only this agent.")] = "",
@@ -64,7 +59,7 @@ def list_calls(
 
     Example: runner trace list --task nightly --effect deny --limit 10"""
     wanted = Filter(task=task, agent=agent, tool=tool, effect=effect, outcome=outcome, since=since)
-    found = islice(calls(_ledger(state, key), wanted), limit)
+    found = islice(calls(open_ledger(state, key), wanted), limit)
     if as_json:
         _print_json([_view(view) for view in found])
         return
@@ -101,7 +96,7 @@ def _view(view: CallView) -> dict[str, Any]:
 @app.command()
 def show(
     call: Annotated[str, typer.Argument(help="The call's id.")],
-    state: State = _STATE,
+    state: State = STATE,
     key: Key = "",
     content: Annotated[bool, typer.Option("--content", help="Show output and plan too, not only arguments.")] = False,
     as_json: Json = False,
@@ -109,7 +104,7 @@ def show(
     """Show one call: who asked for what, what was decided and planned, how it ended, and where that is recorded.
 
     Example: runner trace show 0197f0c2a1b37cc2 --content"""
-    ledger = _ledger(state, key)
+    ledger = open_ledger(state, key)
     view = find(ledger, call)
     if view is None:
         raise refuse("unknown_call", "no such call in this ledger", field=call, next_step="see `runner trace list`")
@@ -176,7 +171,7 @@ def _content(folder: Path, view: CallView, *, everything: bool) -> Iterator[tupl
 
 @app.command()
 def verify(
-    state: State = _STATE,
+    state: State = STATE,
     ledger: Annotated[Path | None, typer.Option(metavar="DIR", help="A ledger folder or an export of one.")] = None,
     key: Key = "",
     no_content: Annotated[bool, typer.Option("--no-content", help="Leave the content store out.")] = False,
@@ -191,7 +186,7 @@ def verify(
 
     Example: runner trace verify --ledger ./evidence --key daemon.vkey --no-content"""
     folder = ledger or state / "ledger"
-    verifier = load_verifier(key, folder)
+    verifier = load_given(key, folder)
     content = None if no_content or (ledger and not (ledger.parent / "content").is_dir()) else folder.parent / "content"
     anchors = [read_file(path, MAX_NOTE) for path in anchor or []]
     with _progress(hidden=as_json) as progress:
@@ -236,7 +231,7 @@ def _print_report(report: Report, *, own_key: bool) -> None:
 
 @app.command()
 def tail(
-    state: State = _STATE,
+    state: State = STATE,
     key: Key = "",
     follow_on: Annotated[bool, typer.Option("--follow", "-f", help="Go on as entries are signed.")] = False,
     count: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many of the last entries.")] = 20,
@@ -245,7 +240,7 @@ def tail(
     """Print the last entries, one a line, and with -f those that follow.
 
     Example: runner trace tail -f"""
-    ledger = _ledger(state, key)
+    ledger = open_ledger(state, key)
     start = max(ledger.signed - count, 0)
     source = follow(ledger, start) if follow_on else ledger.entries(start)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
@@ -262,14 +257,14 @@ def tail(
 @app.command()
 def export(
     target: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
-    state: State = _STATE,
+    state: State = STATE,
     key: Key = "",
     as_json: Json = False,
 ) -> None:
     """Write the signed ledger as a C2SP tlog-tiles folder: tiles, entries, checkpoint and key. Content stays here.
 
     Example: runner trace export ./evidence"""
-    count = export_ledger(_ledger(state, key), target)
+    count = export_ledger(open_ledger(state, key), target)
     if as_json:
         _print_json({"entries": count, "folder": str(target)})
         return

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from runner.errors import refuse
-from runner.evidence.read import EXPORTED_KEY, Ledger
+from runner.evidence.read import EXPORTED_KEY, Ledger, read_file, rotation_files
 from runner.ledger.merkle import HASH, TILE_HEIGHT, TILE_WIDTH, Tile, Tree, leaf_hash, tile_root
+from runner.ledger.proof import MAX_PROOF
 from runner.ledger.tile import CHECKPOINT, ENTRIES, TILES, Place, pack_bundle, tile_path
 
 
@@ -47,6 +48,8 @@ def _export(ledger: Ledger, target: Path) -> int:
         _write(target, _place(partial), partial.data)
     if run:
         _write(target, Place(ENTRIES, full, len(run)), pack_bundle(run))
+    for path in rotation_files(ledger.folder):
+        _put(target / path.name, read_file(path, MAX_PROOF))
     _put(target / EXPORTED_KEY, f"{ledger.verifier.text}\n".encode())
     # Last, so that a folder with a checkpoint is whole.
     _put(target / CHECKPOINT, ledger.note)

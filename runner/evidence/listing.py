@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from runner.evidence.read import EXPORTED_KEY
+from runner.evidence.read import EXPORTED_KEY, ROTATION_NAME
 from runner.ledger.tile import (
     CHECKPOINT,
     KEY,
     LOCK,
+    NEXT_KEY,
     PUBLIC_KEY,
     TAIL,
     TEMPORARY,
@@ -18,9 +19,13 @@ from runner.ledger.tile import (
     parse_tile_path,
 )
 
-_ROOT = frozenset({CHECKPOINT, KEY, LOCK, PUBLIC_KEY, EXPORTED_KEY, TAIL})
+_ROOT = frozenset({CHECKPOINT, KEY, LOCK, NEXT_KEY, PUBLIC_KEY, EXPORTED_KEY, TAIL})
 _MAX_PARTIALS = 4096  # a ledger has a handful; more are strays
 _MAX_DEPTH = 12
+
+
+def _known(name: str) -> bool:
+    return name in _ROOT or ROTATION_NAME.match(name) is not None
 
 
 class Listing:
@@ -35,9 +40,9 @@ class Listing:
         for item in sorted(os.scandir(folder), key=lambda item: item.name):
             if item.name == TILES and item.is_dir(follow_symlinks=False):
                 self._walk(item.path, "", 0)
-            elif item.name.endswith(TEMPORARY) and item.name.removesuffix(TEMPORARY) in _ROOT:
+            elif item.name.endswith(TEMPORARY) and _known(item.name.removesuffix(TEMPORARY)):
                 self.unfinished.append(item.name)
-            elif item.name not in _ROOT or not item.is_file(follow_symlinks=False):
+            elif not _known(item.name) or not item.is_file(follow_symlinks=False):
                 self.strays.append(item.name)
 
     def _walk(self, folder: str, prefix: str, depth: int) -> None:

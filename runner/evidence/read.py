@@ -8,19 +8,23 @@ no second try is needed. A tail that is being appended to is read up to its last
 from __future__ import annotations
 
 import os
+import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import tail as tails
 from runner.ledger.merkle import FULL_TILE, HASH, TILE_HEIGHT, TILE_WIDTH, leaf_hash, root_of, tile_root
 from runner.ledger.note import Checkpoint, Verifier, read_checkpoint
+from runner.ledger.proof import MAX_PROOF
+from runner.ledger.rotation import MAX_ROTATIONS, Keys, Rotation, read_rotation
 from runner.ledger.tile import (
     CHECKPOINT,
     ENTRIES,
     PUBLIC_KEY,
+    ROTATION,
     TAIL,
     TILES,
     Place,
@@ -32,6 +36,7 @@ from runner.ledger.tile import (
 
 Relevant = Callable[[Callable[[bytes], bool]], bool]  # of bytes, by asking which others they hold
 EXPORTED_KEY = "vkey"  # the name of the public key in an export
+ROTATION_NAME = re.compile(rf"{ROTATION}\.([1-9][0-9]{{0,3}})\Z")
 MAX_TAIL = 1 << 30  # a tail is cut at 256 entries (16 MiB at most) and a group; more is not one
 MAX_NOTE = 1 << 20
 
@@ -79,10 +84,41 @@ class Scratch:
         return count
 
 
-def load_verifier(text_or_path: str, folder: Path) -> Verifier:
-    """The public key: a verifier key text, a file that holds one, or, for "", the one in the ledger folder.
+def rotation_files(folder: Path) -> list[Path]:
+    """The files of a folder's handovers, first one first. Raises `RunnerError` (ledger) when one is missing."""
+    found = {int(match[1]) for path in folder.glob(f"{ROTATION}.*") if (match := ROTATION_NAME.match(path.name))}
+    if len(found) > MAX_ROTATIONS or found != set(range(1, len(found) + 1)):
+        raise refuse("ledger", "the rotations are not numbered without a gap", field=str(folder / ROTATION))
+    return [folder / f"{ROTATION}.{number}" for number in sorted(found)]
 
-    Raises `RunnerError` (key)."""
+
+def read_rotations(paths: Iterable[Path]) -> list[Rotation]:
+    """The handovers in these files, verified each by itself. Raises `RunnerError` naming the file."""
+    found = []
+    for path in paths:
+        try:
+            found.append(read_rotation(read_file(path, MAX_PROOF)))
+        except RunnerError as error:
+            raise refuse("ledger", error.refused.reason, field=error.refused.field or str(path)) from None
+    return found
+
+
+def load_keys(text_or_path: str, folder: Path, rotations: Sequence[Path] | None = None) -> Keys:
+    """The keys of a ledger, from one that is trusted: a verifier key text, a file that holds one, or, for "", the one
+    in the ledger folder. The others follow from `rotations`, by default the folder's.
+
+    Raises `RunnerError`: key, or ledger when a handover is damaged."""
+    given = load_given(text_or_path, folder)
+    return Keys(given, read_rotations(rotation_files(folder) if rotations is None else rotations))
+
+
+def load_verifier(text_or_path: str, folder: Path) -> Verifier:
+    """The key that signs the ledger in `folder` now, from one that is trusted. Raises as `load_keys`."""
+    return load_keys(text_or_path, folder).newest
+
+
+def load_given(text_or_path: str, folder: Path) -> Verifier:
+    """The one key that is trusted, without those that follow from it. Raises `RunnerError` (key)."""
     if "+" in text_or_path and not Path(text_or_path).exists():
         return Verifier.parse(text_or_path)
     paths = [Path(text_or_path)] if text_or_path else [folder / PUBLIC_KEY, folder / EXPORTED_KEY]

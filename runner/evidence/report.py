@@ -7,7 +7,7 @@ import msgspec
 MAX_FINDINGS = 100  # per check; the rest is counted
 
 CHECKS: tuple[tuple[int, str], ...] = (
-    (1, "the key is a verifier key, and the one in the folder is the same"),
+    (1, "the key is the log's, or one that its rotations lead to or from"),
     (2, "every file has its place, none is missing, none too many"),
     (3, "the tail is readable and holds all that was acknowledged"),
     (4, "every entry is canonical and known"),

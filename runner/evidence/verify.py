@@ -15,15 +15,16 @@ from runner.evidence import report as found
 from runner.evidence.files import Files, file_name
 from runner.evidence.listing import Listing
 from runner.evidence.places import Places
-from runner.evidence.read import EXPORTED_KEY, MAX_NOTE, MAX_TAIL
+from runner.evidence.read import EXPORTED_KEY, MAX_NOTE, MAX_TAIL, read_rotations, rotation_files
 from runner.evidence.referenced import ContentCheck
 from runner.evidence.report import Findings, Report
 from runner.ledger import tail as tails
-from runner.ledger.entry import decode
+from runner.ledger.entry import Rotate, decode
 from runner.ledger.merkle import FULL_TILE, HASH, TILE_HEIGHT, TILE_WIDTH, Tile, Tree, leaf_hash, tile_root
 from runner.ledger.note import Checkpoint, Verifier, read_checkpoint
+from runner.ledger.rotation import Keys
 from runner.ledger.sequence import Sequence as CallOrder
-from runner.ledger.tile import CHECKPOINT, LOCK, PUBLIC_KEY, TAIL, Place
+from runner.ledger.tile import CHECKPOINT, LOCK, NEXT_KEY, PUBLIC_KEY, ROTATION, TAIL, Place
 
 
 def verify(
@@ -36,7 +37,8 @@ def verify(
     """Verify a ledger folder, or an export of one, against the verifier key `vkey` (`name+hash+key`).
 
     `content_dir` None leaves checks 8 and 9 out. `progress(done, total)` is called once per bundle. `anchors` are
-    checkpoints kept elsewhere: the ledger must contain each of them, which finds a rolled-back or forked ledger.
+    checkpoints kept elsewhere: the ledger must contain each of them, which finds a rolled-back or forked ledger. When
+    the log's key was replaced, any of its keys will do: the others follow from the rotations beside the tiles.
     Raises `RunnerError` (key) when `vkey` is not a key, (ledger) when there is no such folder or content store."""
     began = time.perf_counter()
     run = _Run(ledger_dir, Verifier.parse(vkey), content_dir, progress, anchors)
@@ -72,8 +74,9 @@ class _Run:
         progress: Callable[[int, int], None] | None,
         anchors: Sequence[bytes],
     ) -> None:
-        self.verifier = verifier
         self.findings = Findings()
+        self.keys = self._follow(folder, verifier)
+        self.verifier = self.keys.newest
         self.files = Files(folder, self.findings)
         self.tree = Tree()
         self.order = CallOrder()
@@ -81,6 +84,7 @@ class _Run:
         self._progress = progress
         self._anchors = anchors
         self._content = ContentCheck(content_dir, self.findings)
+        self._handovers: list[tuple[int, bytes]] = []  # the entries that replace the key
         self._roots: dict[int, list[tuple[str, bytes]]] = {}  # size -> who says what its root is
         self._made: dict[Place, bytes] = {}  # full tiles whose entries came from the tail
 
@@ -96,8 +100,12 @@ class _Run:
         for number, note in enumerate(self._anchors, 1):
             self._expect(f"anchor {number}", note)
         tail, base, held = self._read_tail(published)
+        for number, rotation in enumerate(self.keys.rotations, 1):
+            claim = (f"{ROTATION}.{number}", rotation.checkpoint.root)
+            self._roots.setdefault(rotation.checkpoint.size, []).append(claim)
         self._walk_bundles(base)
         self._walk_tail(tail, held, published)
+        self._compare_handovers()
         self._content.flush()
         for size, claims in self._roots.items():
             for who, _ in claims:
@@ -120,11 +128,34 @@ class _Run:
             self.findings.add(found.FILES, str(error.filename), f"it cannot be listed: {error.strerror}")
             return None
 
+    def _follow(self, folder: Path, given: Verifier) -> Keys:
+        """The log's keys, from the one given on; that one alone when the rotations are no chain from it."""
+        try:
+            return Keys(given, read_rotations(rotation_files(folder)))
+        except RunnerError as error:
+            self.findings.add(found.KEY, error.refused.field or ROTATION, error.refused.reason)
+            return Keys(given)
+
+    def _compare_handovers(self) -> None:
+        """Each entry that replaces the key has its handover, and each handover its entry."""
+        known = {rotation.position: rotation.entry for rotation in self.keys.rotations}
+        for position, entry in self._handovers:
+            if known.pop(position, None) == entry:
+                continue
+            if self.files.exists(NEXT_KEY) and position + 1 == self.tree.size:
+                self.findings.note("a replacement of the key was cut off; `runner trace rotate-key` finishes it")
+            else:
+                self.findings.add(found.KEY, f"position {position}", "the key was replaced here, and no file proves it")
+        for position in known:
+            self.findings.add(found.KEY, f"position {position}", "a rotation says it is here, and it is not")
+
     def _check_key(self) -> None:
         for name in (PUBLIC_KEY, EXPORTED_KEY):
             if self.files.exists(name):
                 data = self.files.read(name, MAX_NOTE, found.KEY)
-                if data is not None and data != f"{self.verifier.text}\n".encode():
+                # Until a replacement of the key is finished, the file names the key before it.
+                last = self.keys.texts[-2:] if self.files.exists(NEXT_KEY) else self.keys.texts[-1:]
+                if data is not None and data not in [f"{text}\n".encode() for text in last]:
                     self.findings.add(found.KEY, name, "it is another key than the one given")
 
     def _read_checkpoint(self) -> Checkpoint | None:
@@ -134,7 +165,7 @@ class _Run:
     def _expect(self, who: str, note: bytes) -> Checkpoint | None:
         """Note what a checkpoint claims; it is compared when the walk passes its size."""
         try:
-            claim = read_checkpoint(note, self.verifier)
+            claim = self.keys.read(note)
         except RunnerError as error:
             self.findings.add(found.SIGNED, who, error.refused.reason)
             return None
@@ -243,6 +274,8 @@ class _Run:
             self.findings.add(found.ORDER, f"position {position}", f"{error.refused.field}: {error.refused.reason}")
         else:
             self.order.apply(position, entry)
+        if isinstance(entry, Rotate):
+            self._handovers.append((position, data))
         self._content.want(position, entry)
 
     def _compare_leaves(self, number: int, leaves: list[bytes], stored: bytes | None) -> None:

@@ -127,6 +127,17 @@ class Repair(Entry, frozen=True, tag="repair"):
     size: Int
 
 
+class Rotate(Entry, frozen=True, tag="rotate"):
+    """The ledger's key was replaced: the last entry that `old` signs, and the first that `new` does.
+
+    Both are signed-note verifier keys. Only the recorder writes it (`runner/ledger/rotation.py`)."""
+
+    old: str
+    new: str
+    by: Int  # uid
+    why: str = ""
+
+
 class Beacon(Entry, frozen=True, tag="beacon"):
     """Once a minute, so that silence means something."""
 
@@ -326,6 +337,7 @@ AnyEntry = (
     | Stop
     | Reload
     | Repair
+    | Rotate
     | Beacon
     | Degraded
     | Token

@@ -1,4 +1,4 @@
-"""The Merkle tree over entries: RFC 6962 §2.1 hashing, the right edge of a growing tree, proofs of inclusion.
+"""The Merkle tree over entries: RFC 6962 §2.1 hashing, the right edge of a growing tree, its proofs.
 
 A leaf is SHA-256(0x00 || entry), a node SHA-256(0x01 || left || right). Tiles are those of C2SP tlog-tiles: 256
 hashes of one level; each hash of level l+1 is the root of one full tile of level l.
@@ -129,6 +129,10 @@ class Tree:
             total = node_hash(subtree, total)
         return total
 
+    def next_proof(self) -> list[bytes]:
+        """The inclusion proof of the leaf that comes next, in the tree that ends with it."""
+        return self._stack[::-1]
+
     def partials(self) -> list[Tile]:
         """The unfinished tiles at the current size, as tlog-tiles' partial tiles; their width is len(data) / 32."""
         return [
@@ -182,3 +186,56 @@ def included(leaf: bytes, index: int, size: int, proof: Sequence[bytes], root: b
         place >>= 1
         last >>= 1
     return last == 0 and total == root
+
+
+def consistency_proof(old: int, size: int, subtree: Callable[[int, int], bytes]) -> list[bytes]:
+    """RFC 6962 §2.1.2: the hashes that show that the tree of `size` begins with the tree of `old`.
+
+    Empty for `old` 0 and for `old` equal to `size`. `subtree(low, high)` is the root over the leaves low..high-1."""
+    if not 0 <= old <= size:
+        raise ValueError("no such older tree")
+    proof: list[bytes] = []
+    if not old:
+        return proof
+    low, high = 0, size
+    while high != old:
+        middle = low + _split(high - low)
+        if old <= middle:
+            proof.append(subtree(middle, high))
+            high = middle
+        else:
+            proof.append(subtree(low, middle))
+            low = middle
+    if low:
+        proof.append(subtree(low, high))
+    proof.reverse()
+    return proof
+
+
+def consistent(old: int, old_root: bytes, size: int, root: bytes, proof: Sequence[bytes]) -> bool:
+    """RFC 9162 §2.1.4.2: whether `proof` shows that the tree of `size` with `root` begins with that of `old`."""
+    if not 0 <= old <= size:
+        return False
+    if old in (0, size):
+        return not proof and old_root == (root if old else EMPTY_ROOT)
+    steps = [old_root, *proof] if not old & (old - 1) else list(proof)
+    if not steps:
+        return False
+    place, last = old - 1, size - 1
+    while place & 1:
+        place >>= 1
+        last >>= 1
+    before = after = steps[0]
+    for step in steps[1:]:
+        if last == 0:
+            return False
+        if place & 1 or place == last:
+            before, after = node_hash(step, before), node_hash(step, after)
+            while not place & 1 and place:
+                place >>= 1
+                last >>= 1
+        else:
+            after = node_hash(after, step)
+        place >>= 1
+        last >>= 1
+    return last == 0 and before == old_root and after == root

@@ -23,7 +23,8 @@ MAX_CHECKPOINT = 64 << 10  # signed-note wants at least 16 signatures read; post
 MAX_SIZE_DIGITS = 16  # a ledger has fewer than 2^53 entries, so that its numbers fit canonical JSON
 
 
-def _base64(text: str, what: str) -> bytes:
+def read_base64(text: str, what: str) -> bytes:
+    """Base64 in its one spelling. Raises `RunnerError` (ledger)."""
     try:
         data = base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
@@ -31,6 +32,14 @@ def _base64(text: str, what: str) -> bytes:
     if base64.b64encode(data).decode() != text:
         raise refuse("ledger", f"{what} is not canonical base64")
     return data
+
+
+def read_number(text: str, what: str) -> int:
+    """A decimal in its one spelling. Raises `RunnerError` (ledger)."""
+    number = text.isascii() and text.isdecimal() and (text == "0" or text[0] != "0")
+    if not number or len(text) > MAX_SIZE_DIGITS:
+        raise refuse("ledger", f"{what} is not a number")
+    return int(text)
 
 
 def _name_ok(name: str) -> bool:
@@ -89,8 +98,24 @@ class Signer:
 
     def sign(self, text: str) -> bytes:
         """A signed note of `text`, which ends in a newline."""
+        return f"{text}\n{self.line(text)}".encode()
+
+    def line(self, text: str) -> str:
+        """The signature line of `text` alone, for a note that more than one key signs."""
         signature = self.verifier.id + self._private.sign(text.encode())
-        return f"{text}\n{_DASH}{self.verifier.name} {base64.b64encode(signature).decode()}\n".encode()
+        return f"{_DASH}{self.verifier.name} {base64.b64encode(signature).decode()}\n"
+
+
+class Handover(Signer):
+    """Two keys that sign the same: at the one size that belongs to both, when the second follows the first."""
+
+    def __init__(self, old: Signer, new: Signer) -> None:
+        self._keys = (old, new)
+        self.verifier = new.verifier
+
+    def line(self, text: str) -> str:
+        """Both signature lines, the older key's first."""
+        return "".join(key.line(text) for key in self._keys)
 
 
 def open_note(note: bytes, verifier: Verifier) -> str:
@@ -112,7 +137,7 @@ def open_note(note: bytes, verifier: Verifier) -> str:
         name, _, encoded = line.removeprefix(_DASH).partition(" ")
         if not line.startswith(_DASH) or not _name_ok(name):
             raise refuse("ledger", "a signed note has a malformed signature line")
-        data = _base64(encoded, "a note's signature")
+        data = read_base64(encoded, "a note's signature")
         if len(data) < 5:
             raise refuse("ledger", "a note's signature is too short")
         if name != verifier.name or data[:4] != verifier.id:
@@ -151,10 +176,8 @@ def read_checkpoint(note: bytes, verifier: Verifier) -> Checkpoint:
     origin, digits, root = lines[:3]
     if origin != verifier.name:
         raise refuse("ledger", f"the checkpoint is of another log, `{origin}`")
-    number = digits.isascii() and digits.isdecimal() and (digits == "0" or digits[0] != "0")
-    if not number or len(digits) > MAX_SIZE_DIGITS:
-        raise refuse("ledger", "a checkpoint's size is not a number")
-    hashed = _base64(root, "a checkpoint's root")
+    size = read_number(digits, "a checkpoint's size")
+    hashed = read_base64(root, "a checkpoint's root")
     if len(hashed) != HASH:
         raise refuse("ledger", "a checkpoint's root is not 32 bytes")
-    return Checkpoint(origin, int(digits), hashed)
+    return Checkpoint(origin, size, hashed)

@@ -26,6 +26,8 @@ CHECKPOINT = "checkpoint"
 LOCK = "lock"
 KEY = "key"
 PUBLIC_KEY = "key.pub"
+NEXT_KEY = "key.next"  # while the key is being replaced, and no longer
+ROTATION = "rotation"  # rotation.1, rotation.2, …: how each key came after the one before it
 TILES = "tile"
 TEMPORARY = ".new"  # the suffix of a file being written; whole files never have it
 

@@ -22,7 +22,7 @@ commit needs one fdatasync, and 1 only when content came ahead of its entry (lar
 writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
 
 Creation is 11 (an empty tree), then 7 and 8: a folder with a checkpoint of size 0 and no tail is a creation that
-was cut off, and is done again.
+was cut off, and is done again. The writes of a replaced key are in `rotate.py`.
 """
 
 from __future__ import annotations

@@ -10,11 +10,14 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from runner.errors import refuse
 from runner.ledger import tail as tails
 from runner.ledger.merkle import TILE_HEIGHT, TILE_WIDTH, Tile, Tree, leaf_hash, tile_root
-from runner.ledger.note import Checkpoint, Signer
+from runner.ledger.note import Checkpoint, Handover, Signer
+from runner.ledger.proof import Inclusion
+from runner.ledger.rotation import MAX_ROTATIONS
 from runner.ledger.sequence import State
-from runner.ledger.tile import CHECKPOINT, TAIL, TILES
+from runner.ledger.tile import CHECKPOINT, ROTATION, TAIL, TILES
 from runner.recorder import durability as disk
 from runner.recorder import tiles
 from runner.recorder.recovery import Pending, Recovered
@@ -27,7 +30,7 @@ class Journal:
         self._folder = folder
         self._tiles_folder = folder / TILES
         self._content = content
-        self._signer = signer
+        self.signer = signer
         self._settled: State = found.settled  # of the entries that are in bundles, as is the next
         self._marks: list[State] = found.marks  # of the entries before each end of a bundle that is due
         self._settled_tree: Tree = found.settled_tree
@@ -58,6 +61,39 @@ class Journal:
         self._sign()
         self.durable = self.size
         self._rewrite_tail()
+
+    def hand_over(self, new: Signer) -> None:
+        """Sign from here on with `new`: the last entry, taken or written already, is the one that says so.
+
+        May be done again after a crash at any point of it: the tail's rename decides, the rest follows from it."""
+        self.signer = Handover(self.signer, new)
+        self._sign()
+        self.durable = self.size
+        self._rewrite_tail()
+        # From here on the key is replaced: whoever reads the tail accepts both, and the log's next size is the new
+        # key's. A crash before leaves the old key, alone.
+        self.publish()
+        before = self._settled_tree.copy()
+        *earlier, (entry, _) = self._pending
+        for data, _ in earlier:
+            before.add(leaf_hash(data))
+        handover = Inclusion(before.size, entry, tuple(before.next_proof()), self._note).text()
+        disk.replace(self._next_rotation(handover), handover)
+        self.signer = new
+        self._sign()
+        self.published = -1
+
+    def _next_rotation(self, handover: bytes) -> Path:
+        """Where the handover goes: behind the others, or where it was written before a crash."""
+        for number in range(1, MAX_ROTATIONS + 1):
+            path = self._folder / f"{ROTATION}.{number}"
+            if not path.exists() or path.read_bytes() == handover:
+                return path
+        raise refuse(
+            "ledger",
+            f"the key was replaced {MAX_ROTATIONS} times",
+            next_step="move the ledger folder away to begin a new ledger",
+        )
 
     def take(self, data: bytes, contents: tuple[bytes, ...], state: State) -> None:
         """Add an entry to the group, with small content that it names; `state` is that of all entries with it."""
@@ -131,14 +167,14 @@ class Journal:
     def _sign(self) -> None:
         for data, _ in self._pending[self._tree.size - self.base :]:
             self._full += self._tree.add(leaf_hash(data))
-        head = Checkpoint(self._signer.verifier.name, self._tree.size, self._tree.root())
-        self._note = self._signer.sign(head.text())
+        head = Checkpoint(self.signer.verifier.name, self._tree.size, self._tree.root())
+        self._note = self.signer.sign(head.text())
 
     def _rewrite_tail(self) -> None:
         """Replace the tail by one that begins after the bundles, ends at `durable`, and has the newest note."""
         head = tails.Head(self.base, self.durable, self._settled_tree.root(), self._settled)
         held = self._pending[: self.durable - self.base]
-        disk.replace(self._folder / TAIL, tails.build(tails.sign_head(head, self._signer), held, self._note))
+        disk.replace(self._folder / TAIL, tails.build(tails.sign_head(head, self.signer), held, self._note))
         # From here on the new tail is the ledger's end.
         self.close()
         self.go_on()

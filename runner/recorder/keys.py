@@ -1,4 +1,4 @@
-"""The recorder's signing key: made at the first start, read at each one, never replaced."""
+"""The recorder's signing key: made at the first start, read at each one, replaced only inside the log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from runner.errors import refuse
 from runner.ledger.note import Signer
-from runner.ledger.tile import CHECKPOINT, KEY, PUBLIC_KEY, TAIL
+from runner.ledger.tile import CHECKPOINT, KEY, NEXT_KEY, PUBLIC_KEY, TAIL
 from runner.recorder.durability import FILE_MODE, make_folder, replace, to_disk
 
 _PUBLIC_MODE = 0o644
@@ -32,9 +32,16 @@ def load_or_create_key(folder: Path, origin: str) -> Ed25519PrivateKey:
     path = folder / KEY
     with to_disk("reading or making the ledger's key"):
         make_folder(folder)
+        if os.path.lexists(folder / NEXT_KEY):
+            raise refuse(
+                "key",
+                "a replacement of the ledger's key was begun and cut off",
+                field=str(folder / NEXT_KEY),
+                next_step="finish it with `runner trace rotate-key`, then start the daemon",
+            )
         if not os.path.lexists(path):
             _create(folder, path)
-        private = _load(path)
+        private = load_key(path)
         _publish(folder, Signer(origin, private).verifier.text)
     return private
 
@@ -47,16 +54,26 @@ def _create(folder: Path, path: Path) -> None:
             field=str(path),
             next_step="restore the key, or move the ledger folder away to begin a new ledger",
         )
+    make_key(path)
+    _give_to_owner(folder, path)
+
+
+def make_key(path: Path) -> None:
+    """A new key in a file (0600), durably."""
     private = Ed25519PrivateKey.generate()
     replace(path, private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=FILE_MODE)
-    _give_to_owner(folder, path)
+
+
+def publish_key(folder: Path, text: str) -> None:
+    """Put the verifier key's text into key.pub, durably."""
+    replace(folder / PUBLIC_KEY, f"{text}\n".encode(), mode=_PUBLIC_MODE)
 
 
 def _publish(folder: Path, text: str) -> None:
     """Write key.pub when it is not there. Readers who want to trust it take it from elsewhere."""
     path = folder / PUBLIC_KEY
     if not os.path.lexists(path):
-        replace(path, f"{text}\n".encode(), mode=_PUBLIC_MODE)
+        publish_key(folder, text)
         _give_to_owner(folder, path)
 
 
@@ -67,7 +84,8 @@ def _give_to_owner(folder: Path, path: Path) -> None:
         os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)
 
 
-def _load(path: Path) -> Ed25519PrivateKey:
+def load_key(path: Path) -> Ed25519PrivateKey:
+    """A private key from its file. Raises `RunnerError` (key) when it is too open or of another kind, and OSError."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         status = os.fstat(descriptor)

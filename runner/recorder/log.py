@@ -53,6 +53,7 @@ class Recorder:
         self._published_at = float("-inf")
         self._failed: RunnerError | None = None
         self._lock = -1
+        self._successor = ""  # the key that the newest rotation in the tail names
         life = sequence.state.life
         self.previous: Literal["none", "clean", "dead"] = (
             "none" if life == "none" else "clean" if life == "stopped" else "dead"
@@ -68,8 +69,11 @@ class Recorder:
         key: Ed25519PrivateKey,
         now: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        replacing: bool = False,
     ) -> Recorder:
-        """Open the ledger under `state_dir`, made when there is none, and bring it in order.
+        """Open the ledger under `state_dir`, made when there is none, and bring it in order; with `replacing`, only to
+        finish a replacement of the key that was cut off.
 
         `origin` is `toolrunner/<instance>`, `now` gives RFC 3339 UTC times. Raises `RunnerError` (ledger) when another
         process writes it, when the disk fails, or when what was acknowledged is damaged."""
@@ -84,7 +88,7 @@ class Recorder:
                 content = ContentStore(state_dir / "content")
                 journal = Journal(folder, state_dir / "content", signer, known)
                 opened = cls(journal, known.sequence, content, clock)
-                opened._begin(found, now)
+                opened._begin(found, now, signer.verifier.text, replacing=replacing)
             except BaseException:
                 if opened:
                     opened._release()
@@ -93,11 +97,17 @@ class Recorder:
         opened._lock = held
         return opened
 
-    def _begin(self, found: Recovered | None, now: Callable[[], str]) -> None:
+    def _begin(self, found: Recovered | None, now: Callable[[], str], key: str, *, replacing: bool) -> None:
         """Create, or repair, or just go on; then the tail's file is open for appending."""
         if found is None:
             self._journal.create()
             self._published_at = self._clock()
+            return
+        self._successor = found.successor
+        if found.successor not in ("", key):
+            if not replacing:
+                raise refuse("key", "this key was replaced by another", next_step=f"restore {found.successor}")
+            self._journal.go_on()
             return
         if found.cut:
             self._admit(entries.Repair(time=now(), dropped=found.cut, size=self.size))
@@ -115,6 +125,10 @@ class Recorder:
                 self.tidy(stopping=True)
         finally:
             self._release()
+
+    def abandon(self) -> None:
+        """Let go, and write nothing: what a crash does, in order."""
+        self._release()
 
     def _release(self) -> None:
         self._content.close()
@@ -161,6 +175,8 @@ class Recorder:
         if self._failed is not None:
             raise self._failed
         entry = entries.decode(entry_bytes)
+        if isinstance(entry, entries.Rotate):
+            raise refuse("ledger", "a rotation of the key is the recorder's own to write")
         self._sequence.check(entry)
         small: list[bytes] = []
         for data in contents:
@@ -211,6 +227,23 @@ class Recorder:
             if waited and journal.published != journal.durable:
                 journal.publish()
                 self._published_at = self._clock()
+
+    def rotate(self, key: Ed25519PrivateKey, now: str, *, by: int, why: str = "") -> int:
+        """Replace the key by `key`, from the next entry on: the position of the entry that says so.
+
+        It is on disk on return, signed by both keys; the caller then puts the key's file in its place. Repeating it
+        with the same key finishes what a crash cut off. Raises `RunnerError` (ledger)."""
+        old, new = self._journal.signer, Signer(self._journal.signer.verifier.name, key)
+        resumed = self._successor == new.verifier.text
+        if not resumed:
+            self.commit()
+        with self._alive("replacing the key"):
+            if not resumed:
+                entry = entries.Rotate(time=now, old=old.verifier.text, new=new.verifier.text, by=by, why=why)
+                self._admit(entry)
+            self._journal.hand_over(new)
+            self._successor = new.verifier.text
+        return self.size - 1
 
     # --- content ---------------------------------------------------------------------------------------
 

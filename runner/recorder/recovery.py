@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import tail as tails
-from runner.ledger.entry import decode
+from runner.ledger.entry import Rotate, decode
 from runner.ledger.merkle import FULL_TILE, TILE_WIDTH, Tile, Tree, leaf_hash
 from runner.ledger.note import Checkpoint, Verifier, read_checkpoint
 from runner.ledger.sequence import Sequence, State
@@ -35,6 +35,7 @@ class Recovered(NamedTuple):
     tiles: list[Tile]
     note: bytes  # the newest checkpoint of the tail
     signed: int  # its size
+    successor: str  # the key that the newest rotation in the tail names, "" for none
     cut: int  # unreadable bytes at the tail's end, of a write that was never acknowledged
 
 
@@ -88,7 +89,7 @@ def _replay(folder: Path, verifier: Verifier, found: tails.Tail, published: Chec
     entries: list[Pending] = []
     marks: list[State] = []
     tiles: list[Tile] = []
-    note, signed = b"", -1
+    note, signed, successor = b"", -1, ""
     contents: list[bytes] = []
     for record in found.records:
         if record.kind == tails.CONTENT:
@@ -98,6 +99,7 @@ def _replay(folder: Path, verifier: Verifier, found: tails.Tail, published: Chec
             sequence.check(entry)
             sequence.apply(tree.size, entry)
             entries.append((record.data, tuple(contents)))
+            successor = entry.new if isinstance(entry, Rotate) else successor
             contents.clear()
             if len(entries) % TILE_WIDTH == 0:
                 marks.append(sequence.state.copy())
@@ -113,12 +115,12 @@ def _replay(folder: Path, verifier: Verifier, found: tails.Tail, published: Chec
     if signed < known:
         raise refuse("ledger", f"{known} entries were acknowledged, {max(signed, 0)} are readable and signed")
     cut = found.size - found.end
-    return Recovered(head.state, marks, settled_tree, sequence, tree, entries, tiles, note, signed, cut)
+    return Recovered(head.state, marks, settled_tree, sequence, tree, entries, tiles, note, signed, successor, cut)
 
 
 def nothing() -> Recovered:
     """A ledger that has no entry yet."""
-    return Recovered(State(), [], Tree(), Sequence(), Tree(), [], [], b"", 0, 0)
+    return Recovered(State(), [], Tree(), Sequence(), Tree(), [], [], b"", 0, "", 0)
 
 
 def _read_tile(folder: Path, level: int, number: int) -> bytes:

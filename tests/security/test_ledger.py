@@ -20,6 +20,7 @@ from runner.evidence.verify import verify
 from runner.ledger import entry as entries
 from runner.recorder.keys import load_or_create_key
 from runner.recorder.log import Recorder
+from runner.recorder.rotate import rotate_key
 
 WRITER = Path(__file__).parents[1] / "vectors/ledger_sample.py"
 ORIGIN = "toolrunner/test"
@@ -176,6 +177,25 @@ class TestAsRoot:
                 assert errors == b""
                 assert verified(folder / "state")[0] > 20
                 assert {path.stat().st_uid for path in folder.rglob("*")} == {NOBODY}
+
+    def test_root_replaces_the_key_for_its_user(self) -> None:
+        """What root writes belongs to the recorder's user, who goes on with it; the first public key verifies all."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            os.chown(folder, NOBODY, NOBODY)
+            for _ in range(2):
+                writer = start_writer(folder / "state", NOBODY)
+                assert writer.stdout is not None
+                assert writer.stdout.readline()
+                writer.kill()
+                assert writer.communicate()[1] == b""
+                first = (folder / "state/ledger/key.pub").read_text()
+                rotate_key(folder / "state", lambda: NOW, by=0)
+                assert {path.stat().st_uid for path in folder.rglob("*")} == {NOBODY}
+                assert os.geteuid() == 0
+            assert (folder / "state/ledger/rotation.2").exists()
+            report = verify(folder / "state/ledger", first, folder / "state/content")
+            assert report.ok, report
 
     def test_a_full_disk_ends_the_recorder_and_loses_nothing(self, tmp_path: Path) -> None:
         disk = tmp_path / "disk"

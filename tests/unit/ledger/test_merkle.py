@@ -119,3 +119,48 @@ def test_inclusion_proofs(size: int) -> None:
     with pytest.raises(ValueError, match="leaf"):
         merkle.inclusion_proof(size, size, lambda _low, _high: b"")
     assert not merkle.included(root, size, size, [], root)
+
+
+def test_known_consistency_proofs() -> None:
+    hashes = [merkle.leaf_hash(bytes.fromhex(leaf)) for leaf in VECTORS["leaves"]]
+    roots = [bytes.fromhex(root) for root in VECTORS["roots"]]
+    for old, size, known in VECTORS["consistency"]:
+        proof = merkle.consistency_proof(old, size, lambda low, high: brute(hashes[low:high]))
+        assert [step.hex() for step in proof] == known
+        assert merkle.consistent(old, roots[old - 1], size, roots[size - 1], proof)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 13, 32, 51])
+def test_consistency_proofs(size: int) -> None:
+    hashes = leaves(size)
+    root = brute(hashes)
+    rng = random.Random(size)
+    other = b"x" * 32
+    for old in range(size + 1):
+        before = brute(hashes[:old])
+        proof = merkle.consistency_proof(old, size, lambda low, high: brute(hashes[low:high]))
+        assert merkle.consistent(old, before, size, root, proof)
+        assert bool(proof) == (0 < old < size)
+        assert not merkle.consistent(old, other, size, root, proof)
+        assert not merkle.consistent(old, before, size, root, [*proof, root])
+        if old:
+            assert not merkle.consistent(old, before, size, other, proof)
+        if proof:
+            assert not merkle.consistent(old, before, size, root, proof[:-1])
+            assert not merkle.consistent(old, before, size, root, proof[1:])
+            bent = list(proof)
+            bent[rng.randrange(len(bent))] = other
+            assert not merkle.consistent(old, before, size, root, bent)
+            assert not merkle.consistent(old + 1, before, size, root, proof)
+    for old, wanted in ((-1, size), (size + 1, size)):
+        assert not merkle.consistent(old, root, wanted, root, [])
+        with pytest.raises(ValueError, match="older"):
+            merkle.consistency_proof(old, wanted, lambda _low, _high: b"")
+
+
+def test_the_next_leafs_proof_is_the_edge() -> None:
+    tree = merkle.Tree()
+    for number, leaf in enumerate(leaves(300)):
+        proof = tree.next_proof()
+        tree.add(leaf)
+        assert merkle.included(leaf, number, number + 1, proof, tree.root())

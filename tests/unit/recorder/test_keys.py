@@ -1,4 +1,4 @@
-"""The signing key: made once, kept private, never replaced."""
+"""The signing key: made once, kept private, replaced only inside the log (`test_rotate.py`)."""
 
 from __future__ import annotations
 
