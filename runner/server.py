@@ -22,6 +22,7 @@ from runner.errors import Refusal, RunnerError, refusal, refuse
 from runner.gate import idempotency
 from runner.gate.listing import listing, listing_digest
 from runner.gate.parts import Parts
+from runner.gate.provenance import Provenances
 from runner.gate.reply import RequestReply
 from runner.gate.session import Session
 from runner.gate.strangers import Strangers
@@ -54,6 +55,7 @@ class Server:
         parts: Parts,
         pipeline: Pipeline,
         strangers: Strangers,
+        provenances: Provenances,
         *,
         uids: frozenset[int],
         audience: str,
@@ -62,6 +64,7 @@ class Server:
         self.parts = parts
         self.pipeline = pipeline
         self.strangers = strangers
+        self.provenances = provenances
         self.uids = uids
         self.audience = audience
         self.nonce = nonce
@@ -407,7 +410,9 @@ class Connection(asyncio.Protocol):
         parts = self._server.parts
         verified = parts.authenticator.open(hello.chain, hello.proof, self._nonce, parts.clock.now(), self._peer)
         task = parts.tasks.join(verified.principal, token=verified.root_jti, profile=verified.profile)
-        self._proven = Session(verified, self._nonce, hello.session, task, parts.tasks)
+        assert self._transport is not None
+        provenance = self._server.provenances.begin(self._transport.get_extra_info("socket"), self._peer, verified)
+        self._proven = Session(verified, self._nonce, hello.session, task, parts.tasks, provenance)
         limits = self._server.limits
         self.send(
             agent.Welcome(

@@ -83,6 +83,7 @@ def _daemon_commands() -> None:
         policy,
         policy_explain,
         profile,
+        schema,
         serve,
         tool,
         trace,
@@ -98,6 +99,7 @@ def _daemon_commands() -> None:
     app.command(rich_help_panel=_OPERATOR, epilog="Example: runner init ./agents")(init.init)
     app.command(rich_help_panel=_OPERATOR, epilog=bench.EPILOG)(bench.bench)
     serve.app.command(epilog=workspace.EPILOG)(workspace.diff)
+    trace.app.command(epilog=schema.EPILOG)(schema.schema)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
     app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)

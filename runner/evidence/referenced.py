@@ -19,6 +19,7 @@ def references(position: int, entry: entries.AnyEntry) -> list[Reference]:
     artefacts: list[tuple[str, str]] = []
     if isinstance(entry, entries.Call):
         found = [("arguments", entry.arguments), ("plan.plan", entry.plan.plan if entry.plan else None)]
+        found.append(("authority", entry.authority))
         artefacts = [("tool_digest", entry.tool_digest), ("decision.policy", entry.decision.policy)]
     elif isinstance(entry, entries.Outcome):
         found = [("stdout", entry.stdout), ("stderr", entry.stderr), ("result", entry.result)]

@@ -9,12 +9,25 @@ from typing import Any, Protocol
 import msgspec
 
 from runner.errors import RunnerError, refuse
+from runner.gate.authorize import SessionView
 from runner.ledger import entry as entries
 from runner.model import Authenticated, CallPlan, Decision, Measured, Outcome, Principal, Receipt
 from runner.wire.agent import SessionFacts
 from runner.wire.recorder import WITH_ENTRY, Appended, RecorderCaller
 
 _canonical = msgspec.json.Encoder(order="sorted")
+
+
+_FIGURES = ("cpu_system_us", "cpu_user_us", "leftover", "max_rss_kib", "wall_us")
+
+
+class Caller(Protocol):
+    """Who calls, beyond its name: `runner.gate.provenance.Provenance`, once it is ready."""
+
+    peer: entries.PeerProcess
+    profile: str
+    delegation: tuple[entries.Delegated, ...]
+    authority: entries.Content | None
 
 
 class Follower(Protocol):
@@ -143,6 +156,8 @@ def call_entry(
     arguments: entries.Content,
     tool_digest: str,
     facts: SessionFacts,
+    provenance: Caller,
+    context: SessionView,
     untrusted: tuple[str, ...],
     plan: entries.Planned | None,
 ) -> entries.Call:
@@ -152,10 +167,20 @@ def call_entry(
         time=time,
         call=call,
         who=who(authenticated.principal),
-        peer=entries.PeerProcess(uid=asked.peer.uid, pid=asked.peer.pid),
+        peer=provenance.peer,
         chain=authenticated.chain,
         leaf=authenticated.leaf_digest,
         proof=authenticated.proof_id,
+        profile=provenance.profile,
+        authority=provenance.authority,
+        delegation=provenance.delegation,
+        context=entries.Context(
+            calls=context.calls,
+            denied=context.denied,
+            untrusted=context.untrusted,
+            depth=context.depth,
+            tools=context.tools,
+        ),
         tool=authenticated.tool,
         tool_digest=tool_digest,
         arguments=arguments,
@@ -223,6 +248,7 @@ def outcome_entry(
             max_rss_kib=used.max_rss_kib,
             leftover=used.leftover,
             source=used.source,
+            sources={name: used.source for name in _FIGURES if getattr(used, name)},
         ),
         stdout=stdout,
         stderr=stderr,

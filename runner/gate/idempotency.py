@@ -87,7 +87,7 @@ def finished(kept: KeptCall) -> Finished:
             exit_code=outcome.exit_code,
             signal=outcome.signal,
             reason=outcome.reason,
-            usage=Usage() if outcome.used is None else msgspec.convert(msgspec.to_builtins(outcome.used), Usage),
+            usage=Usage() if outcome.used is None else msgspec.convert(outcome.used, Usage, from_attributes=True),
         ),
         receipt=Receipt(call=kept.call, digest=kept.digest, position=kept.position, durable=True),
         value=kept.value,

@@ -24,15 +24,17 @@ async def call(
     serving: Serving,
 ) -> None:
     """Write the call with its decision, and its plan when it was allowed; the task's beginning first."""
+    before = session.task.context.view("", len(authenticated.chain) - 1)  # before anything waits: what policy saw
     if planned is not None:
         await session.tasks.begin(session.task)
+    await session.provenance.ready()
     since = session.task.context.decided(authenticated.tool, allowed=planned is not None)
     manifest = serving.tools.get(authenticated.tool)
     arguments, named = content(canonical(authenticated.arguments), journal.salt())
     contents: tuple[bytes, ...] = (arguments,)
     kept = None
     if planned is not None and manifest is not None:
-        whole, called = content(canonical(planned))
+        whole, called = content(canonical(planned), journal.salt())  # it holds the arguments
         contents = (arguments, whole)
         kept = entries.planned(planned, manifest.profile, called)
     entry = entries.call_entry(
@@ -43,6 +45,8 @@ async def call(
         arguments=named,
         tool_digest=manifest.digest if manifest is not None else "",
         facts=session.facts,
+        provenance=session.provenance,
+        context=before,
         untrusted=since,
         plan=kept,
     )

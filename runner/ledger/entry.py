@@ -50,10 +50,37 @@ class Who(Part, frozen=True):
 
 
 class PeerProcess(Part, frozen=True):
-    """The process on the other end of the socket."""
+    """The process on the other end of the socket: uid, pid and gid by SO_PEERCRED, fixed when it connected; the rest as
+    engine found it at the connection's hello, or `problem`. A pid and its `start` name one process of a boot."""
 
     uid: Int
     pid: Int
+    gid: Int = 0
+    start: Int = 0  # clock ticks after boot
+    cgroup: str = ""
+    executable: str = ""  # where its program lay, as its own mount namespace says
+    digest: str = ""  # SHA-256 of that program
+    problem: str = ""
+
+
+class Delegated(Part, frozen=True):
+    """One derived token of a chain: its parent's holder made it for `name`. Times are seconds since the epoch."""
+
+    token: str
+    digest: str  # of its signing input
+    issued: Int
+    expires: Int
+    name: str = ""
+
+
+class Context(Part, frozen=True):
+    """What the session had done when the decision was made, as policy saw it (AARM R2, R5)."""
+
+    calls: Int = 0
+    denied: Int = 0
+    untrusted: Int = 0
+    depth: Int = 0  # delegations between the root's holder and whoever called
+    tools: tuple[str, ...] = ()
 
 
 class Operator(Part, frozen=True):
@@ -87,6 +114,23 @@ class Planned(Part, frozen=True):
     output: Int
 
 
+class Environment(Part, frozen=True):
+    """What the daemon ran on when it began to serve: the container engine on itself, the kernel on the rest."""
+
+    kernel: str
+    machine: str
+    python: str
+    build: str  # SHA-256 over the paths and bytes of the daemon's own code
+    engine: str  # the container engine and its version
+    runtime: str  # the one it uses by default
+    runc: str = ""
+    cgroup_version: Int = 0
+    landlock: Int = 0  # the kernel's ABI, 0 = none
+    clock_source: str = ""
+    clock_synchronized: bool = False  # by the kernel's own word: some daemon disciplines it
+    clock_error_us: Int = 0  # at most, where it is synchronized
+
+
 # --- the daemon's life -------------------------------------------------------------------------------
 
 
@@ -102,6 +146,7 @@ class Start(Entry, frozen=True, tag="start"):
     policy: str
     previous: Literal["none", "clean", "dead"]
     interrupted: Int = 0  # calls of the dead run sealed as interrupted
+    environment: Environment | None = None
 
 
 class Stop(Entry, frozen=True, tag="stop"):
@@ -255,7 +300,13 @@ class SandboxEnd(Entry, frozen=True, tag="sandbox_end"):
 
 
 class Call(Entry, frozen=True, kw_only=True, tag="call"):
-    """A call, the decision on it, and the plan if it was allowed. Written before the call's process exists."""
+    """A call, the decision on it, and the plan if it was allowed. Written before the call's process exists.
+
+    Identity at AARM's five levels (R5, R6): the human principal is `who.owner`; the service, the account and program
+    of `peer`, and the sandbox's uid in its `sandbox` entry; the agent `who.agent`, or the last `who.asserted`; the
+    session `who.session`, linked by `who.task`; role and scope `profile` and `authority`, which is the whole chain
+    with what each token grants, of the connection that called. `delegation` leaves out the root: it has an entry of
+    its own (`token`)."""
 
     call: str
     who: Who
@@ -263,6 +314,10 @@ class Call(Entry, frozen=True, kw_only=True, tag="call"):
     chain: tuple[str, ...]  # token ids, root to leaf
     leaf: str
     proof: str
+    profile: str = ""
+    authority: Content | None = None
+    delegation: tuple[Delegated, ...] = ()
+    context: Context | None = None
     tool: str
     tool_digest: str = ""
     arguments: Content | None = None
@@ -289,7 +344,8 @@ class Stream(Part, frozen=True):
 
 
 class Used(Part, frozen=True):
-    """What the call used; `source` says who measured."""
+    """What the call used. `sources` says of each figure who measured it: "guest", which is PID 1 of the sandbox, or
+    "cgroup". Entries from before it was written have one `source` for all figures."""
 
     wall_us: Int = 0
     cpu_user_us: Int = 0
@@ -297,6 +353,7 @@ class Used(Part, frozen=True):
     max_rss_kib: Int = 0
     leftover: Int = 0
     source: str = "guest"
+    sources: dict[str, str] = {}
 
 
 class Workspace(Part, frozen=True):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.catalog import Catalog, compile_bundle
+from runner.engine.processes import Processes
 from runner.engine.sandboxes import Compiled, Engine
 from runner.errors import RunnerError, refusal
 from runner.serve import log, privilege
@@ -34,6 +35,7 @@ class EngineProcess:
         self._gate: Channel | None = None
         self._upward: Channel | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._processes = Processes()
 
     async def serve(self, parent_fd: int, gate_fd: int) -> None:
         """Serve until gate or parent ends, then remove every sandbox."""
@@ -129,6 +131,14 @@ class EngineProcess:
                 )
             case wire.RemoveDisk():
                 await engine.remove_disk(message.task)
+            case wire.Identify():
+                return await self._processes.identify(message.number, message.pid)
+            case wire.Describe():
+                facts = engine.facts
+                return wire.Described(
+                    number=message.number, engine=f"docker {facts.docker}", runtime=facts.default_runtime,
+                    runc=facts.runc, cgroup_version=facts.cgroup_version, landlock=facts.landlock,
+                )  # fmt: skip
         return wire.Done(number=message.number)
 
     def _sandbox_ended(self, sandbox: str, reason: str, oom: bool) -> None:

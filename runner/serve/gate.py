@@ -35,6 +35,7 @@ from runner.gate.calls import Calls
 from runner.gate.entries import Journal, isolation
 from runner.gate.identifiers import CallIds
 from runner.gate.parts import Clock, Parts
+from runner.gate.provenance import Provenances
 from runner.gate.serving import Serving
 from runner.gate.strangers import Strangers
 from runner.gate.tasks import Tasks
@@ -46,6 +47,7 @@ from runner.sandbox.execute import Executor
 from runner.sandbox.snapshot import Snapshots
 from runner.serve import log, privilege
 from runner.serve.channel import Channel
+from runner.serve.environment import environment
 from runner.server import Server
 from runner.state.authority import Authority
 from runner.state.store import Store
@@ -207,6 +209,7 @@ class GateProcess:
             self._parts,
             pipeline,
             self._strangers,
+            Provenances(self._journal, self._identify),
             uids=agents,
             audience=audience,
             nonce=lambda: secrets.token_urlsafe(24),
@@ -249,9 +252,13 @@ class GateProcess:
                 policy=serving.policies.digest,
                 previous=self._opened_as.previous,
                 interrupted=self._opened_as.interrupted,
+                environment=environment(await engine_wire.EngineCaller(self._engine).describe()),
             ),
             sync=True,
         )
+
+    async def _identify(self, pid: int) -> engine_wire.Identified:
+        return await engine_wire.EngineCaller(self._engine).identify(pid)
 
     def _fatal(self, error: RunnerError) -> None:
         _log.critical("the ledger does not take entries: %s", error.refused.line())

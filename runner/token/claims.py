@@ -26,6 +26,17 @@ from runner.token.strict import TOKEN_TYPE, Compact, NotAccepted, compact, parse
 Anchors = Mapping[str, tuple[PublicKey, ...]]  # issuer URI -> its public keys
 
 
+class Link(Value, frozen=True):
+    """One token of a verified chain, for the record: never its text."""
+
+    jti: str
+    digest: str  # hex SHA-256 of its signing input
+    issued: int
+    expires: int
+    tools: dict[str, Any] | None  # what it grants: tool -> constraint map; None when it only passes on nothing
+    name: str = ""  # what its parent's holder calls whom it is for; "" at the root
+
+
 class VerifiedChain(Value, frozen=True):
     """A chain that passed every step, as of `verify_chain`'s `now`; whoever keeps it re-checks `expires`.
 
@@ -46,6 +57,7 @@ class VerifiedChain(Value, frozen=True):
     leaf_hash: str  # the same, base64url, as proofs carry it in `aat_hash`
     leaf_key: PublicKey
     depth: int  # del_depth of the leaf: 0 when the root itself is presented
+    links: tuple[Link, ...] = ()  # root to leaf
 
 
 def verify_chain(chain: Sequence[str], anchors: Anchors, now: float, audience: str, limits: Limits) -> VerifiedChain:
@@ -79,6 +91,18 @@ def _verified(chain: Sequence[str], anchors: Anchors, now: float, audience: str,
         leaf_hash=forms[-1].hash,
         leaf_key=leaf.holder,
         depth=leaf.del_depth,
+        links=tuple(_link(form, token) for form, token in zip(forms, tokens, strict=True)),
+    )
+
+
+def _link(form: Compact, token: Claims) -> Link:
+    return Link(
+        jti=token.jti,
+        digest=form.digest,
+        issued=token.iat,
+        expires=token.exp,
+        tools=token.tools,
+        name=asserted_name(token.private) if token.del_depth else "",
     )
 
 

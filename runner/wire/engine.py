@@ -65,6 +65,42 @@ class Snapped(Message, frozen=True, tag="snapped"):
     read: int
 
 
+class Identify(Message, frozen=True, tag="identify"):
+    """Say what process has this pid now: gate's user may not look. Answered by `Identified`."""
+
+    number: int
+    pid: int
+
+
+class Identified(Message, frozen=True, tag="identified"):
+    """What /proc tells of it: start in clock ticks after boot, control group, program and its SHA-256; `problem` says
+    why something is not there."""
+
+    number: int
+    start: int = 0
+    cgroup: str = ""
+    executable: str = ""
+    digest: str = ""
+    problem: str = ""
+
+
+class Describe(Message, frozen=True, tag="describe"):
+    """Say what sandboxes are made with. Answered by `Described`."""
+
+    number: int
+
+
+class Described(Message, frozen=True, tag="described"):
+    """The container engine and its host, by their own word."""
+
+    number: int
+    engine: str
+    runtime: str
+    runc: str
+    cgroup_version: int
+    landlock: int
+
+
 class Kept(Message, frozen=True, tag="kept"):
     """The tasks that still have a disk."""
 
@@ -101,8 +137,8 @@ class SandboxEnded(Message, frozen=True, tag="sandbox_ended"):
     oom: bool = False
 
 
-FromGate = Create | Destroy | KeepDisks | RemoveDisk | Snapshot
-FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped
+FromGate = Create | Destroy | KeepDisks | RemoveDisk | Snapshot | Identify | Describe
+FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped | Identified | Described
 
 
 class Requester(Protocol):
@@ -148,6 +184,18 @@ class EngineCaller:
         """The lines of the workspace's manifest."""
         answer = await self._ask(Snapshot(number=self._channel.number(), sandbox=sandbox, full=full))
         assert isinstance(answer, Snapped)
+        return answer
+
+    async def identify(self, pid: int) -> Identified:
+        """What process has this pid now."""
+        answer = await self._ask(Identify(number=self._channel.number(), pid=pid))
+        assert isinstance(answer, Identified)
+        return answer
+
+    async def describe(self) -> Described:
+        """What sandboxes are made with."""
+        answer = await self._ask(Describe(number=self._channel.number()))
+        assert isinstance(answer, Described)
         return answer
 
     async def _ask(self, message: Message) -> FromEngine:

@@ -18,7 +18,7 @@ from runner.cli import commands
 
 ROOT = commands.command()
 # They hand the terminal over to something else: the daemon's log, an agent, scenes to watch.
-WITHOUT_JSON = {("serve",), ("exec",), ("demo",)}
+WITHOUT_JSON = {("serve",), ("exec",), ("demo",), ("trace", "schema")}  # the last prints nothing but JSON
 
 
 def walk(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
