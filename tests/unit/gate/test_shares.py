@@ -30,7 +30,7 @@ def _parts(now: list[float], **limits: int) -> Parts:
 
 def _reserve(parts: Parts, task: str, proof: str = "proof") -> Running:
     asked = SimpleNamespace(proof=proof, window=1, detach=False, sync=False, idempotency_key="")
-    proven: Any = SimpleNamespace(call=asked, principal=SimpleNamespace(task=task), tool="tool", chain=())
+    proven: Any = SimpleNamespace(call=asked, principal=SimpleNamespace(task=task, asserted=()), tool="tool", chain=())
     reply: Any = SimpleNamespace(steers=lambda running: None)
     return parts.reserve(proven, reply)
 
