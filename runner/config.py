@@ -112,7 +112,7 @@ class Users(_Section, frozen=True):
 
 
 class Issuer(_Section, frozen=True):
-    """One trust anchor: the issuer's URI and its Ed25519 public key (a JWK file, as `runner keys init` writes it)."""
+    """One issuer: its URI and its Ed25519 public keys (a JWK, or a JWK Set after `runner keys rotate`)."""
 
     uri: str
     public_key: str

@@ -134,6 +134,8 @@ def find_program(name: str) -> str:
 
 def _issuer_key(settings: Config, config: Path) -> Path:
     """`issuer.key` beside the `issuer.pub` that the configuration trusts."""
+    if (credential := keys.usual_key()).is_absolute():
+        return credential
     for issuer in settings.issuers:
         beside = Path(issuer.public_key).with_suffix(".key")
         if beside.exists():

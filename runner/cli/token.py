@@ -42,7 +42,10 @@ def mint(
     owner: Annotated[str, typer.Option(help="On whose behalf.")],
     task: Annotated[str, typer.Option(help="The task; its sandbox lives as long as it does.")],
     tool: Annotated[list[str], typer.Option(help="NAME, or NAME:{constraint map as JSON}. Repeatable.")],
-    key: Annotated[Path, typer.Option(help="The issuer's private key, from `runner keys init`.")] = Path("issuer.key"),
+    key: Annotated[
+        Path | None,
+        typer.Option(help="The issuer's private key; issuer.key in $CREDENTIALS_DIRECTORY, or here, by default."),
+    ] = None,
     session: Annotated[str, typer.Option(help="The session; a fresh id by default.")] = "",
     profile: Annotated[str, typer.Option(help="The task profile.")] = "default",
     ttl: Annotated[str, typer.Option(help="How long it is good for: 30s, 15m, 1h.")] = "1h",
@@ -72,7 +75,7 @@ def mint(
         depth=depth,
         audience=audience,
     )
-    signing_key, issuer = keys.load_issuer(key)
+    signing_key, issuer = keys.load_issuer(key or keys.usual_key())
     fresh = SigningKey(generate())
     public = keys.load_public(holder)[0] if holder else fresh.public
     token, message = credentials.mint(wish, signing_key, issuer, public)
@@ -130,9 +133,9 @@ def inspect(
     claims = [_decoded(text) for text in chain]
     failed = None
     if public_key is not None:
-        key, issuer = keys.load_public(public_key)
+        anchors, issuer = keys.load_anchors(public_key)
         try:
-            verify_tokens(chain, {issuer: (key,)}, time.time(), audience, Limits())
+            verify_tokens(chain, {issuer: anchors}, time.time(), audience, Limits())
         except NotAccepted as error:
             failed = error
     verdict = "not verified" if public_key is None else f"does not verify: {failed}" if failed else "verified"

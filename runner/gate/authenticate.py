@@ -46,6 +46,11 @@ class Authenticator:
         self._anchors = dict(anchors)
         self._chains = ChainCache(self._anchors, self._audience, self._limits)
 
+    def retired(self, verified: VerifiedChain) -> str:
+        """Why a chain is trusted no longer, "" while its trust anchor is in force."""
+        in_force = verified.anchor in self._anchors.get(verified.issuer, ())
+        return "" if in_force else "the issuer's key was retired"
+
     def open(self, chain: Sequence[str], hello: str, nonce: str, now: float, peer: Peer) -> VerifiedChain:
         """The identity of a new connection challenged with `nonce`. Raises `RunnerError`: unauthenticated, revoked."""
         # 1. The chain.
@@ -70,7 +75,7 @@ class Authenticator:
         Raises `RunnerError`: unauthenticated, revoked, busy. What it returns may still be beyond the token:
         see `capability`."""
         # 5. Time has passed since the hello.
-        if verified.anchor not in self._anchors.get(verified.issuer, ()):
+        if self.retired(verified):
             raise unauthenticated(NotAccepted("3b", "the trust anchor was removed"))
         if now >= verified.expires:
             raise refuse("unauthenticated", "the token has expired", detail=f"leaf {verified.leaf_jti}")

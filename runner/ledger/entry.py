@@ -147,6 +147,7 @@ class Start(Entry, frozen=True, tag="start"):
     previous: Literal["none", "clean", "dead"]
     interrupted: Int = 0  # calls of the dead run sealed as interrupted
     environment: Environment | None = None
+    anchors: tuple[str, ...] = ()  # thumbprints (RFC 7638) of the issuers' keys in force
 
 
 class Stop(Entry, frozen=True, tag="stop"):
@@ -163,6 +164,7 @@ class Reload(Entry, frozen=True, tag="reload"):
     before: str
     after: str
     policy: str
+    anchors: tuple[str, ...] = ()  # as in `Start`
 
 
 class Repair(Entry, frozen=True, tag="repair"):

@@ -53,7 +53,7 @@ from runner.state.authority import Authority
 from runner.state.store import Store
 from runner.telemetry import Telemetry
 from runner.token.claims import Anchors
-from runner.token.keys import PublicKey, read_public
+from runner.token.keys import PublicKey, read_anchors
 from runner.wire import admin, parent
 from runner.wire import engine as engine_wire
 from runner.wire import recorder as recorder_wire
@@ -79,11 +79,16 @@ def anchors_of(config: Config, keys: dict[str, bytes]) -> Anchors:
     """The trust anchors that the config names, from the key files parent read."""
     found: dict[str, tuple[PublicKey, ...]] = {}
     for issuer in config.issuers:
-        key, named = read_public(keys[issuer.public_key], issuer.public_key)
+        held, named = read_anchors(keys[issuer.public_key], issuer.public_key)
         if named and named != issuer.uri:
             raise refuse("config", f"the key belongs to issuer {named}, not {issuer.uri}", field=issuer.public_key)
-        found[issuer.uri] = (*found.get(issuer.uri, ()), key)
+        found[issuer.uri] = (*found.get(issuer.uri, ()), *held)
     return found
+
+
+def thumbprints(anchors: Anchors) -> tuple[str, ...]:
+    """The keys in force, as entries name them."""
+    return tuple(sorted(key.thumbprint for keys in anchors.values() for key in keys))
 
 
 def settle() -> None:
@@ -204,7 +209,7 @@ class GateProcess:
         executor = Executor(self._claims, self._snapshots, grace_s=limits.kill_grace_s)
         pipeline = Pipeline(self._parts, executor, self._telemetry)
         self._strangers = Strangers(self._journal)
-        await self._write_start(serving)
+        await self._write_start(serving, anchors)
         self._server = Server(
             self._parts,
             pipeline,
@@ -236,7 +241,7 @@ class GateProcess:
     def _stock(self, serving: Serving) -> None:
         self._claims.stock(serving.task_profiles, serving.tools, serving.catalog.tool_profiles)
 
-    async def _write_start(self, serving: Serving) -> None:
+    async def _write_start(self, serving: Serving, anchors: Anchors) -> None:
         for content in serving.catalog.contents.values():
             await self._journal.recorder.store(content)
         config = await self._journal.keep(self._config_bytes)
@@ -253,6 +258,7 @@ class GateProcess:
                 previous=self._opened_as.previous,
                 interrupted=self._opened_as.interrupted,
                 environment=environment(await engine_wire.EngineCaller(self._engine).describe()),
+                anchors=thumbprints(anchors),
             ),
             sync=True,
         )
@@ -388,11 +394,18 @@ class GateProcess:
             await self._journal.recorder.store(content)
         before = self._parts.serving.catalog.digest
         await self._journal.write(
-            entries.Reload(time=stamp(), before=before, after=serving.catalog.digest, policy=serving.policies.digest),
+            entries.Reload(
+                time=stamp(),
+                before=before,
+                after=serving.catalog.digest,
+                policy=serving.policies.digest,
+                anchors=thumbprints(anchors),
+            ),
             sync=True,
         )
         self._parts.serving = serving
         self._parts.authenticator.replace_anchors(anchors)
+        self._server.revoked(self._parts.authenticator.retired)
         self._server.admit_only(peers[0])
         self._admin.admit_only(peers[1])
         self._server.tools_changed()

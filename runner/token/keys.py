@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nacl.bindings import crypto_sign, crypto_sign_open, crypto_sign_seed_keypair, randombytes
@@ -20,6 +20,7 @@ from runner.token.strict import b64, header_segment, parse_json, unb64
 
 THUMBPRINT_URI = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:"  # RFC 9278
 URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7e]{1,512}")
+MAX_ANCHORS = 16  # each costs a stranger's token one more verification
 _PRIVATE_MEMBERS = frozenset({"d", "p", "q", "dp", "dq", "qi", "oth", "k"})
 _FIELD = 2**255 - 19
 # The y of the eight points whose order divides 8 (and of their mirror images): under such a key one signature fits
@@ -129,6 +130,13 @@ def public_file(key: PublicKey, issuer: str = "") -> bytes:
     return _file(dict(key.jwk()), issuer)
 
 
+def anchors_file(keys: Sequence[PublicKey], issuer: str) -> bytes:
+    """Several public halves in force at once: a JWK Set (RFC 7517 §5); of one key the file that `public_file` makes."""
+    if len(keys) == 1:
+        return public_file(keys[0], issuer)
+    return canonical({"issuer": issuer, "keys": [key.jwk() for key in keys]}) + b"\n"
+
+
 def _file(jwk: dict[str, str], issuer: str) -> bytes:
     if issuer:
         jwk["issuer"] = issuer
@@ -158,6 +166,21 @@ def read_public(data: bytes, name: str) -> tuple[PublicKey, str]:
     except ValueError as error:
         raise refuse("key", f"not an Ed25519 public JWK: {error}", field=name) from None
     return key, issuer
+
+
+def read_anchors(data: bytes, name: str) -> tuple[tuple[PublicKey, ...], str]:
+    """The keys and issuer URI in a public key file, one or a set. Raises `RunnerError` (key) naming the file."""
+    try:
+        found, issuer = _read(data)
+        jwks = found.get("keys", [found])
+        if type(jwks) is not list or not 0 < len(jwks) <= MAX_ANCHORS:
+            raise ValueError(f"a set holds 1 to {MAX_ANCHORS} keys")
+        keys = tuple(PublicKey.from_jwk(jwk) for jwk in jwks)
+        if len(set(keys)) != len(keys):
+            raise ValueError("a key is in the set twice")
+    except ValueError as error:
+        raise refuse("key", f"not an Ed25519 public JWK, nor a set of them: {error}", field=name) from None
+    return keys, issuer
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], str]:

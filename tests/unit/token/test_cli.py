@@ -130,6 +130,120 @@ def test_an_open_key_file_is_refused(issuer: Path, bits: int) -> None:
     assert "chmod 600" in caught.value.refused.next_step
 
 
+@pytest.mark.root
+def test_a_key_file_of_another_user_is_refused(issuer: Path) -> None:
+    os.chown(issuer, 12_345, -1)
+    with pytest.raises(RunnerError, match="belongs to uid 12345"):
+        keys.load_issuer(issuer)
+    os.chown(issuer, os.geteuid(), -1)
+    keys.load_issuer(issuer)
+
+
+def test_a_systemd_credential(issuer: Path, operator: Operator, tmp_path: Path, monkeypatch: Any) -> None:
+    """Readable for the group that its access list makes it; found without being named. Elsewhere it is too open."""
+    folder = tmp_path / "credentials"
+    folder.mkdir()
+    issuer.chmod(0o440)
+    with pytest.raises(RunnerError, match="others may read it"):
+        keys.load_issuer(issuer)
+    issuer.rename(folder / "issuer.key")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    assert keys.usual_key() == folder / "issuer.key"
+    who = ["--agent", "reader", "--owner", "ann", "--task", "t-1", "--tool", "shell_run"]
+    where = ["--holder-key", str(tmp_path / "h"), "--out", str(tmp_path / "t"), "--socket", str(operator.path)]
+    assert RUN.invoke(token.app, ["mint", *who, *where]).exit_code == 0
+    (folder / "issuer.key").chmod(0o444)
+    with pytest.raises(RunnerError, match="others may read it"):
+        keys.load_issuer(keys.usual_key())
+    monkeypatch.delenv("CREDENTIALS_DIRECTORY")
+    assert keys.usual_key() == Path("issuer.key")
+
+
+# --- rotate, list, retire ------------------------------------------------------------------------------------
+
+
+def key_command(*words: str) -> Any:
+    done = RUN.invoke(keys.app, [*words, "--json"])
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_rotate_keeps_the_old_key_in_force_until_it_is_retired(tmp_path: Path, issuer: Path) -> None:
+    where = ("--dir", str(tmp_path))
+    first = keys.load_issuer(issuer)[0].public
+    assert key_command("list", *where) == [
+        {"thumbprint": first.thumbprint, "signs": True, "issuer": "https://i.example"}
+    ]
+    said = key_command("rotate", *where)
+    second = keys.load_issuer(issuer)[0].public
+    assert (said["before"], said["thumbprint"]) == (first.thumbprint, second.thumbprint)
+    assert keys.load_anchors(tmp_path / "issuer.pub") == ((first, second), "https://i.example")
+    assert [row["signs"] for row in key_command("list", *where)] == [False, True]
+    assert (mode(issuer), mode(tmp_path / "issuer.pub")) == (0o600, 0o644)
+    assert {path.name for path in tmp_path.iterdir()} == {"issuer.key", "issuer.pub"}
+    assert key_command("retire", first.thumbprint[:8], *where)["retired"] == first.thumbprint
+    assert keys.load_public(tmp_path / "issuer.pub") == (second, "https://i.example")
+    for wrong, words in ((second.thumbprint, "only one"), ("", "none"), ("no-such", "none")):
+        with pytest.raises(RunnerError, match=words):
+            key_command("retire", wrong, *where)
+
+
+def test_the_key_that_signs_is_not_retired_and_a_full_set_takes_no_more(tmp_path: Path, issuer: Path) -> None:
+    where = ("--dir", str(tmp_path))
+    for _ in range(15):
+        key_command("rotate", *where)
+    signing = keys.load_issuer(issuer)[0].public
+    with pytest.raises(RunnerError, match="signs new tokens"):
+        key_command("retire", signing.thumbprint, *where)
+    with pytest.raises(RunnerError, match="full"):
+        key_command("rotate", *where)
+    assert len(keys.load_anchors(tmp_path / "issuer.pub")[0]) == 16
+
+
+def test_two_rotations_at_once_are_one(tmp_path: Path, issuer: Path) -> None:
+    """The other one's unfinished file is in the way: nothing is lost, and what to do is said."""
+    before = issuer.read_bytes(), (tmp_path / "issuer.pub").read_bytes()
+    (tmp_path / "issuer.pub.new").touch()
+    with pytest.raises(RunnerError, match="exists"):
+        key_command("rotate", "--dir", str(tmp_path))
+    assert (issuer.read_bytes(), (tmp_path / "issuer.pub").read_bytes()) == before
+
+
+def test_a_key_that_is_not_of_the_set_does_not_rotate(tmp_path: Path, issuer: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    assert RUN.invoke(keys.app, ["init", "--dir", str(other), "--issuer", "https://i.example"]).exit_code == 0
+    (other / "issuer.key").rename(issuer)
+    with pytest.raises(RunnerError, match="not one of its keys"):
+        key_command("rotate", "--dir", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.update(keys=[]),
+        lambda found: found.update(keys=found["keys"] * 2),
+        lambda found: found.update(keys={}),
+        lambda found: found["keys"].append("x"),
+        lambda found: found["keys"][0].update(d="x"),
+        lambda found: found["keys"][0].update(kty="RSA"),
+        lambda found: found.update(issuer="no uri"),
+        lambda found: found.update(keys=found["keys"] * 9),
+    ],
+)
+def test_sets_that_are_wrong(tmp_path: Path, issuer: Path, change: Any) -> None:
+    key_command("rotate", "--dir", str(tmp_path))
+    public = tmp_path / "issuer.pub"
+    found = json.loads(public.read_bytes())
+    change(found)
+    public.write_text(json.dumps(found))
+    with pytest.raises(RunnerError) as refused:
+        keys.load_anchors(public)
+    assert refused.value.refused.code == "key"
+
+
 def test_what_is_no_key_file(tmp_path: Path, issuer: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(issuer)
