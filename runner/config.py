@@ -118,6 +118,13 @@ class Issuer(_Section, frozen=True):
     public_key: str
 
 
+class Policy(_Section, frozen=True):
+    """Whose signature a bundle of policies must have. Each key is a JWK file as `runner keys init` writes it."""
+
+    require_signature: bool = False
+    public_keys: tuple[str, ...] = ()  # any of them; two while one replaces the other
+
+
 class Sandboxes(_Section, frozen=True):
     """Where containers come from. uids are leased host-wide, one per sandbox (a shared uid would share signals)."""
 
@@ -150,6 +157,7 @@ class Config(_Section, frozen=True):
     operators: tuple[Operator, ...] = ()
     users: Users = Users()
     issuers: tuple[Issuer, ...] = ()
+    policy: Policy = Policy()
     sandboxes: Sandboxes = Sandboxes()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
@@ -231,6 +239,7 @@ def parse_config(text: bytes, path: Path) -> Config:
         profiles=absolute(config.profiles),
         tools=absolute(config.tools),
         policies=absolute(config.policies),
+        policy=msgspec.structs.replace(config.policy, public_keys=tuple(map(absolute, config.policy.public_keys))),
         issuers=tuple(
             msgspec.structs.replace(issuer, public_key=absolute(issuer.public_key)) for issuer in config.issuers
         ),
@@ -267,6 +276,7 @@ __all__ = [
     "Limits",
     "Operator",
     "Peers",
+    "Policy",
     "Role",
     "RunnerError",
     "Sandboxes",

@@ -10,11 +10,12 @@ A catalogue is whole or it is not there: one error names file, line, field and w
 """
 
 from runner.catalog.compiled import Catalog, compile_bundle
-from runner.catalog.files import SCHEMA, archive, read_bundle, read_folders, shared, unarchive
+from runner.catalog.files import SCHEMA, SIGNATURE, archive, read_bundle, read_folders, shared, unarchive
 from runner.catalog.manifest import compile_tool
 
 __all__ = [
     "SCHEMA",
+    "SIGNATURE",
     "Catalog",
     "archive",
     "compile_bundle",

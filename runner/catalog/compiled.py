@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
-from runner.catalog.files import Contents, all_files
+from runner.catalog.files import SIGNATURE, VERSION, Contents, all_files
 from runner.catalog.manifest import compile_tools
 from runner.catalog.place import Place
 from runner.catalog.profile import compile_filters, compile_profiles
-from runner.config import Config, parse_config
+from runner.config import Config, decode_toml, parse_config
 from runner.errors import refuse
 from runner.model import Manifest, TaskProfile, ToolProfile
 from runner.wire.parent import Bundle
@@ -26,7 +27,9 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     task_profiles: dict[str, TaskProfile]
     tool_profiles: dict[str, ToolProfile]
     seccomp: dict[str, bytes]  # OCI/Docker JSON by name, without ".json"
-    policies: dict[str, bytes]  # "base.cedar"
+    policies: dict[str, bytes]  # "base.cedar"; every file of the bundle but its signature
+    policy_version: str = ""  # as bundle.toml names it
+    signature: bytes | None = None  # of the policies; whoever holds the trusted keys checks it
     contents: dict[str, bytes]
 
 
@@ -43,10 +46,11 @@ def compile_bundle(bundle: Bundle) -> Catalog:
     tools = compile_tools(bundle.tools, tool_profiles, contents)
     _check_together(task_profiles, tool_profiles, tools, seccomp, bundle.profiles)
     for path, data in bundle.policies.items():
-        if not path.endswith(".cedar") or "/" in path:
+        if (not path.endswith(".cedar") and path not in (SIGNATURE, VERSION)) or "/" in path:
             raise refuse("policy", "not a *.cedar file", field=f"policies/{path}", next_step="move or remove it")
         contents.plain(data)
-    contents.archive(bundle.policies)
+    policies = {path: data for path, data in bundle.policies.items() if path != SIGNATURE}
+    contents.archive(policies)
     return Catalog(
         digest=bundle.digest,
         config=parse_config(bundle.config, Path(bundle.config_path)),
@@ -54,9 +58,23 @@ def compile_bundle(bundle: Bundle) -> Catalog:
         task_profiles=task_profiles,
         tool_profiles=tool_profiles,
         seccomp=seccomp,
-        policies=dict(bundle.policies),
+        policies=policies,
+        policy_version=_version(policies),
+        signature=bundle.policies.get(SIGNATURE),
         contents=contents.found,
     )
+
+
+class _VersionFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """bundle.toml, as written."""
+
+    version: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$")]
+
+
+def _version(policies: Mapping[str, bytes]) -> str:
+    if VERSION not in policies:
+        return ""
+    return decode_toml(policies[VERSION], _VersionFile, f"policies/{VERSION}", "policy").version
 
 
 _NARROWED = {

@@ -24,6 +24,8 @@ MAX_DEPTH = 5
 # The generated schema, for editors: no part of a bundle. Cedar's extension takes the one `*.cedarschema` that lies in a
 # policy's own folder (vscode-cedar, src/fileutil.ts, getSchemaUri); Cedar's command line is given its path.
 SCHEMA = "runner.cedarschema"
+SIGNATURE = "bundle.sig"  # of a bundle of policies: beside them, no part of what it signs
+VERSION = "bundle.toml"  # what the author calls this state of the bundle: a part of it, signed with the rest
 
 _PART = re.compile(r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\Z")
 

@@ -49,6 +49,11 @@ operators = [0]
 # uri = "https://issuer.example"
 # public_key = "keys/issuer.jwk"
 
+# Whose signature a bundle of policies must have: runner policy sign.
+# [policy]
+# require_signature = true
+# public_keys = ["keys/policy.pub"]
+
 # Containers: "" takes DOCKER_HOST or the local engine, and the image that scripts/setup built.
 [sandboxes]
 docker_host = ""

@@ -9,13 +9,16 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.catalog import SCHEMA, compile_bundle, read_folders, shared
+from runner.catalog import SCHEMA, SIGNATURE, compile_bundle, read_folders, shared
+from runner.cli.keys import load_public, read_secret
 from runner.cli.tables import print_json, print_table
 from runner.errors import refuse
 from runner.gate.schema import cedar_schema
 from runner.gate.serving import Serving
+from runner.gate.signature import sign, verify
 from runner.review.cases import Result, coverage, read_cases, run_cases
 from runner.review.reach import Reach, reach
+from runner.token.keys import read_private
 
 app = typer.Typer(help="Check and test policies, and see what they decide and why.", no_args_is_help=True)
 
@@ -43,6 +46,7 @@ def check(
     tools: Tools = None,
     profiles: Profiles = None,
     strict: Annotated[bool, typer.Option("--strict", help="A rule that no call reaches is an error.")] = False,
+    public_key: Annotated[Path | None, typer.Option(help="The bundle must be signed by this key.")] = None,
     json: Json = False,
 ) -> None:
     """Parse every policy, validate it against the tools, run every case, and look for rules that no call reaches.
@@ -54,6 +58,8 @@ def check(
     Exit status 0, or 5 when a file is wrong, a case gets another decision, or (--strict) a rule is unreached.
     """
     served = compiled(policies, tools, profiles)
+    if public_key is not None:
+        verify(served.catalog.policies, served.catalog.signature or b"", [load_public(public_key)[0]])
     results = tested(policies, served)
     reached = reach(served, [result.case for result in results])
     stale = _stale(policies or shared("policies"), served)
@@ -114,6 +120,7 @@ def untested(served: Serving, results: Sequence[Result]) -> list[str]:
 def _report(served: Serving, results: Sequence[Result]) -> dict[str, Any]:
     return {
         "policy": served.policies.digest,
+        "version": served.catalog.policy_version,
         "rules": [rule.id for rule in served.policies.all_rules],
         "untested": untested(served, results),
         "failed": sum(1 for result in results if result.difference),
@@ -144,7 +151,8 @@ def _print(served: Serving, results: Sequence[Result]) -> None:
         rows.append((*row, result.place, result.difference) if failing else row)
     print_table(columns, rows)
     count, hold = len(served.policies.all_rules), sum(1 for result in results if not result.difference)
-    print(f"\n{count} rules for {len(served.tools)} tools, policy {served.policies.digest[:16]}")
+    version = f", version {served.catalog.policy_version}" if served.catalog.policy_version else ""
+    print(f"\n{count} rules for {len(served.tools)} tools, policy {served.policies.digest[:16]}{version}")
     print(f"{hold} of {len(results)} cases hold")
     if silent := untested(served, results):
         print(f"rules without a case: {', '.join(silent)}")
@@ -194,3 +202,34 @@ def schema(
         print_json({"schema": text, "written": str(path) if write else ""})
     else:
         print(str(path) + "\n" if write else text, end="")
+
+
+@app.command("sign", epilog="Example: runner policy sign --policies ./policies --key policy-keys/issuer.key")
+def sign_bundle(
+    key: Annotated[Path, typer.Option(help="A private key file, as `runner keys init` writes it.")],
+    policies: Policies = None,
+    tools: Tools = None,
+    profiles: Profiles = None,
+    json: Json = False,
+) -> None:
+    """Sign a bundle: check it, and write bundle.sig beside its files, over the digest of all of them.
+
+    A daemon with [policy] require_signature takes no other bundle, at its start and at a reload. Use a key of its own:
+    whoever holds the issuer's key can mint tokens too.
+    """
+    served = compiled(policies, tools, profiles)
+    private, _ = read_private(read_secret(key), str(key))
+    path = (policies or shared("policies")) / SIGNATURE
+    whole = path.with_name(f".{SIGNATURE}")  # no name of a bundle's file: a daemon that reads now sees old or new
+    try:
+        whole.write_bytes(sign(served.catalog.policies, private))
+        whole.replace(path)
+    except OSError as error:
+        raise refuse("policy", f"cannot write it: {error.strerror}", field=str(path)) from None
+    facts = {"policy": served.policies.digest, "version": served.catalog.policy_version, "signature": str(path)}
+    facts["thumbprint"] = private.public.thumbprint
+    if json:
+        print_json(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name:<12} {value}")

@@ -180,6 +180,8 @@ def _rules(policies: Mapping[str, bytes]) -> tuple[list[Rule], list[pst.Template
     parsed: list[pst.Template] = []
     places: dict[str, Rule] = {}
     for name in sorted(policies):
+        if not name.endswith(".cedar"):
+            continue  # the bundle's version: of its digest, without rules
         for source in cut(f"policies/{name}", policies[name]):
             node = _parse(source)
             rule = checked(source, node.effect, node.annotations)

@@ -37,6 +37,7 @@ from runner.gate.identifiers import CallIds
 from runner.gate.parts import Clock, Parts
 from runner.gate.provenance import Provenances
 from runner.gate.serving import Serving
+from runner.gate.signature import check as check_signature
 from runner.gate.strangers import Strangers
 from runner.gate.tasks import Tasks
 from runner.ledger import entry as entries
@@ -361,6 +362,7 @@ class GateProcess:
     def _offer(self, offer: parent.Offer) -> None:
         try:
             catalog: Catalog = compile_bundle(offer.bundle)
+            signer = check_signature(catalog, offer.bundle.keys)
             serving = Serving.compile(catalog)
             anchors = anchors_of(catalog.config, offer.bundle.keys)
             offered_peers = (
@@ -370,6 +372,9 @@ class GateProcess:
         except RunnerError as error:
             self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
             return
+        _log.info(
+            "policy %s %s, signed by %s", serving.policies.digest[:16], catalog.policy_version, signer or "nobody"
+        )
         self._offered[offer.generation] = (serving, anchors, offered_peers)
         self._config_bytes = offer.bundle.config
         self._upward.post(parent.Compiled(generation=offer.generation))

@@ -178,13 +178,13 @@ class Daemon:
         return sock
 
     def _read(self, config: Config, config_bytes: bytes) -> wire.Bundle:
-        """The bytes of the whole catalogue, and of the issuers' public keys."""
+        """The bytes of the whole catalogue, and of the public keys of issuers and of who signs policies."""
         keys = {}
-        for issuer in config.issuers:
+        for path in (*(issuer.public_key for issuer in config.issuers), *config.policy.public_keys):
             try:
-                keys[issuer.public_key] = Path(issuer.public_key).read_bytes()[:_MAX_KEY]
+                keys[path] = Path(path).read_bytes()[:_MAX_KEY]
             except OSError as error:
-                raise refuse("key", f"cannot read it: {error.strerror}", field=issuer.public_key) from error
+                raise refuse("key", f"cannot read it: {error.strerror}", field=path) from error
         return msgspec.structs.replace(read_bundle(config, self._config_path, config_bytes), keys=keys)
 
     # --- children -------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tools: dict[str, bytes]  # "shell_run/tool.toml"
     policies: dict[str, bytes]  # "base.cedar"
     digest: str
-    keys: dict[str, bytes] = {}  # public keys of the issuers, by the path that the config gives
+    keys: dict[str, bytes] = {}  # public keys of issuers and of who signs policies, by the path in the config
 
 
 class Offer(Message, frozen=True, tag="offer"):

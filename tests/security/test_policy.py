@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from house import Daemon
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.catalog import compile_bundle, read_folders, shared
+from runner.cli.init import lay_out
 from runner.cli.policy import compiled
-from runner.errors import RunnerError
+from runner.client.errors import CallError
+from runner.errors import EXIT_INVALID, RunnerError
 from runner.gate.authorize import Question, SessionView, decide
 from runner.gate.schema import normal
 from runner.gate.serving import Serving
+from runner.gate.signature import sign
 from runner.guest.beneath import ToolError, inside
+from runner.ledger import entry as entries
 from runner.model import Decision, Principal
 from runner.review.cases import read_cases, run_case
+from runner.token.keys import SigningKey, generate, public_file
+from runner.wire import admin
+from runner.wire.guest import code_digest
 
 SERVED = compiled(None, None, None)
 CASES = read_cases(shared("policies"))
@@ -173,6 +186,137 @@ def test_an_argument_is_never_policy_text(word: str) -> None:
     for arguments in ({"argv": [word]}, {"argv": ["curl", word]}):
         decision = ask("shell_run", arguments)
         assert (decision.effect == "deny") == ("curl" in arguments["argv"])
+
+
+# --- P08: each call is judged by one whole bundle -----------------------------------------------------------
+
+
+def _paired(name: str) -> dict[str, str]:
+    """A bundle of three files whose rules name it: a decision that mixes two bundles would name both."""
+    locked = (
+        'forbid (principal, action == Action::"fs_write", resource) when { context.arguments.path like "*/locked/*" };'
+    )
+    return {
+        "base.cedar": TEXT.decode().replace('@id("run-programs")', f'@id("run-programs-{name}")'),
+        "one.cedar": f'@id("first-{name}") {locked}',
+        "two.cedar": f'@id("second-{name}") {locked}',
+    }
+
+
+def _put(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (folder / f".{name}").write_text(text)
+        (folder / f".{name}").replace(folder / name)
+
+
+def _reload(daemon: Daemon, says: str) -> None:
+    before = len(daemon.said())
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.wait(lambda: says in daemon.said()[before:])
+
+
+_EACH_S = 0.02  # four connections, a call each: 200 calls a second, or as many as the machine can
+
+
+@pytest.mark.docker
+def test_a_reload_under_load_never_mixes_two_bundles(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    lay_out(tmp_path / "catalogue")
+    folder = tmp_path / "catalogue/policies"
+    bundles = {name: _paired(name) for name in "ab"}
+    digests = {
+        code_digest({path: text.encode() for path, text in files.items()}): name for name, files in bundles.items()
+    }
+    assert len(digests) == 2
+    _put(folder, bundles["a"])
+    daemon = make_daemon(catalogue=tmp_path / "catalogue")
+    stop, told, wrong = threading.Event(), [], []
+
+    def refused_calls() -> None:
+        with daemon.connect() as agent:
+            due = time.monotonic()
+            while not stop.is_set():
+                try:
+                    agent.call("fs_write", {"path": "locked/x", "content": "x"})
+                    wrong.append("allowed")
+                except CallError as error:
+                    told.append(error.rule)
+                due = max(due + _EACH_S, time.monotonic())
+                time.sleep(max(0.0, due - time.monotonic()))
+
+    def allowed_calls() -> None:
+        with daemon.connect() as agent:
+            while not stop.is_set():
+                try:
+                    agent.call("shell_run", {"argv": ["true"]})
+                except CallError as error:
+                    wrong.append(str(error))
+
+    threads = [threading.Thread(target=work) for work in (*[refused_calls] * 4, allowed_calls)]
+    for thread in threads:
+        thread.start()
+    try:
+        for number in range(12):
+            enough = len(told) + 40
+            daemon.wait(lambda enough=enough: len(told) >= enough or wrong)  # type: ignore[misc] # mypy infers no lambda default
+            _put(folder, bundles["ba"[number % 2]])
+            _reload(daemon, " is in force")
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert wrong == []
+    assert set(told) == {f"first-{name}, second-{name}" for name in "ab"}
+    calls = daemon.entries(entries.Call)
+    assert len([call for call in calls if call.tool == "fs_write"]) == len(told)
+    for call in calls:
+        name = digests[call.decision.policy]  # the version that decided, in each entry
+        rules = (f"run-programs-{name}",) if call.tool == "shell_run" else (f"first-{name}", f"second-{name}")
+        assert call.decision.rules == rules
+    assert len(daemon.entries(entries.Reload)) == 12
+    assert {call.decision.policy for call in calls if call.plan} == set(digests)
+    assert daemon.verifies()
+
+
+@pytest.mark.docker
+def test_only_a_signed_bundle_comes_into_force(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    lay_out(tmp_path / "catalogue")
+    folder = tmp_path / "catalogue/policies"
+    key, other = SigningKey(generate()), SigningKey(generate())
+    policy = "[policy]\nrequire_signature = true\npublic_keys = ['policy.pub']\n"
+    daemon = make_daemon(catalogue=tmp_path / "catalogue", config=policy, start=False)
+    (daemon.place / "policy.pub").write_bytes(public_file(key.public))
+
+    def signed(by: SigningKey) -> None:
+        files = {path.name: path.read_bytes() for path in folder.glob("*.cedar")}
+        (folder / "bundle.sig").write_bytes(sign(files, by))
+
+    for prepare, says in ((None, "the bundle is not signed"), (other, "not by a key that")):
+        if prepare:
+            signed(prepare)
+        with pytest.raises(AssertionError, match=says):
+            daemon.start()
+        assert daemon.ended() == EXIT_INVALID
+    signed(key)
+    daemon.start()
+    first = daemon.ask(admin.Status()).policy
+    with daemon.connect() as agent:
+        assert agent.call("shell_run", {"argv": ["true"]}).ok
+        text = TEXT.decode().replace("write elsewhere", "write somewhere else")
+        (folder / "base.cedar").write_text(text)
+        for change, says in (
+            (lambda: None, "the signature is not of these files"),
+            (lambda: signed(other), "not by a key that"),
+            ((folder / "bundle.sig").unlink, "the bundle is not signed"),
+        ):
+            change()
+            _reload(daemon, says)
+            assert daemon.ask(admin.Status()).policy == first
+            assert agent.call("shell_run", {"argv": ["true"]}).ok
+        assert daemon.entries(entries.Reload) == []
+        signed(key)
+        _reload(daemon, " is in force")
+        daemon.wait(lambda: daemon.ask(admin.Status()).policy != first, 10)
+    assert daemon.verifies()
 
 
 # --- P10: what is not declared is denied --------------------------------------------------------------------
