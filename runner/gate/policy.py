@@ -26,9 +26,10 @@ from runner.wire.guest import code_digest
 PRECEDENCE: tuple[Effect, ...] = ("deny", "defer", "step_up", "modify", "allow")
 _PRINCIPALS = 1024  # parsed principals kept; at the bound all are dropped, which costs 15 µs each to build again
 _TEXT = 300
-# Comparisons that the patterns on one call's text may need at worst: 0.2 s on the slowest machine this was tried on. A
-# bound on work, not on time: the same call has the same answer everywhere, and on replay.
+# Comparisons that the rules on one call's text may need at worst: 0.1 s on the machines this was tried on. A bound on
+# work, not on time: the same call has the same answer everywhere, and on replay.
 MAX_WORK = 200_000_000
+_WHOLE = 2.0  # a value read whole costs as much as two comparisons for each of its characters
 
 
 def strongest(effects: Iterable[Effect]) -> Effect:
@@ -55,7 +56,7 @@ class _Slice(msgspec.Struct, frozen=True, kw_only=True):
     arguments: Record
     reads: frozenset[tuple[str, ...]]  # what these rules read of the context: paths of at most two attributes
     paths: dict[str, frozenset[tuple[str, ...]]]  # the same of each rule, whole paths
-    work: float  # the most comparisons that the patterns of these rules can need for each character they read
+    work: float  # the most comparisons that these rules can need for each character of the context
 
 
 class Matched(msgspec.Struct, frozen=True, kw_only=True):
@@ -312,19 +313,41 @@ def _request(
     }
 
 
-def pattern_work(node: Any) -> float:
-    """The most comparisons a character of text that the `like` patterns of a rule, or of a part of one, can need.
+def work_of(node: Any) -> float:
+    """The most comparisons that a rule, or a part of one, can need for each character of the context.
 
     The engine looks for the text after each wildcard place by place. Two places where the first k characters fit are at
     least as far apart as the period of those k, so k is reached at most once in so many places: `*curl *` needs 2.5 at
-    worst, `*aaaaaaaa*` needs 8."""
+    worst, `*aaaaaaaa*` needs 8. Two values of the context compared with each other, or put into a set or a record, can
+    be read whole. A constant is read at its own length, which the size of a rule bounds."""
     if isinstance(node, pst.Like):
-        return pattern_work(node.base) + max(map(_search_work, _segments(node.pattern)), default=1.0)
+        return work_of(node.base) + max(map(_search_work, _segments(node.pattern)), default=1.0)
     if isinstance(node, Mapping):
-        return sum(map(pattern_work, node.values()), 0.0)
+        return sum(map(work_of, node.values()), 0.0)
     if isinstance(node, tuple | list):
-        return sum(map(pattern_work, node), 0.0)
-    return sum((pattern_work(getattr(node, each.name)) for each in fields(node)), 0.0) if is_dataclass(node) else 0.0
+        return sum(map(work_of, node), 0.0)
+    if not is_dataclass(node):
+        return 0.0
+    parts = [getattr(node, field.name) for field in fields(node)]
+    whole = 0.0
+    if isinstance(node, pst.BinaryOp) and node.op not in ("and", "or") and _reads(node.left) and _reads(node.right):
+        whole = _WHOLE
+    elif isinstance(node, pst.Set | pst.Record):
+        elements = node.elements if isinstance(node, pst.Set) else [each for part in parts for each in _values(part)]
+        whole = _WHOLE * sum(map(_reads, elements))
+    return whole + work_of(parts)
+
+
+def _reads(node: Any) -> bool:
+    """Whether a part of a rule reads anything of the call."""
+    if isinstance(node, pst.Var):
+        return True
+    parts = [getattr(node, field.name) for field in fields(node)] if is_dataclass(node) else _values(node)
+    return any(map(_reads, parts))
+
+
+def _values(part: Any) -> Sequence[Any]:
+    return list(part.values()) if isinstance(part, Mapping) else part if isinstance(part, tuple | list) else ()
 
 
 def _segments(pattern: Iterable[Any]) -> list[str]:
@@ -363,7 +386,7 @@ def _slice(applies: Sequence[tuple[Rule, pst.Template]], arguments: Record) -> _
         arguments=arguments,
         reads=frozenset(path[:2] for each in paths.values() for path in each),
         paths=paths,
-        work=sum(pattern_work(node) for _, node in applies),
+        work=sum(work_of(node) for _, node in applies),
     )
 
 

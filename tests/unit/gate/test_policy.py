@@ -585,6 +585,22 @@ def test_work_of_patterns(pattern: str, work: float) -> None:
     assert made._slices["read"].work == 0
 
 
+@pytest.mark.parametrize(
+    ("condition", "work"),
+    [
+        ('context.arguments.argv.contains("x") && principal in Owner::"o"', 0.0),
+        ("context.arguments.argv == context.session.tools", 2.0),
+        ("context.arguments.argv.containsAll(context.session.tools) || context.depth > context.peer_uid", 4.0),
+        ("[context.depth, 1].contains(context.peer_uid)", 4.0),
+        ('{"a": context.arguments.argv}.a.contains("x")', 2.0),
+        ('if context.depth > 1 then "a" like "b" else context.arguments.argv_text like "*"', 2.0 + 1.0),
+    ],
+)
+def test_work_of_what_reads_values_whole(condition: str, work: float) -> None:
+    made = bundle(ALL, f'@id("p") forbid(principal, {RUN}) when {{ {condition} }};')
+    assert made._slices["run"].work == pytest.approx(work)
+
+
 def test_text_on_which_patterns_could_take_too_long_is_denied_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """As many comparisons as the text and the patterns could need, not as many seconds: every machine agrees."""
     asked: list[Any] = []
