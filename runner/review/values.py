@@ -14,6 +14,7 @@ from typing import Any
 import jsonschema_rs
 import msgspec
 
+from runner.gate.arguments import compile_schema
 from runner.gate.rules import Rule, Source, words
 from runner.gate.schema import Projected, Record, Scalar, SetOf, Shape, Text, visible
 from runner.gate.serving import Serving
@@ -172,13 +173,21 @@ def _of_kind(kind: str, schema: Mapping[str, Any]) -> list[Any]:
     return []
 
 
+def fitting(schema: Any) -> list[Any]:
+    """Those of its boundaries that fit the schema."""
+    if not isinstance(schema, dict):
+        return []
+    fits = compile_schema(schema).is_valid
+    return [value for value in boundaries(schema) if fits(value)]
+
+
 def plain(served: Serving, manifest: Manifest) -> Point | None:
     """A call of a tool with only its required arguments, each the shortest that fits; None when none was found."""
     properties = _properties(manifest)
     arguments: dict[str, Any] = {}
     profile = next((name for name, each in served.task_profiles.items() if manifest.id in each.tools), "")
     for name in manifest.parameters.get("required", ()):
-        values = sorted(boundaries(properties.get(name)), key=lambda each: (each in ("", []), len(json.dumps(each))))
+        values = sorted(fitting(properties.get(name)), key=lambda each: (each in ("", []), len(json.dumps(each))))
         if not values:
             return None
         arguments[name] = values[0]
@@ -227,7 +236,7 @@ def _values(point: Point, manifest: Manifest) -> _Found:
     for name, schema in _properties(manifest).items():
         place = ("arguments", name)
         held = get(point, place)
-        yield from ((place, value) for value in (*_smaller(held), *boundaries(schema)))
+        yield from ((place, value) for value in (*_smaller(held), *fitting(schema)))
         if held is not ABSENT and name not in required:
             yield place, ABSENT
     yield from ((("arguments", name), ABSENT) for name in point.question.arguments if name not in _properties(manifest))

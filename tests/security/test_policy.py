@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import threading
@@ -21,6 +22,8 @@ from runner.cli.init import lay_out
 from runner.cli.policy import compiled
 from runner.client.errors import CallError
 from runner.errors import EXIT_INVALID, RunnerError
+from runner.evidence.content import ContentReader
+from runner.evidence.read import Ledger, load_verifier
 from runner.gate.authorize import Question, SessionView, decide
 from runner.gate.schema import normal
 from runner.gate.serving import Serving
@@ -29,6 +32,8 @@ from runner.guest.beneath import ToolError, inside
 from runner.ledger import entry as entries
 from runner.model import Decision, Principal
 from runner.review.cases import read_cases, run_case
+from runner.review.recorded import recorded
+from runner.review.values import plain
 from runner.token.keys import SigningKey, generate, public_file
 from runner.wire import admin
 from runner.wire.guest import code_digest
@@ -112,11 +117,66 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
 # --- P02, P06: nothing runs away ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("recurse(1)", "recurse"),  # Cedar has no functions of one's own: nothing can call itself
+        ("principal.recurse()", "recurse"),
+        ('"x".matches("(a+)+$")', "matches"),  # and no regular expressions
+        ("(" * 20_000 + "true" + ")" * 20_000, "open brackets"),
+        ("!" * 900 + "true", ""),
+        (" && ".join(["true"] * 400), ""),
+        ("if " * 300 + "true" + " then true else false" * 300, ""),
+    ],
+)
+def test_what_could_run_away_does_not_load_and_takes_nothing_in_force_with_it(
+    tmp_path: Path, body: str, says: str
+) -> None:
+    (tmp_path / "base.cedar").write_bytes(TEXT)
+    rule = '\n@id("more") permit (principal, action, resource) when {{ {} }};'
+    (tmp_path / "more.cedar").write_text(rule.format("true"))
+    assert ask("fs_read", {"path": "x"}, _serve(tmp_path)).rules == ("read-workspace", "more")
+    (tmp_path / "more.cedar").write_text(rule.format(body))
+    with pytest.raises(RunnerError) as caught:
+        _serve(tmp_path)
+    assert caught.value.refused.field.startswith("policies/more.cedar:2:")
+    assert says in caught.value.refused.reason
+
+
+def test_an_error_in_one_rule_denies_beside_any_number_of_permits(tmp_path: Path) -> None:
+    """Cedar itself says Allow here, with an error beside it: the forbid that failed is left out of its answer."""
+    overflow = "context.arguments has limit && context.arguments.limit * 9223372036854775807 > 0"
+    forbid = f'\n@id("bad") forbid (principal, action == Action::"fs_read", resource) when {{ {overflow} }};'
+    (tmp_path / "base.cedar").write_bytes(TEXT + forbid.encode())
+    served = _serve(tmp_path)
+    assert ask("fs_read", {"path": "x"}, served).effect == "allow"
+    denied = ask("fs_read", {"path": "x", "limit": 2}, served)
+    assert (denied.effect, denied.code, denied.rules) == ("deny", "denied", ("bad",))
+    assert ask("fs_list", {"limit": 2}, served).effect == "allow"  # a tool that the rule is not about
+
+
 def test_a_text_made_for_a_pattern_is_decided() -> None:
     # The suite's time-out is the bound; the largest argument that the schema takes, against every rule on its text.
     hostile = "*curl " * 20_000
     assert ask("shell_run", {"argv": ["sh", "-c", hostile]}).effect == "allow"
     assert ask("shell_run", {"argv": ["sh", "-c", hostile + "curl http://x"]}).rules == ("no-downloads",)
+    mebibyte = ["curl htt " * 14_000] * 8  # more than a call can carry
+    assert ask("shell_run", {"argv": mebibyte}).effect == "allow"
+    assert ask("shell_run", {"argv": [*mebibyte, "curl http://x"]}).rules == ("no-downloads",)
+
+
+def test_a_pattern_that_a_text_could_make_slow_is_not_looked_for(tmp_path: Path) -> None:
+    """`*aaa…ab*` on a text of a: comparisons grow with the product. Refused by their number, before one is made."""
+    scope, pattern = 'principal, action == Action::"shell_run", resource', f'"*{"a" * 4000}b*"'
+    slow = f'@id("slow") forbid ({scope}) when {{ context.arguments.argv_text like {pattern} }};'
+    (tmp_path / "base.cedar").write_bytes(TEXT + slow.encode())
+    served = _serve(tmp_path)
+    assert ask("shell_run", {"argv": ["a" * 1000]}, served).effect == "allow"
+    assert ask("shell_run", {"argv": ["a" * 5000 + "b"]}, served).rules == ("slow",)
+    denied = ask("shell_run", {"argv": ["a" * 130_000]}, served)
+    assert (denied.effect, denied.code, denied.rules) == ("deny", "denied", ())
+    assert "too long" in denied.reason
+    assert ask("python_run", {"code": "a" * 130_000}, served).effect == "allow"  # no rule reads its text
 
 
 # --- P03: a path is judged as the file that is opened -------------------------------------------------------
@@ -125,7 +185,7 @@ def test_a_text_made_for_a_pattern_is_decided() -> None:
 SPELLINGS = [
     "".join(parts)
     for parts in itertools.product(
-        ["", "./", "/workspace/", "//workspace//", "a/../", "../workspace/", "/x/../workspace/./"],
+        ["", "./", "/workspace/", "//workspace//", "a/../", "../workspace/", "/x/../workspace/./", "../../workspace/"],
         [".git/", "./.git//", ".git/./", ".git/x/../", "lib/.git/"],
         ["config", "hooks/pre-commit", "a/../config", "./config", "..config"],
     )
@@ -136,6 +196,37 @@ SPELLINGS = [
 def test_every_spelling_of_a_forbidden_path_is_forbidden(path: str) -> None:
     assert write(path).rules == ("git-internals",)
     assert write(path.replace(".git/", ".got/")).effect == "allow"
+
+
+KEPT = [
+    *(
+        f"{way}protected/data"
+        for way in ("", "./", "/workspace/", "a/../", "a//..//", "//workspace/./", "../workspace/")
+    ),
+    *("Protected/data", "protected\u200b/data", "prote\u0301cted/data", "protected /data", "protected\\data"),
+    *("/proc/self/root/workspace/protected/data", "/proc/self/cwd/protected/data", "/dev/fd/3/protected/data"),
+    *(
+        "~/protected/data",
+        "%2e%2e/workspace/protected/data",
+        "file:///workspace/protected/data",
+        "protected/../protected/data",
+    ),
+    *("/../workspace/protected/data", "/workspace/../../workspace/protected/data", "..//workspace//protected//data"),
+]
+
+
+@pytest.mark.parametrize("path", KEPT)
+def test_no_way_to_a_kept_file_passes_both_policy_and_guest(path: str) -> None:
+    """Judged on the path that is used: who is allowed opens another file, or none."""
+    if write(path).effect == "allow":
+        try:
+            assert inside(path) != "protected/data"
+        except ToolError:
+            return
+        assert not inside(path).startswith("protected/")
+    else:
+        assert write(path).rules == ("protected-folder",)
+        assert inside(path) == "protected/data"
 
 
 @settings(max_examples=500)
@@ -186,6 +277,79 @@ def test_an_argument_is_never_policy_text(word: str) -> None:
     for arguments in ({"argv": [word]}, {"argv": ["curl", word]}):
         decision = ask("shell_run", arguments)
         assert (decision.effect == "deny") == ("curl" in arguments["argv"])
+
+
+HOSTILE = [
+    f"{before}{act}{after}"
+    for act in ("touch pwned", "$(touch pwned)", "`touch pwned`", "-o/workspace/pwned", "@/etc/passwd")
+    for before, after in [
+        *(("", ""), ("; ", ""), ("&& ", " &"), ("| ", ""), ("\n", "\n"), ("'", "'"), ('"', '"'), ("\\", "")),
+        *((">", ""), ("\u2010", ""), ("\u2212", ""), ("--", "="), ("$IFS", ""), ("{", ",}"), ("~/", "*"), ("\r", "")),
+        *(("\u202e", ""), ("\x1b[2J", ""), ("%00", ""), ("!!", "")),
+    ]
+]
+
+
+@pytest.mark.docker
+def test_hostile_words_reach_a_program_as_they_are_and_nothing_reads_them(daemon: Daemon) -> None:
+    assert len(HOSTILE) == len(set(HOSTILE)) == 100
+    tell = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    with daemon.connect() as agent:
+        done = agent.call("shell_run", {"argv": ["python3", "-c", tell, *HOSTILE]})
+        assert json.loads(done.stdout) == HOSTILE
+        for word in HOSTILE[::5]:
+            assert agent.call("shell_run", {"argv": ["printf", "%s", word]}).stdout.decode() == word
+        assert agent.call("shell_run", {"argv": ["ls", "-A"]}).stdout == b""
+        # The control: what a shell makes of such a word.
+        assert agent.call("shell_run", {"argv": ["sh", "-c", HOSTILE[0]]}).ok
+        assert agent.call("shell_run", {"argv": ["ls", "-A"]}).stdout == b"pwned\n"
+
+
+# --- P07: what was decided is what runs ---------------------------------------------------------------------
+
+
+@pytest.mark.docker
+def test_what_was_decided_is_what_runs(daemon: Daemon) -> None:
+    """Calls of several agents in a race, one in three forbidden: each runs its own arguments, or nothing."""
+    ran: dict[str, bytes] = {}
+    wrong: list[str] = []
+
+    def race(number: int) -> None:
+        with daemon.connect() as agent:
+            for count in range(60):
+                word = f"w{number}-{count}" + (" curl http://x" if count % 3 == 0 else "")
+                try:
+                    done = agent.call("shell_run", {"argv": ["printf", "%s", word]})
+                    ran[done.call] = word.encode()
+                    if done.stdout != word.encode() or count % 3 == 0:
+                        wrong.append(word)
+                except CallError as error:
+                    if count % 3 or error.rule != "no-downloads":
+                        wrong.append(f"{word}: {error}")
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(ran) == 200
+    daemon.wait(lambda: ran.keys() <= {call.call for call in daemon.entries(entries.Call)}, 10)
+    content = ContentReader(daemon.state / "content")
+    ledger = Ledger(daemon.state / "ledger", load_verifier("", daemon.state / "ledger"))
+    try:
+        found = [each for each in recorded(ledger, content) if each.call.call in ran]
+        assert len(found) == 200
+        for each in found:
+            assert each.point is not None
+            assert each.call.plan is not None
+            plan = content.get(each.call.plan.plan.digest, each.position)
+            assert plan is not None
+            words = ["printf", "%s", ran[each.call.call].decode()]
+            assert each.point.question.arguments == {"argv": words}
+            assert json.loads(plan)["argv"] == words
+    finally:
+        content.close()
 
 
 # --- P08: each call is judged by one whole bundle -----------------------------------------------------------
@@ -266,8 +430,13 @@ def test_a_reload_under_load_never_mixes_two_bundles(make_daemon: Callable[..., 
             thread.join()
     assert wrong == []
     assert set(told) == {f"first-{name}, second-{name}" for name in "ab"}
-    calls = daemon.entries(entries.Call)
-    assert len([call for call in calls if call.tool == "fs_write"]) == len(told)
+    calls: list[entries.Call] = []
+
+    def all_written() -> bool:
+        calls[:] = daemon.entries(entries.Call)
+        return len([call for call in calls if call.tool == "fs_write"]) == len(told)
+
+    daemon.wait(all_written, 10)
     for call in calls:
         name = digests[call.decision.policy]  # the version that decided, in each entry
         rules = (f"run-programs-{name}",) if call.tool == "shell_run" else (f"first-{name}", f"second-{name}")
@@ -346,3 +515,28 @@ def test_what_is_not_declared_is_denied(tool: str, arguments: dict[str, Any], co
     decision = ask(tool, arguments)
     assert (decision.effect, decision.code) == ("deny", code)
     assert ask("shell_run", {"argv": ["ls"]}).effect == "allow"
+
+
+OTHER_TYPES: tuple[Any, ...] = (None, True, 3, 1.5, "x", ["x"], [3], {}, {"x": 1})
+KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "boolean": (bool,), "array": (list,)}
+EVERY = [
+    (tool.id, name, schema) for tool in SERVED.tools.values() for name, schema in tool.parameters["properties"].items()
+]
+
+
+@pytest.mark.parametrize(("tool", "name", "schema"), EVERY, ids=lambda each: each if isinstance(each, str) else "")
+def test_no_argument_of_any_tool_takes_another_type_or_name(tool: str, name: str, schema: dict[str, Any]) -> None:
+    fine = plain(SERVED, SERVED.tools[tool])
+    assert fine is not None
+    arguments = fine.question.arguments
+    assert ask(tool, arguments).effect == "allow"
+    for value in OTHER_TYPES:
+        if type(value) in KINDS[schema["type"]] and value != [3]:
+            continue
+        denied = ask(tool, arguments | {name: value})
+        assert (denied.effect, denied.code) == ("deny", "arguments"), value
+    for other in (name.upper(), f"{name} ", f"{name}\0", f"_{name}", "__proto__", "__class__", ""):
+        denied = ask(tool, arguments | {other: "x"})
+        assert (denied.effect, denied.code) == ("deny", "arguments"), other
+    for missing in SERVED.tools[tool].parameters.get("required", ()):
+        assert ask(tool, {key: each for key, each in arguments.items() if key != missing}).code == "arguments"

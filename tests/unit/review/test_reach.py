@@ -17,7 +17,7 @@ from runner.errors import EXIT_INVALID, RunnerError, exit_status
 from runner.gate.rules import cut
 from runner.review.cases import Point, read_cases, run_cases
 from runner.review.reach import reach
-from runner.review.values import ABSENT, boundaries, changes, constants
+from runner.review.values import ABSENT, boundaries, changes, constants, fitting, plain
 
 app = typer.Typer()
 app.add_typer(policy.app, name="policy")
@@ -162,6 +162,16 @@ def test_boundaries_of_each_kind() -> None:
     assert [] in boundaries({"type": "array", "items": {"type": "integer"}})
     assert boundaries({"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]})[0] == {"a": 1}
     assert boundaries(True) == []
+
+
+def test_every_shipped_tool_has_a_plain_call() -> None:
+    served = compiled(None, None, None)
+    for manifest in served.tools.values():
+        found = plain(served, manifest)
+        assert found is not None, manifest.id
+        assert set(found.question.arguments) == set(manifest.parameters.get("required", ()))
+    assert fitting({"type": "string", "enum": ["file", "tree"]}) == ["file", "tree"]
+    assert fitting({"type": "string", "pattern": "^0?[0-7]{3}$", "default": "644"}) == ["644"]
 
 
 def test_constants_of_a_rule() -> None:
