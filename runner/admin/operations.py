@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -42,6 +43,9 @@ class Authority(Protocol):
 
     def taken(self, who: Principal, chain: tuple[str, ...]) -> str:
         """Why `who` may not act by `chain` any more, "" when nothing was taken back."""
+
+    def revoking(self, target: str, value: str) -> AbstractContextManager[None]:
+        """Let nothing new begin on it while its entry is being written."""
 
     def for_ever(self, target: str, value: str) -> bool:
         """Whether a token or task of this name was revoked."""
@@ -138,17 +142,18 @@ class Operations:
         if not named:
             raise refuse("arguments", f"this can name no {message.kind}", field="value", next_step=_NAMES[message.kind])
         tokens = self._state.tokens_of(message.kind, message.value, int(self._parts.clock.now()))
-        written = await self._parts.journal.write(
-            entries.Revoke(
-                time=self._parts.journal.stamp(),
-                target=message.kind,
-                value=message.value,
-                why=message.why[:500],
-                by=uid,
-                operator=operator,
-            ),
-            sync=True,
-        )
+        with self._authority.revoking(message.kind, message.value):
+            written = await self._parts.journal.write(
+                entries.Revoke(
+                    time=self._parts.journal.stamp(),
+                    target=message.kind,
+                    value=message.value,
+                    why=message.why[:500],
+                    by=uid,
+                    operator=operator,
+                ),
+                sync=True,
+            )
         # State followed the entry before this line: no call begins on it any more. What runs is killed, then answered.
         reason = f"{message.kind} {message.value}".strip() + " was revoked"
         stopped = await self.stop_revoked(reason, by=uid, operator=operator)

@@ -28,7 +28,6 @@ from runner.admin.operations import Operations
 from runner.admin.roster import Roster, roster, uids_of
 from runner.admin.socket import AdminServer
 from runner.catalog import Catalog, compile_bundle
-from runner.config import Config
 from runner.errors import RunnerError, refuse
 from runner.gate.authenticate import Authenticator
 from runner.gate.calls import Calls
@@ -47,6 +46,7 @@ from runner.sandbox.claim import Claims
 from runner.sandbox.execute import Executor
 from runner.sandbox.snapshot import Snapshots
 from runner.serve import log, privilege
+from runner.serve.anchors import anchors_of, thumbprints
 from runner.serve.channel import Channel
 from runner.serve.environment import environment
 from runner.server import Server
@@ -54,7 +54,6 @@ from runner.state.authority import Authority
 from runner.state.store import Store
 from runner.telemetry import Telemetry
 from runner.token.claims import Anchors
-from runner.token.keys import PublicKey, read_anchors
 from runner.wire import admin, parent
 from runner.wire import engine as engine_wire
 from runner.wire import recorder as recorder_wire
@@ -74,22 +73,6 @@ def stamp() -> str:
 @lru_cache(maxsize=1)
 def _second(second: int) -> str:
     return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def anchors_of(config: Config, keys: dict[str, bytes]) -> Anchors:
-    """The trust anchors that the config names, from the key files parent read."""
-    found: dict[str, tuple[PublicKey, ...]] = {}
-    for issuer in config.issuers:
-        held, named = read_anchors(keys[issuer.public_key], issuer.public_key)
-        if named and named != issuer.uri:
-            raise refuse("config", f"the key belongs to issuer {named}, not {issuer.uri}", field=issuer.public_key)
-        found[issuer.uri] = (*found.get(issuer.uri, ()), *held)
-    return found
-
-
-def thumbprints(anchors: Anchors) -> tuple[str, ...]:
-    """The keys in force, as entries name them."""
-    return tuple(sorted(key.thumbprint for keys in anchors.values() for key in keys))
 
 
 def settle() -> None:

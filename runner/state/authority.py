@@ -7,6 +7,7 @@ revoked as of that entry: tokens announced after it stand, or nobody of that nam
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 
 from runner.model import Principal
@@ -25,6 +26,7 @@ class Authority:
         self._store = store
         self._revocations = store.revocations
         self._announced_at = lru_cache(_KNOWN)(store.announced_at)
+        self._ahead: list[tuple[str, str]] = []  # being written to the ledger
 
     def announced(self, root_jti: str) -> str | None:
         """The digest under which an operator announced this root token, or None."""
@@ -37,13 +39,23 @@ class Authority:
     def taken(self, who: Principal, chain: tuple[str, ...]) -> str:
         """Why whoever acts as `who` by the tokens of `chain`, root to leaf, may not any more; "" when nothing was
         taken back. Of the names that parents gave, a revoked one takes its holder's and all below along."""
-        if not self._revocations:
+        if not self._revocations and not self._ahead:
             return ""
         for target, value in _named(who, chain):
             at = self._revocations.get((target, value))
-            if at is not None and (target in _FOR_EVER or at > self._announced_at(chain[0])):
+            stands = at is None or (target not in _FOR_EVER and at <= self._announced_at(chain[0]))
+            if not stands or (target, value) in self._ahead:
                 return "everything was revoked" if target == EVERYTHING else f"the {target} was revoked"
         return ""
+
+    @contextmanager
+    def revoking(self, target: str, value: str) -> Iterator[None]:
+        """While its entry is being written: nothing new begins on it, so that no call follows the entry."""
+        self._ahead.append((target, value))
+        try:
+            yield
+        finally:
+            self._ahead.remove((target, value))
 
     def for_ever(self, target: str, value: str) -> bool:
         """Whether a token or task of this name was revoked: nothing can be announced under it."""

@@ -1,16 +1,20 @@
-"""T12, T09: authority that is taken back is gone, from running calls too, down the tree, and after a restart."""
+"""T12: authority that is taken back is gone, from running calls too, down the tree, and after a restart."""
 
 from __future__ import annotations
 
 import signal
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from house import Daemon, programs
 
-from runner.client import CallError, Runner
+from runner.client import CallError, Credentials, Runner, attenuate, connect
 from runner.ledger import entry as entries
+from runner.token import credentials
+from runner.token.issue import own_claims
 from runner.wire import admin
 
 WAITS = {"argv": ["sh", "-c", "echo go; exec sleep 300"]}
@@ -75,3 +79,46 @@ def test_what_runs_is_dead_when_the_operator_is_answered(kind: str, make_daemon:
         with daemon.connect(handed["t-other"]) as other:
             assert other.call("shell_run", QUICK).ok
     assert daemon.verifies()
+
+
+def test_no_call_begins_after_the_operator_was_answered(daemon: Daemon) -> None:
+    """Four connections below a middle token call as fast as they can, one beside it too, while it is revoked."""
+    root = credentials.parse(daemon.credentials(depth=2))
+    middle, beside = (attenuate(["shell_run"], depth=1, credentials=root) for _ in range(2))
+    below = [attenuate(["shell_run"], credentials=middle) for _ in range(4)]
+    began: list[float] = []
+    codes: list[str] = []
+    flowing, over = threading.Event(), threading.Event()
+
+    def flood(handed: Credentials) -> None:
+        with connect(credentials=handed) as runner:
+            try:
+                while not over.is_set():
+                    now = time.monotonic()
+                    if runner.call("shell_run", QUICK).ok:
+                        began.append(now)
+                        flowing.set()
+            except CallError as error:
+                codes.append(error.code)
+
+    threads = [threading.Thread(target=flood, args=(handed,)) for handed in below]
+    with connect(credentials=root) as boss, connect(credentials=beside) as other:
+        assert boss.call("shell_run", QUICK).ok
+        for thread in threads:
+            thread.start()
+        assert flowing.wait(60)
+        jti = own_claims(middle.leaf).jti
+        position = daemon.ask(admin.Revoke(kind="token", value=jti, why="a test")).position
+        answered = time.monotonic()
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+        assert codes == ["revoked"] * 4
+        assert max(began) < answered
+        assert boss.call("shell_run", QUICK).ok
+        assert other.call("shell_run", QUICK).ok
+    late = [
+        entry for entry in daemon.entries()[position + 1 :] if isinstance(entry, entries.Call) and jti in entry.chain
+    ]
+    assert len(late) <= 4  # each was asked for before the operator asked
+    assert {daemon.outcome(entry.call).outcome for entry in late if entry.plan} <= {"killed", "exited"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,11 +53,17 @@ class House:
         authority: Any = SimpleNamespace(
             taken=lambda who, chain: "gone" if self.gone & {*chain, *who.asserted, who.agent} else "",
             for_ever=lambda target, value: value in self.gone,
+            revoking=self._revoking,
         )
         status: Any = None
         self.operations = Operations(
             parts, state, authority, status, lambda: self.log.append("connections"), self._read
         )
+
+    @contextlib.contextmanager
+    def _revoking(self, target: str, value: str) -> Iterator[None]:
+        self.log.append("nothing begins")
+        yield
 
     async def _read(self, task: str) -> bytes:
         return f"lines of {task}".encode()
@@ -152,7 +160,7 @@ def test_revoking_stops_what_stood_on_it_and_no_more(kind: Any, value: str, log:
     """The entry first; then what ran is dead; then connections are closed, and the operator is answered."""
     house = two_tasks()
     assert house.does(admin.Revoke(kind=kind, value=value)) == admin.Done(position=5, affected=len(log), tokens=3)
-    assert house.log == ["Revoke", *log, "connections"]
+    assert house.log == ["nothing begins", "Revoke", *log, "connections"]
 
 
 def test_nothing_is_announced_for_what_is_revoked_for_ever() -> None:

@@ -211,6 +211,16 @@ def test_names_are_revoked_as_of_then_ids_for_ever(target: str, value: str, stor
     assert target in Authority(store).revoked(chain)
 
 
+@pytest.mark.parametrize(("target", "value"), PARTS)
+def test_nothing_begins_on_what_is_being_revoked(target: str, value: str, store: Store) -> None:
+    authority = Authority(store)
+    chain: Any = Chain()
+    store.apply(0, token())
+    with authority.revoking(target, value), authority.revoking(target, value):
+        assert target in authority.revoked(chain)
+    assert authority.revoked(chain) == ""  # no entry came of it
+
+
 def test_revocations_outlive_the_process_and_are_taken_up_from_the_ledger(tmp_path: Path) -> None:
     chain: Any = Chain()
     ledger = [token(), taken("owner", "o"), taken("everything", "")]
