@@ -9,12 +9,14 @@ import typer
 
 from runner.catalog import compile_bundle, read_folders, shared
 from runner.cli.checks import Finding, engine_findings, host_findings, place_findings
+from runner.cli.keys import read_public_file
 from runner.cli.tables import print_json, print_table
 from runner.config import Config, load_config
 from runner.engine import image
 from runner.engine.docker import Docker
 from runner.engine.host import host_facts
 from runner.errors import EXIT_OK, EXIT_UNAVAILABLE, RunnerError
+from runner.gate.signature import check
 from runner.model import TaskProfile
 
 
@@ -67,7 +69,10 @@ def _engine(config: Config) -> list[Finding]:
 
 
 def _profiles(config: Config) -> list[TaskProfile]:
-    """The task profiles that this configuration serves. Raises `RunnerError` for a catalogue that is not whole."""
+    """The task profiles that this configuration serves. Raises `RunnerError` for a catalogue that is not whole, or not
+    signed as it demands."""
     names = ("profiles", "tools", "policies")
     folders = [Path(getattr(config, name)) if getattr(config, name) else shared(name) for name in names]
-    return list(compile_bundle(read_folders(*folders)).task_profiles.values())
+    catalog = compile_bundle(read_folders(*folders))
+    check(catalog, config.policy, {path: read_public_file(Path(path)) for path in config.policy.public_keys})
+    return list(catalog.task_profiles.values())

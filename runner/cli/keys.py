@@ -105,7 +105,7 @@ def replace(path: Path, data: bytes, mode: int) -> None:
 
 def load_anchors(path: Path) -> tuple[tuple[keys.PublicKey, ...], str]:
     """The public keys in a file and their issuer's URI. Raises `RunnerError` (key)."""
-    return keys.read_anchors(_public(path), str(path))
+    return keys.read_anchors(read_public_file(path), str(path))
 
 
 def load_issuer(path: Path) -> tuple[keys.SigningKey, str]:
@@ -118,10 +118,11 @@ def load_issuer(path: Path) -> tuple[keys.SigningKey, str]:
 
 def load_public(path: Path) -> tuple[keys.PublicKey, str]:
     """A public key and its issuer URI, "" when the file names none. Raises `RunnerError` (key)."""
-    return keys.read_public(_public(path), str(path))
+    return keys.read_public(read_public_file(path), str(path))
 
 
-def _public(path: Path) -> bytes:
+def read_public_file(path: Path) -> bytes:
+    """A public key file's bytes. Raises `RunnerError` (key)."""
     try:
         return path.read_bytes()[: MAX_SECRET + 1]
     except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from runner.catalog import SIGNATURE, Catalog
+from runner.config import Policy
 from runner.errors import refuse
 from runner.token.jcs import canonical
 from runner.token.keys import PublicKey, SigningKey, read_public
@@ -28,12 +29,11 @@ def sign(policies: Mapping[str, bytes], key: SigningKey) -> bytes:
     return f"{signed}.{b64(key.sign(signed.encode()))}\n".encode()
 
 
-def check(catalog: Catalog, files: Mapping[str, bytes]) -> str:
+def check(catalog: Catalog, rules: Policy, files: Mapping[str, bytes]) -> str:
     """The thumbprint of the key that signed the bundle; "" when none did and none had to.
 
-    `files` are the key files that the configuration names, as parent read them. A signature that is there is checked
+    `rules` are the configuration's, `files` the key files that they name. A signature that is there is checked
     wherever a key is trusted, also where none is required. Raises `RunnerError` (policy, key, config)."""
-    rules = catalog.config.policy
     if rules.require_signature and not rules.public_keys:
         raise refuse(
             "config",

@@ -345,7 +345,7 @@ class GateProcess:
     def _offer(self, offer: parent.Offer) -> None:
         try:
             catalog: Catalog = compile_bundle(offer.bundle)
-            signer = check_signature(catalog, offer.bundle.keys)
+            signer = check_signature(catalog, catalog.config.policy, offer.bundle.keys)
             serving = Serving.compile(catalog)
             anchors = anchors_of(catalog.config, offer.bundle.keys)
             offered_peers = (
@@ -355,9 +355,9 @@ class GateProcess:
         except RunnerError as error:
             self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
             return
-        _log.info(
-            "policy %s %s, signed by %s", serving.policies.digest[:16], catalog.policy_version, signer or "nobody"
-        )
+        _log.info("policy %s, signed by %s", serving.policies.digest[:16], signer or "no trusted key")
+        if not serving.policies.all_rules:
+            _log.warning("there is no rule in it: every call is refused")
         self._offered[offer.generation] = (serving, anchors, offered_peers)
         self._config_bytes = offer.bundle.config
         self._upward.post(parent.Compiled(generation=offer.generation))

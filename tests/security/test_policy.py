@@ -114,6 +114,34 @@ def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
         _serve(tmp_path / "nowhere")
 
 
+@pytest.mark.docker
+def test_a_file_that_is_gone_or_half_there_allows_nothing_more_and_says_so(
+    make_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    lay_out(tmp_path / "catalogue")
+    base = tmp_path / "catalogue/policies/base.cedar"
+    daemon = make_daemon(catalogue=tmp_path / "catalogue")
+    with daemon.connect() as agent:
+        assert agent.call("fs_list").ok
+        first = daemon.ask(admin.Status()).policy
+        base.write_bytes(TEXT[: TEXT.index(b"forbid (") + 20])
+        _reload(daemon, "the new catalogue is refused and the old one stays: policy: policies/base.cedar:")
+        assert daemon.ask(admin.Status()).policy == first
+        assert agent.call("fs_list").ok
+        base.unlink()
+        _reload(daemon, "there is no rule in it: every call is refused")
+        daemon.wait(lambda: daemon.ask(admin.Status()).policy != first, 10)
+        for tool, arguments in (("fs_list", {}), ("shell_run", {"argv": ["true"]}), ("fs_read", {"path": "x"})):
+            with pytest.raises(CallError) as refused:
+                agent.call(tool, arguments)
+            assert refused.value.code == "denied"
+        base.write_bytes(TEXT)
+        _reload(daemon, " is in force")
+        daemon.wait(lambda: daemon.ask(admin.Status()).policy == first, 10)
+        assert agent.call("fs_list").ok
+    assert daemon.verifies()
+
+
 # --- P02, P06: nothing runs away ----------------------------------------------------------------------------
 
 

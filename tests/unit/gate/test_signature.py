@@ -7,13 +7,12 @@ import stat
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from runner.catalog import SIGNATURE, compile_bundle, read_folders, shared
-from runner.cli import policy
+from runner.cli import doctor, policy
 from runner.config import Config, Policy, parse_config
 from runner.errors import RunnerError
 from runner.gate.signature import MAX_SIGNATURE, check, sign, verify
@@ -89,14 +88,13 @@ def test_what_the_configuration_asks_for(tmp_path: Path, required: bool, trusted
     catalog = _catalog(tmp_path)
     assert catalog.policy_version == "1.2"
     rules = Policy(require_signature=required, public_keys=("/k",) if trusted else ())
-    catalog = msgspec.structs.replace(catalog, config=Config(policy=rules))
     files = {"/k": public_file(KEY.public)}
     fine = (signed == "yes" and trusted) or (not required and (not trusted or signed == "no"))
     if fine:
-        assert check(catalog, files) == (KEY.public.thumbprint if trusted and signed == "yes" else "")
+        assert check(catalog, rules, files) == (KEY.public.thumbprint if trusted and signed == "yes" else "")
     else:
         with pytest.raises(RunnerError) as caught:
-            check(catalog, files)
+            check(catalog, rules, files)
         assert caught.value.refused.code == ("config" if required and not trusted else "policy")
 
 
@@ -113,6 +111,21 @@ def test_a_version_that_is_none_is_refused_with_its_place(tmp_path: Path, text: 
 def test_keys_are_found_from_the_configurations_folder(tmp_path: Path) -> None:
     config = parse_config(b'[policy]\npublic_keys = ["k.pub", "/x.pub"]\n', tmp_path / "runner.toml")
     assert config.policy.public_keys == (str(tmp_path / "k.pub"), "/x.pub")
+
+
+def test_doctor_tells_of_a_bundle_that_the_daemon_would_refuse(tmp_path: Path) -> None:
+    (tmp_path / "policies").mkdir()
+    (tmp_path / "policies/a.cedar").write_bytes(FILES["a.cedar"])
+    (tmp_path / "k.pub").write_bytes(public_file(KEY.public))
+    rules = Policy(require_signature=True, public_keys=(str(tmp_path / "k.pub"),))
+    config = Config(policies=str(tmp_path / "policies"), policy=rules)
+    with pytest.raises(RunnerError, match="not signed"):
+        doctor._profiles(config)
+    (tmp_path / "policies" / SIGNATURE).write_bytes(sign({"a.cedar": FILES["a.cedar"]}, KEY))
+    assert doctor._profiles(config)
+    (tmp_path / "k.pub").unlink()
+    with pytest.raises(RunnerError, match="cannot read it"):
+        doctor._profiles(config)
 
 
 app = typer.Typer()
