@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from runner import config
+from runner.admin.retention import Retention
 from runner.admin.roster import Asker
 from runner.errors import refuse
 from runner.gate.parts import Parts
@@ -68,6 +69,7 @@ class Operations:
         self._authority = authority
         self._status = status
         self._on_revoked = on_revoked  # connections that stood on it are closed
+        self._retention = Retention(parts.journal)
         self._workspace = workspace  # lines of the manifest of a task's workspace
 
     async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
@@ -89,6 +91,8 @@ class Operations:
             case admin.ReadWorkspace():
                 self._known(message.task)
                 return admin.WorkspaceView(task=message.task, lines=await self._workspace(message.task))
+            case admin.Prune() | admin.Hold() | admin.Release():
+                return await self._retention.carry_out(message, asker)
             case admin.Status():
                 return self._status()
             case _:

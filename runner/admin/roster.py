@@ -28,6 +28,9 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.Revoke: ("containment",),
     admin.EndTask: ("containment",),
     admin.ReadWorkspace: ("forensics",),
+    admin.Prune: ("forensics",),
+    admin.Hold: ("forensics",),
+    admin.Release: ("forensics",),
 }
 
 

@@ -83,6 +83,7 @@ def _daemon_commands() -> None:
         policy,
         policy_explain,
         profile,
+        retention,
         schema,
         serve,
         tool,
@@ -100,6 +101,7 @@ def _daemon_commands() -> None:
     app.command(rich_help_panel=_OPERATOR, epilog=bench.EPILOG)(bench.bench)
     serve.app.command(epilog=workspace.EPILOG)(workspace.diff)
     trace.app.command(epilog=schema.EPILOG)(schema.schema)
+    retention.mount(trace.app)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
     app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)

@@ -32,15 +32,16 @@ _PATIENCE_S = 30.0
 operator_key: ContextVar[Path | None] = ContextVar("operator_key", default=None)
 
 
-def ask(path: Path, message: admin.FromOperator) -> admin.ToOperator:
-    """Send one message to the daemon at `path`, as the operator whose key `operator_key` names, and return its answer.
+def ask(path: Path, message: admin.FromOperator, patience_s: float = _PATIENCE_S) -> admin.ToOperator:
+    """Send one message to the daemon at `path`, as the operator whose key `operator_key` names, and return its answer,
+    waited for `patience_s` seconds at most.
 
     Raises `RunnerError`: what the daemon refused, or `unavailable` when no daemon answers there."""
     chosen = operator_key.get()
     key = read_private(keys.read_secret(chosen), str(chosen))[0] if chosen else None
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_PATIENCE_S)
+            connection.settimeout(patience_s)
             connection.connect(str(path))
             if key is not None:
                 _prove(connection, key, path)

@@ -161,7 +161,8 @@ def _content(folder: Path, view: CallView, *, everything: bool) -> Iterator[tupl
             if content is not None:
                 data = reader.get(content.digest, position)
                 if data is None:
-                    yield name, f"not in the content store: {content.digest}"
+                    gone = "pruned" if reader.pruned(content.digest) else "not in the content store"
+                    yield name, f"{gone}: {content.digest}"
                 else:
                     salt = SALT if len(data) == content.size + SALT else 0
                     yield name, data[salt:].decode("utf-8", "backslashreplace")

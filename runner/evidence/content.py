@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from runner.errors import refuse
 from runner.evidence.packs import Packs
+from runner.evidence.pruned import PrunedLists
 from runner.ledger.tile import SMALL_CONTENT, content_path
 
 SALT = 16  # bytes in front of salted content
@@ -45,6 +46,7 @@ class ContentReader:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._packs = Packs(folder)
+        self._lists = PrunedLists(folder)
         path = folder / SMALL_CONTENT
         if not path.is_file():
             raise refuse("ledger", "there is no content store", field=str(path), next_step="give --no-content")
@@ -59,7 +61,17 @@ class ContentReader:
 
     def close(self) -> None:
         """Let go of the files."""
+        self._lists.close()
         self._database.close()
+
+    def pruned(self, digest: str) -> str:
+        """The list that says that this content was pruned; "" when none does. Whether a `prune` entry of the ledger
+        names that list is the caller's to check."""
+        return self._lists.find(bytes.fromhex(digest)) if _DIGEST.match(digest) else ""
+
+    def listed(self, name: str) -> bool:
+        """Whether the list of this name is here, whole."""
+        return self._lists.has(name)
 
     def get(self, digest: str, position: int = -1) -> bytes | None:
         """The stored bytes of `digest`, whole and hashed; None when they are not there or not those. `position` is

@@ -43,11 +43,17 @@ class ContentCheck:
         self._findings = findings
         self._wanted: list[Reference] = []
         self._known: dict[tuple[str, int], None] = {}
+        self._tombstones: dict[str, tuple[int, entries.Prune]] = {}  # by the list they name
+        self._gone: dict[str, tuple[int, str, str]] = {}  # by list: pieces that are gone, and the first of them
 
     def want(self, position: int, entry: entries.AnyEntry) -> None:
         """Check what `entry` names, now or with the next batch."""
         if self._reader is None:
             return
+        if isinstance(entry, entries.Prune):
+            self._tombstones[entry.pruned.digest] = (position, entry)
+            if not self._reader.listed(entry.pruned.digest):
+                self._findings.add(found.MISSING, f"position {position}, pruned", "the list of what went is missing")
         for reference in references(position, entry):
             key = (reference.digest, reference.size)
             if key not in self._known:
@@ -61,11 +67,33 @@ class ContentCheck:
         if self._reader is not None and self._wanted:
             for problem in self._reader.check(self._wanted):
                 place = f"position {problem.reference.position}, {problem.reference.field}"
+                if problem.missing and (listed := self._reader.pruned(problem.reference.digest)):
+                    count, *first = self._gone.get(listed, (0, place, problem.reference.digest))
+                    self._gone[listed] = (count + 1, first[0], first[1])
+                    continue
                 check = found.MISSING if problem.missing else found.WRONG
                 self._findings.add(check, place, f"{problem.reason} ({problem.reference.digest[:16]}…)")
         self._wanted.clear()
         while len(self._known) > _REMEMBER:
             del self._known[next(iter(self._known))]
+
+    def finish(self) -> None:
+        """At the end, when every tombstone was met: check what waits, and that a tombstone stands for all that is
+        gone."""
+        self.flush()
+        for listed, (count, place, digest) in self._gone.items():
+            if listed not in self._tombstones:
+                self._findings.add(
+                    found.MISSING,
+                    place,
+                    f"its content is missing, and {count - 1} more: a list says pruned, no entry does ({digest[:16]}…)",
+                )
+        for position, entry in self._tombstones.values():
+            gone = self._gone.get(entry.pruned.digest, (0, "", ""))[0]
+            self._findings.note(
+                f"position {position}: {entry.pieces} pieces of content, {entry.size} bytes, were pruned by uid "
+                f"{entry.by} ({entry.why}); {gone} of them are gone"
+            )
 
     def close(self) -> None:
         """Let go of the store."""

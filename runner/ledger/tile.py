@@ -36,6 +36,8 @@ SMALL_CONTENT = "small.db"
 LARGE_CONTENT = "sha256"
 PARTIAL_CONTENT = "tmp"
 PACKS = "pack"
+PRUNED = "pruned"  # lists of what was pruned, each under its SHA-256 in hex
+DUE = ".due"  # the suffix of a list whose content is still being removed
 SMALL = 64 << 10  # bytes; up to this content lies in SQLite, where a row costs less than a file
 PACKED = 16 << 10  # bytes; up to this content that came with its entry lies with it: in the tail, then in a pack
 

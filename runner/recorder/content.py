@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
 
 from runner.errors import refuse
@@ -20,6 +21,7 @@ from runner.recorder.durability import FILE_MODE, make_folder, sync_folder, writ
 MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS blob (digest BLOB PRIMARY KEY NOT NULL, data BLOB NOT NULL)"
+_DELETE = "DELETE FROM blob WHERE digest = ?"
 _INSERT = "INSERT OR IGNORE INTO blob (digest, data) VALUES (?, ?)"
 
 
@@ -61,7 +63,7 @@ class ContentStore:
     """The writer. One per ledger, under the ledger's lock. OSError and sqlite3.Error are the caller's to end on."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self._folder = self.folder = folder
         self._partial = folder / PARTIAL_CONTENT
         self._added: list[bytes] = []  # not named yet
         self._pending: dict[bytes, bytes] = {}
@@ -135,6 +137,26 @@ class ContentStore:
         self._database.executemany(_INSERT, self._pending.items())
         execute("COMMIT")
         self._pending.clear()
+
+    def remove(self, digests: Sequence[bytes]) -> None:
+        """Remove content that lies here by itself, not in a pack. What is not here is no error; nothing may wait for a
+        `commit`. SQLite writes zeros over a row that it deletes."""
+        self._database.execute("PRAGMA secure_delete=ON")
+        self._database.execute("BEGIN IMMEDIATE")
+        self._database.executemany(_DELETE, [(digest,) for digest in digests])
+        self._database.execute("COMMIT")
+        folders: set[Path] = set()
+        for digest in digests:
+            path = self._folder / content_path(digest.hex())
+            if path.exists():
+                path.unlink()
+                folders.add(path.parent)
+        for folder in folders:
+            sync_folder(folder)
+
+    def flush(self) -> None:
+        """Let the database's own log forget what was removed, as far as no reader holds on to it."""
+        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
     def close(self) -> None:
         """Close without committing; open streams are forgotten."""

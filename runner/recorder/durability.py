@@ -21,6 +21,8 @@ step 4, so an acknowledged entry survives a crash at any instruction.
 commit needs one fdatasync, and 1 only when content came ahead of its entry (large, or of no single entry). tidy
 writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
 
+What retention removes has a table of its own, in `prune.py`.
+
 Creation is 11 (an empty tree), then 7 and 8: a folder with a checkpoint of size 0 and no tail is a creation that
 was cut off, and is done again. The writes of a replaced key are in `rotate.py`.
 """

@@ -7,7 +7,8 @@ mark the points between which a crash may fall, and what the next start finds.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from runner.errors import refuse
@@ -142,6 +143,17 @@ class Journal:
         """Write the partial tiles of the current size, so that any tlog reader can read the folder of a stopped
         daemon. Everything must be durable."""
         tiles.write_partials(self._tiles_folder, self._tree, [data for data, _ in self._pending])
+
+    def forget(self, digests: Collection[bytes]) -> None:
+        """Leave this content out of the tail from now on. Everything must be durable. One rename: a crash before it
+        leaves the old tail, and the removal is done again."""
+        kept = [
+            (data, tuple(each for each in contents if sha256(each).digest() not in digests))
+            for data, contents in self._pending
+        ]
+        if kept != self._pending:
+            self._pending = kept
+            self._rewrite_tail()
 
     def contents(self) -> Iterator[bytes]:
         """The small content that lies in the tail, and in no pack yet."""

@@ -25,6 +25,7 @@ from runner.ledger.tile import LOCK, PACKED
 from runner.recorder import durability as disk
 from runner.recorder.content import ContentStore
 from runner.recorder.journal import Journal
+from runner.recorder.prune import Job, Retention, Selection
 from runner.recorder.readback import STATE_KINDS, select
 from runner.recorder.recovery import Recovered, nothing, recover
 
@@ -54,6 +55,7 @@ class Recorder:
         self._failed: RunnerError | None = None
         self._lock = -1
         self._successor = ""  # the key that the newest rotation in the tail names
+        self.retention = Retention(journal, content, content.folder, self.commit)
         life = sequence.state.life
         self.previous: Literal["none", "clean", "dead"] = (
             "none" if life == "none" else "clean" if life == "stopped" else "dead"
@@ -116,6 +118,7 @@ class Recorder:
         else:
             self._journal.go_on()
         self.tidy()
+        self.retention.resume()
 
     def close(self) -> None:
         """Commit, leave a folder that other tlog readers can read, and let go. After a failure: only let go."""
@@ -194,6 +197,8 @@ class Recorder:
     def _take(self, data: bytes, contents: tuple[bytes, ...], entry: entries.AnyEntry) -> int:
         position = self.size
         self._sequence.apply(position, entry)
+        if isinstance(entry, entries.Prune):
+            self.retention.saw(entry)
         self._journal.take(data, contents, self._sequence.state)
         return position
 
@@ -266,6 +271,17 @@ class Recorder:
         """The end of it. A name other than `digest` is the recorder's end too; `drop` forgets the content."""
         with self._alive("storing content"):
             self._content.close_stream(stream, digest, drop=drop)
+
+    # --- retention -------------------------------------------------------------------------------------
+
+    def work(self, job: Job) -> tuple[bool, Selection | None]:
+        """One step of a selection or a removal: whether it is done, and what it found."""
+        with self._alive("pruning"):
+            try:
+                next(job)
+            except StopIteration as done:
+                return True, done.value
+        return False, None
 
     # --- reading back ----------------------------------------------------------------------------------
 

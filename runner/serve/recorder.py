@@ -21,9 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from runner.errors import RunnerError
+from runner.errors import RunnerError, refuse
+from runner.ledger.retention import Criteria
 from runner.recorder.keys import load_or_create_key
 from runner.recorder.log import Recorder
+from runner.recorder.prune import Job
 from runner.serve import log, privilege
 from runner.serve.inbox import Inbox
 from runner.wire import parent
@@ -52,6 +54,7 @@ class RecorderProcess:
         self._waiting: list[wire.Appended] = []  # for the fsync
         self._due = math.inf
         self._over = False
+        self._job: tuple[int, Job] | None = None  # a selection or removal, and the request that asked for it
         self._answer(
             wire.Opened(
                 size=recorder.size,
@@ -71,6 +74,8 @@ class RecorderProcess:
         self._send()
         while not self._over:
             wait = None if self._due == math.inf else max(0.0, math.ceil((self._due - time.monotonic()) * 1e3))
+            if self._job is not None:
+                wait = 0
             ready = [descriptor for descriptor, _ in poll.poll(wait)]
             if gate in ready:
                 self._read()
@@ -78,6 +83,34 @@ class RecorderProcess:
                 self._over = _ended(self._upward)
             if time.monotonic() >= self._due:
                 self._commit()
+            if self._job is not None and not self._over:
+                self._work(*self._job)
+
+    def _work(self, number: int, job: Job) -> None:
+        """One step of what takes long, between messages."""
+        done, found = self._recorder.work(job)
+        if done:
+            self._job = None
+            self._answer(
+                wire.Removed(number=number) if found is None else wire.Selected(number=number, **found._asdict())
+            )
+            self._send()
+
+    def _begin(self, message: wire.Select | wire.Remove) -> None:
+        try:
+            if self._job is not None:
+                raise refuse("busy", "content is being selected or removed already", retry_after_ms=1000)
+            retention = self._recorder.retention
+            if isinstance(message, wire.Select):
+                of = Criteria(
+                    before=message.before, larger=message.larger,
+                    tasks=message.tasks, agents=message.agents, tools=message.tools,
+                )  # fmt: skip
+                self._job = (message.number, retention.select(of, keep=message.keep))
+            else:
+                self._job = (message.number, retention.remove(message.pruned))
+        except RunnerError as error:
+            self._answer(wire.Refused(number=message.number, refusal=error.refused))
 
     def _read(self) -> None:
         """Everything that has arrived, answered before anything else is done for it."""
@@ -103,6 +136,8 @@ class RecorderProcess:
                 recorder.write_stream(message.stream, message.data)
             case wire.StoreClose():
                 recorder.close_stream(message.stream, message.digest, drop=message.drop)
+            case wire.Select() | wire.Remove():
+                self._begin(message)
             case wire.Since():
                 found = tuple(recorder.since(message.position, _BATCH))
                 last = len(found) < _BATCH

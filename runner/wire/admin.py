@@ -109,6 +109,48 @@ class WorkspaceView(Message, frozen=True, tag="workspace"):
     lines: bytes
 
 
+class Prune(Message, frozen=True, tag="prune"):
+    """Remove content of calls that ended and that no hold is on; each part that is not empty must fit. With `dry`, only
+    say what would go. `before` is an RFC 3339 UTC time with microseconds, `larger` bytes of a piece."""
+
+    why: str = ""
+    before: str = ""
+    larger: int = 0
+    tasks: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    dry: bool = False
+
+
+class Pruned(Message, frozen=True, tag="pruned"):
+    """The answer to `Prune`: what went, or would. `position` is the tombstone's, -1 for none. `held` counts pieces that
+    fitted and were spared by holds. `more` when the rest needs another request."""
+
+    pieces: int
+    size: int
+    held: int
+    position: int = -1
+    more: bool = False
+
+
+class Hold(Message, frozen=True, tag="hold"):
+    """Keep the content of the calls that fit, those to come too, until its release."""
+
+    name: str
+    why: str
+    before: str = ""
+    tasks: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+
+class Release(Message, frozen=True, tag="release"):
+    """End the holds of this name."""
+
+    name: str
+    why: str
+
+
 class Status(Message, frozen=True, tag="status"):
     """How the daemon is."""
 
@@ -170,5 +212,19 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromOperator = Hello | Prove | Whoami | Announce | Revoke | ListTasks | ShowTask | EndTask | ReadWorkspace | Status
-ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Done | Refused
+FromOperator = (
+    Hello
+    | Prove
+    | Whoami
+    | Announce
+    | Revoke
+    | ListTasks
+    | ShowTask
+    | EndTask
+    | ReadWorkspace
+    | Prune
+    | Hold
+    | Release
+    | Status
+)
+ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Pruned | Done | Refused

@@ -74,6 +74,43 @@ class Since(Message, frozen=True, tag="since"):
     position: int
 
 
+class Select(Message, frozen=True, tag="select"):
+    """Find what may be pruned: content of ended calls that fit, as `runner.ledger.entry.Criteria` has it, that no hold
+    and no other call needs. Answered by `Selected`. With `keep`, the list of it is kept for a `prune` entry."""
+
+    number: int
+    before: str = ""
+    larger: int = 0
+    tasks: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+    keep: bool = False
+
+
+class Remove(Message, frozen=True, tag="remove"):
+    """Remove the content in this list, which a `prune` entry names. Answered by `Removed` when it is gone."""
+
+    number: int
+    pruned: str
+
+
+class Selected(Message, frozen=True, tag="selected"):
+    """The list's name, and what is in it. `more` when there is more than one list may hold."""
+
+    number: int
+    pruned: str
+    pieces: int
+    size: int
+    held: int
+    more: bool = False
+
+
+class Removed(Message, frozen=True, tag="removed"):
+    """It is gone from the disk."""
+
+    number: int
+
+
 class Opened(Message, frozen=True, tag="opened"):
     """First message to gate: how the ledger was found. `newest_call` is the greatest call id in it."""
 
@@ -114,8 +151,8 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since
-FromRecorder = Opened | Appended | Entries | DurableTo | Refused
+FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove
+FromRecorder = Opened | Appended | Entries | DurableTo | Refused | Selected | Removed
 
 
 class Requester(Protocol):
@@ -160,6 +197,38 @@ class RecorderCaller:
     async def send(self, message: StoreOpen | StoreWrite | StoreClose) -> None:
         """Content in pieces."""
         await self._channel.send(message)
+
+    async def select(
+        self,
+        *,
+        before: str,
+        larger: int,
+        tasks: tuple[str, ...],
+        agents: tuple[str, ...],
+        tools: tuple[str, ...],
+        keep: bool,
+    ) -> Selected:
+        """What may be pruned. Raises `RunnerError` (busy) while another selection or removal is under way."""
+        asked = Select(
+            number=self._channel.number(),
+            before=before,
+            larger=larger,
+            tasks=tasks,
+            agents=agents,
+            tools=tools,
+            keep=keep,
+        )
+        answer, _ = await self._channel.request(asked)
+        if isinstance(answer, Refused):
+            raise RunnerError(answer.refusal)
+        assert isinstance(answer, Selected)
+        return answer
+
+    async def remove(self, pruned: str) -> None:
+        """Remove what a recorded `prune` entry names. Raises `RunnerError` (ledger) when none does, (busy)."""
+        answer, _ = await self._channel.request(Remove(number=self._channel.number(), pruned=pruned))
+        if isinstance(answer, Refused):
+            raise RunnerError(answer.refusal)
 
     async def since(self, position: int) -> tuple[list[tuple[int, bytes]], int]:
         """Every state-changing entry from `position` on, and the ledger's size."""

@@ -1,0 +1,120 @@
+"""Retention: holds, releases and prunes, each an entry; one at a time, so that a hold and a prune never cross."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from runner import config
+from runner.admin.roster import Asker
+from runner.errors import refuse
+from runner.gate.entries import Journal
+from runner.ledger import entry as entries
+from runner.wire import admin
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
+_LABELS = 64  # names in one criterion
+_HASH = 32
+_LARGEST = (1 << 53) - 1
+
+
+class Retention:
+    """The three operations."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._turn = asyncio.Lock()
+
+    async def carry_out(self, message: admin.Prune | admin.Hold | admin.Release, asker: Asker) -> admin.ToOperator:
+        """Carry out one of them. Raises `RunnerError`; nothing is half done then."""
+        async with self._turn:
+            match message:
+                case admin.Prune():
+                    return await self._prune(message, asker)
+                case admin.Hold():
+                    return await self._hold(message, asker)
+                case admin.Release():
+                    return await self._release(message, asker)
+
+    async def _prune(self, message: admin.Prune, asker: Asker) -> admin.Pruned:
+        of = _criteria(message, message.larger)
+        if of == entries.Criteria():
+            raise refuse(
+                "arguments", "nothing says what to prune", next_step="name an age, a size, a task, an agent or a tool"
+            )
+        if not message.dry:
+            _why(message.why)
+        # The recorder judges holds by its own ledger; nothing changes until the entry below is on disk.
+        found = await self._journal.recorder.select(
+            before=of.before, larger=of.larger, tasks=of.tasks, agents=of.agents, tools=of.tools, keep=not message.dry
+        )
+        answer = admin.Pruned(pieces=found.pieces, size=found.size, held=found.held, more=found.more)
+        if message.dry or not found.pieces:
+            return answer
+        written = await self._journal.write(
+            entries.Prune(
+                time=self._journal.stamp(),
+                of=of,
+                pruned=entries.Content(digest=found.pruned, size=found.pieces * _HASH),
+                pieces=found.pieces,
+                size=found.size,
+                held=found.held,
+                why=message.why,
+                by=asker.uid,
+                operator=asker.entry,
+            ),
+            sync=True,
+        )
+        # From here on a crash only delays the removal: the next start goes on with it.
+        await self._journal.recorder.remove(found.pruned)
+        return admin.Pruned(
+            pieces=found.pieces, size=found.size, held=found.held, more=found.more, position=written.position
+        )
+
+    async def _hold(self, message: admin.Hold, asker: Asker) -> admin.Done:
+        _name(message.name)
+        _why(message.why)
+        entry = entries.Hold(
+            time=self._journal.stamp(),
+            name=message.name,
+            of=_criteria(message),
+            why=message.why,
+            by=asker.uid,
+            operator=asker.entry,
+        )
+        return admin.Done(position=(await self._journal.write(entry, sync=True)).position)
+
+    async def _release(self, message: admin.Release, asker: Asker) -> admin.Done:
+        _name(message.name)
+        _why(message.why)
+        entry = entries.Release(
+            time=self._journal.stamp(), name=message.name, why=message.why, by=asker.uid, operator=asker.entry
+        )
+        return admin.Done(position=(await self._journal.write(entry, sync=True)).position)
+
+
+def _criteria(message: admin.Prune | admin.Hold, larger: int = 0) -> entries.Criteria:
+    if message.before and not _TIME.fullmatch(message.before):
+        raise refuse(
+            "arguments", "not a time as entries have it", field="before", allowed="2026-01-31T00:00:00.000000Z"
+        )
+    if not 0 <= larger <= _LARGEST:
+        raise refuse("arguments", "not a size", field="larger")
+    for field in ("tasks", "agents", "tools"):
+        names = getattr(message, field)
+        form = config.TOOL_ID if field == "tools" else config.NAME
+        if len(names) > _LABELS or not all(form.match(name) for name in names):
+            raise refuse("arguments", f"not a name, or more than {_LABELS}", field=field)
+    return entries.Criteria(
+        before=message.before, larger=larger, tasks=message.tasks, agents=message.agents, tools=message.tools
+    )
+
+
+def _name(name: str) -> None:
+    if not config.NAME.match(name):
+        raise refuse("arguments", "not a name: letters, digits and ._:@/-, at most 128", field="name")
+
+
+def _why(why: str) -> None:
+    if not 0 < len(why) <= 500:
+        raise refuse("arguments", "say why, in at most 500 characters: it is recorded with the act", field="why")

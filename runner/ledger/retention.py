@@ -1,0 +1,56 @@
+"""Retention as entries: legal holds, and the tombstones of what was pruned."""
+
+from __future__ import annotations
+
+from runner.ledger.part import Content, Entry, Int, Operator, Part, Who
+
+
+class Criteria(Part, frozen=True):
+    """Which calls: each part that is not empty must fit. `before` is compared with the call's time; `larger` picks
+    pieces of content with more bytes than that."""
+
+    before: str = ""
+    larger: Int = 0
+    tasks: tuple[str, ...] = ()
+    agents: tuple[str, ...] = ()
+    tools: tuple[str, ...] = ()
+
+    def fits(self, time: str, who: Who, tool: str) -> bool:
+        """Whether a call is meant; what `larger` says of its pieces left aside."""
+        labels = ((self.tasks, who.task), (self.agents, who.agent), (self.tools, tool))
+        return (not self.before or time < self.before) and all(not named or has in named for named, has in labels)
+
+
+class Hold(Entry, frozen=True, tag="hold"):
+    """From here on until its release, no content of the calls that `of` fits is pruned: legal hold. Calls to come are
+    meant too."""
+
+    name: str
+    of: Criteria
+    why: str
+    by: Int
+    operator: Operator | None = None
+
+
+class Release(Entry, frozen=True, tag="release"):
+    """The holds of this name hold no more."""
+
+    name: str
+    why: str
+    by: Int
+    operator: Operator | None = None
+
+
+class Prune(Entry, frozen=True, tag="prune"):
+    """A tombstone: content removed from the content store, after this was on disk. Entries, and the digests in them,
+    stay. `pruned` is the sorted list of the digests removed, 32 bytes each, under its plain SHA-256; `size` their
+    content's bytes; `held` counts the pieces that fitted and were spared by holds."""
+
+    of: Criteria
+    pruned: Content
+    pieces: Int
+    size: Int
+    why: str
+    by: Int
+    operator: Operator | None = None
+    held: Int = 0

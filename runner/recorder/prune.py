@@ -1,0 +1,258 @@
+"""Retention: which content may go, and its removal, in steps that fit between two groups of entries.
+
+Order: select (nothing changes), keep the list as `pruned/<digest>.due`, have gate append the `prune` entry that names
+it, and only when that is durable remove. A crash at any point is harmless:
+
+| crash | leaves | the next start |
+| --- | --- | --- |
+| before the entry is durable | a list that no entry names | removes the list |
+| during the removal | an entry, a list that is due, part of the content | does the removal again |
+| after it | an entry, a list that is done | nothing |
+
+A pack is replaced: the new one is whole under its name before the old one goes, so that a reader finds one of them.
+A pack that is damaged is left as it is: evidence of that is worth more than the room.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from runner.errors import refuse
+from runner.ledger import entry as entries
+from runner.ledger import pruned as lists
+from runner.ledger.merkle import TILE_WIDTH
+from runner.ledger.tile import DUE, PACKS, PRUNED, TEMPORARY, pack_contents, pack_path, pack_prefix, split_pack
+from runner.recorder import durability as disk
+from runner.recorder.content import ContentStore
+from runner.recorder.journal import Journal
+
+MAX_PIECES = 250_000  # of one list: some 50 MB of memory while it is made; what is left goes into the next
+STEP = 64  # entries, or pieces, of one step: a fraction of the time that an entry may wait for its group
+_NAMED = re.compile(rb'"digest":"([0-9a-f]{64})"')
+# A quote inside a JSON string is escaped, so these bytes are never part of a text.
+_CALL, _OUTCOME, _PRUNE = b'"kind":"call"', b'"kind":"outcome"', b'"kind":"prune"'
+_HOLD, _RELEASE = b'"kind":"hold"', b'"kind":"release"'
+_PACK = re.compile(r"(?P<number>[0-9]{3})-[0-9a-f]{32}")
+
+
+class Selection(NamedTuple):
+    """What may go: the list's name ("" when it was not kept), and what is in it."""
+
+    pruned: str
+    pieces: int
+    size: int
+    held: int
+    more: bool
+
+
+class _Peek(msgspec.Struct):
+    call: str = ""
+
+
+_peek = msgspec.json.Decoder(_Peek)
+Job = Generator[None, None, Selection | None]
+
+
+class Retention:
+    """Selects and removes, for one recorder. `commit` makes everything taken so far durable."""
+
+    def __init__(self, journal: Journal, content: ContentStore, folder: Path, commit: Callable[[], int]) -> None:
+        self._journal = journal
+        self._content = content
+        self._folder = folder
+        self._lists = folder / PRUNED
+        self._commit = commit
+        self._bundles: dict[str, set[int]] = {}  # of lists that are due, as far as this run made them
+        self._tombstones: set[str] = set()  # lists that an entry of this run names
+
+    def saw(self, entry: entries.Prune) -> None:
+        """A tombstone was appended."""
+        self._tombstones.add(entry.pruned.digest)
+
+    # --- selecting -----------------------------------------------------------------------------------------
+
+    def select(self, of: entries.Criteria, *, keep: bool) -> Job:
+        """Find what fits, in calls that have ended, oldest first; with `keep`, keep the list."""
+        end = self._journal.size
+        holds: dict[str, list[entries.Criteria]] = {}
+        for run in self._walk(end):
+            for _, data in run:
+                if _HOLD in data or _RELEASE in data:
+                    _follow(holds, entries.decode(data))
+            yield
+        choice = _Choice(of, [each for named in holds.values() for each in named], self._earlier())
+        for run in self._walk(end):
+            for position, data in run:
+                if not choice.full:
+                    choice.look(position, data)
+            yield
+        more = choice.full
+        for run in self._walk(end):  # the same content may be another call's too
+            for _, data in run:
+                choice.spare(data)
+            yield
+        listed = lists.build(choice.found)
+        name = ""
+        if keep and listed:
+            name = sha256(listed).hexdigest()
+            disk.make_folder(self._lists)
+            disk.replace(self._lists / (name + DUE), listed)
+            self._bundles[name] = choice.bundles
+        return Selection(name, len(choice.found), sum(choice.found.values()), choice.held, more)
+
+    def _walk(self, end: int) -> Iterator[list[tuple[int, bytes]]]:
+        for start in range(0, end, TILE_WIDTH):
+            bundle = list(islice(self._journal.entries(start), min(TILE_WIDTH, end - start)))
+            for place in range(0, len(bundle), STEP):
+                yield bundle[place : place + STEP]
+
+    def _earlier(self) -> list[bytes]:
+        """Lists of what is gone."""
+        found = self._lists.iterdir() if self._lists.is_dir() else ()
+        return [path.read_bytes() for path in found if not path.suffix]
+
+    # --- removing ------------------------------------------------------------------------------------------
+
+    def remove(self, name: str) -> Job:
+        """Remove what list `name` holds. Raises `RunnerError` (ledger) unless an entry of this run names it."""
+        if name not in self._tombstones or not (self._lists / (name + DUE)).is_file():
+            raise refuse("ledger", "no `prune` entry names this list, or it was carried out before", field=name[:64])
+        return self._remove(name, self._bundles.pop(name, None))
+
+    def resume(self) -> None:
+        """At start: carry out what a tombstone says and a crash cut off; forget lists that no entry names."""
+        if not self._lists.is_dir():
+            return
+        for left in self._lists.glob(f"*{TEMPORARY}"):
+            left.unlink()
+        due = {path.name.removesuffix(DUE) for path in self._lists.glob(f"*{DUE}")}
+        if not due:
+            return
+        found = [entries.decode(data) for _, data in self._journal.entries(0) if _PRUNE in data]
+        named = due & {entry.pruned.digest for entry in found if isinstance(entry, entries.Prune)}
+        for name in sorted(named):
+            for _ in self._remove(name, None):
+                pass
+        for name in due - named:
+            (self._lists / (name + DUE)).unlink()
+        disk.sync_folder(self._lists)
+
+    def _remove(self, name: str, bundles: Collection[int] | None) -> Job:
+        path = self._lists / (name + DUE)
+        digests = lists.split(path.read_bytes())
+        wanted = frozenset(digests)
+        self._commit()
+        # From here on the tombstone is on disk: what follows may be done twice, and is done again after a crash.
+        self._journal.forget(wanted)
+        yield
+        for start in range(0, len(digests), STEP):
+            self._content.remove(digests[start : start + STEP])
+            yield
+        for pack in self._packs(bundles):
+            self._shrink(pack, wanted)
+            yield
+        self._content.flush()
+        # A crash here leaves the list due: its content is looked for once more.
+        path.rename(self._lists / name)
+        disk.sync_folder(self._lists)
+        return None
+
+    def _packs(self, bundles: Collection[int] | None) -> Iterator[Path]:
+        """The packs of these bundles; every one when nobody remembers."""
+        if bundles is None:
+            yield from sorted(path for path in (self._folder / PACKS).rglob("*-*") if _PACK.fullmatch(path.name))
+            return
+        for number in sorted(bundles):
+            prefix = self._folder / pack_prefix(number)
+            if prefix.parent.is_dir():
+                yield from sorted(path for path in prefix.parent.iterdir() if path.name.startswith(prefix.name))
+
+    def _shrink(self, path: Path, wanted: Collection[bytes]) -> None:
+        """Replace a pack by one without `wanted`."""
+        if path.name.endswith(TEMPORARY):
+            return
+        data = path.read_bytes()
+        pieces = list(split_pack(data))
+        kept = [piece for piece in pieces if sha256(piece).digest() not in wanted]
+        if len(kept) == len(pieces) or pack_contents(pieces) != data:
+            return
+        if kept:
+            packed = pack_contents(kept)
+            disk.write_once([(_renamed(path, packed), packed)])
+        # A crash here leaves both: the old one is shrunk again, into the same.
+        path.unlink()
+        disk.sync_folder(path.parent)
+
+
+def _renamed(path: Path, packed: bytes) -> Path:
+    """The name of a pack of the same bundle that holds `packed`."""
+    ending = Path(pack_path(0, packed)).name.partition("-")[2]
+    return path.with_name(f"{path.name.partition('-')[0]}-{ending}")
+
+
+def _follow(holds: dict[str, list[entries.Criteria]], entry: entries.AnyEntry) -> None:
+    if isinstance(entry, entries.Hold):
+        holds.setdefault(entry.name, []).append(entry.of)
+    elif isinstance(entry, entries.Release):
+        holds.pop(entry.name, None)
+
+
+class _Choice:
+    """What has been chosen so far."""
+
+    def __init__(self, of: entries.Criteria, holds: Sequence[entries.Criteria], earlier: Sequence[bytes]) -> None:
+        self._of = of
+        self._holds = holds
+        self._earlier = earlier
+        self._open: dict[str, tuple[bool, int, entries.Call]] = {}  # fits and is planned: held, position
+        self._calls: set[str] = set()
+        self.found: dict[bytes, int] = {}
+        self.bundles: set[int] = set()
+        self.held = 0
+
+    @property
+    def full(self) -> bool:
+        return len(self.found) >= MAX_PIECES
+
+    def look(self, position: int, data: bytes) -> None:
+        """One entry: a call that fits is chosen when it has its outcome, or never gets one."""
+        if _CALL in data:
+            entry = entries.decode(data)
+            if isinstance(entry, entries.Call) and self._of.fits(entry.time, entry.who, entry.tool):
+                held = any(hold.fits(entry.time, entry.who, entry.tool) for hold in self._holds)
+                if entry.plan is None:
+                    self._take(held, position, entry)
+                else:
+                    self._open[entry.call] = (held, position, entry)
+        elif _OUTCOME in data and (begun := self._open.pop(_peek.decode(data).call, None)) is not None:
+            held, where, call = begun
+            outcome = entries.decode(data)
+            if isinstance(outcome, entries.Outcome):
+                self._take(held, where, call)
+                self._take(held, position, outcome)
+
+    def _take(self, held: bool, position: int, entry: entries.Call | entries.Outcome) -> None:
+        for content in entries.own_content(entry):
+            digest = bytes.fromhex(content.digest)
+            if content.size <= self._of.larger or any(lists.holds(listed, digest) for listed in self._earlier):
+                continue
+            if held:
+                self.held += 1
+                continue
+            self._calls.add(entry.call)
+            self.found[digest] = content.size
+            self.bundles.add(position // TILE_WIDTH)
+
+    def spare(self, data: bytes) -> None:
+        """What an entry of any other call names too stays."""
+        for named in _NAMED.findall(data):
+            digest = bytes.fromhex(named.decode())
+            if digest in self.found and _peek.decode(data).call not in self._calls:
+                del self.found[digest]

@@ -1,0 +1,147 @@
+"""Promises of retention, on a real daemon: what is pruned is gone and accounted for, what is held stays."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from house import Daemon
+
+from runner.errors import EXIT_REFUSED, RunnerError
+from runner.evidence.content import ContentReader
+from runner.ledger import entry as entries
+from runner.wire import admin
+
+SECRET = "the-words-of-a-customer"
+FAR = "2099-01-01T00:00:00.000000Z"
+
+
+def trace(daemon: Daemon, *words: str, state: bool = False) -> subprocess.CompletedProcess[str]:
+    where = ["--state", str(daemon.state)] if state else []
+    socket = [] if state and words[0] != "release" else ["--socket", str(daemon.place / "run/admin.sock")]
+    return subprocess.run(
+        [daemon.python, "-m", "runner", "trace", *words, *where, *socket], capture_output=True, text=True
+    )
+
+
+def kept(daemon: Daemon, call: str) -> list[bool]:
+    """Whether arguments, plan and output of a call are there."""
+    begun, ended = daemon.call(call), daemon.outcome(call)
+    reader = ContentReader(daemon.state / "content")
+    try:
+        named = [begun.arguments, begun.plan.plan, ended.stdout]
+        return [reader.get(content.digest, 0) is not None for content in named]
+    finally:
+        reader.close()
+
+
+def holding(folder: Path, text: bytes) -> list[str]:
+    return [path.name for path in folder.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+def test_content_goes_and_the_record_stays(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    made: dict[str, list[str]] = {}
+    for task in ("old", "case"):
+        with daemon.connect(task=task) as runner:
+            made[task] = [runner.call("shell_run", {"argv": ["/bin/echo", f"{SECRET}-{task}"]}).call for _ in range(3)]
+            big = runner.call("shell_run", {"argv": ["/bin/sh", "-c", f"yes {SECRET}-{task} | head -c 200000"]})
+            made[task].append(big.call)
+    assert holding(daemon.state / "content", SECRET.encode())
+    assert trace(daemon, "hold", "case-1", "--task", "case", "--why", "counsel").returncode == 0
+    refused = trace(daemon, "prune", "--before", FAR, "--yes")
+    assert refused.returncode == EXIT_REFUSED, "no reason was given"
+    dry = json.loads(trace(daemon, "prune", "--before", FAR, "--json").stdout)
+    assert dry == {"pruned": False, "pieces": 12, "bytes": dry["bytes"], "held": 12, "more": False, "position": None}
+    assert all(all(kept(daemon, call)) for calls in made.values() for call in calls)
+
+    done = json.loads(trace(daemon, "prune", "--before", FAR, "--yes", "--why", "plan 7", "--json").stdout)
+    assert (done["pieces"], done["bytes"], done["held"]) == (12, dry["bytes"], 12)
+    assert not any(any(kept(daemon, call)) for call in made["old"])
+    assert all(all(kept(daemon, call)) for call in made["case"])
+    assert not holding(daemon.state / "content", f"{SECRET}-old".encode())
+    assert not holding(daemon.state / "ledger", f"{SECRET}-old".encode())
+    assert holding(daemon.state, f"{SECRET}-case".encode())
+    (tombstone,) = daemon.entries(entries.Prune)
+    assert (tombstone.why, tombstone.by, tombstone.pieces) == ("plan 7", 0, 12)
+
+    verified = trace(daemon, "verify", state=True)
+    assert verified.returncode == 0, verified.stdout
+    assert f"position {done['position']}: 12 pieces" in verified.stdout
+    assert "pruned: " in trace(daemon, "show", made["old"][0], "--content", state=True).stdout
+    with daemon.connect(task="later") as runner:  # life goes on
+        later = runner.call("shell_run", {"argv": ["/bin/echo", "x"]}).call
+    assert all(kept(daemon, later))
+
+    assert "case-1" in trace(daemon, "holds", state=True).stdout
+    assert trace(daemon, "release", "case-2", "--why", "x", state=True).returncode == EXIT_REFUSED
+    assert trace(daemon, "release", "case-1", "--why", "settled", state=True).returncode == 0
+    again = json.loads(trace(daemon, "prune", "--task", "case", "--yes", "--why", "plan 8", "--json").stdout)
+    assert (again["pieces"], again["held"]) == (12, 0)
+    daemon.stop()
+    assert not holding(daemon.state / "content", SECRET.encode())
+    assert trace(daemon, "verify", state=True).returncode == 0
+    daemon.start()
+    assert daemon.verifies()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        admin.Prune(why="x"),
+        admin.Prune(why="", before=FAR),
+        admin.Prune(why="x" * 501, before=FAR),
+        admin.Prune(why="x", before="2026-01-01"),
+        admin.Prune(why="x", larger=-1),
+        admin.Prune(why="x", tasks=("a b",)),
+        admin.Prune(why="x", tools=tuple(f"t{number}" for number in range(65))),
+        admin.Hold(name="", why="x"),
+        admin.Hold(name="case", why=""),
+        admin.Release(name="case", why=""),
+    ],
+)
+def test_words_of_the_wrong_form_change_nothing(daemon: Daemon, wrong: Any) -> None:
+    before = daemon.ask(admin.Status()).ledger_size
+    with pytest.raises(RunnerError) as refused:
+        daemon.ask(wrong)
+    assert refused.value.refused.code == "arguments"
+    assert daemon.ask(admin.Status()).ledger_size == before
+    assert isinstance(daemon.ask(admin.Prune(before=FAR, dry=True)), admin.Pruned)  # the twin
+
+
+def test_a_recorder_killed_while_it_prunes_goes_on_at_the_next_start(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    with daemon.connect(task="old") as runner:
+        calls = [runner.call("shell_run", {"argv": ["/bin/echo", f"{SECRET}-{n}"]}).call for n in range(150)]
+    lists = daemon.state / "content/pruned"
+
+    def ask() -> None:
+        with suppress(RunnerError, ConnectionError):  # nobody will answer
+            daemon.ask(admin.Prune(why="plan 7", before=FAR))
+
+    recorder = daemon.child("recorder")
+    asking = threading.Thread(target=ask)
+    asking.start()
+    # A list lies there before its entry does, and is renamed when all of it is gone: the kill falls in between, or
+    # before the entry.
+    daemon.wait(lambda: lists.is_dir() and any(path.suffix == ".due" for path in lists.iterdir()))
+    recorder.send_signal(signal.SIGKILL)
+    asking.join()
+    daemon.ended()
+    assert daemon.verifies()
+    daemon.start()
+    assert daemon.verifies()
+    found = daemon.entries(entries.Prune)
+    assert not [path for path in lists.iterdir() if path.suffix]
+    assert not any(any(kept(daemon, call)) for call in calls) if found else all(all(kept(daemon, c)) for c in calls)
+    daemon.ask(admin.Prune(why="plan 7", before=FAR))
+    assert not any(any(kept(daemon, call)) for call in calls)
+    daemon.stop()
+    assert not holding(daemon.state / "content", SECRET.encode())
