@@ -11,8 +11,10 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from runner import config
+from runner.admin.reload import ACT, Reloads, Request
 from runner.admin.retention import Retention
 from runner.admin.roster import Asker
+from runner.admin.second import SecondPerson
 from runner.errors import refuse
 from runner.gate.parts import Parts
 from runner.gate.tasks import Task
@@ -63,6 +65,8 @@ class Operations:
         status: Callable[[], admin.StatusView],
         on_revoked: Callable[[], None],
         workspace: Callable[[str], Awaitable[bytes]],
+        reloads: Reloads,
+        second: SecondPerson,
     ) -> None:
         self._parts = parts
         self._state = state
@@ -71,6 +75,8 @@ class Operations:
         self._on_revoked = on_revoked  # connections that stood on it are closed
         self._retention = Retention(parts.journal)
         self._workspace = workspace  # lines of the manifest of a task's workspace
+        self._reloads = reloads
+        self._second = second
 
     async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -93,10 +99,52 @@ class Operations:
                 return admin.WorkspaceView(task=message.task, lines=await self._workspace(message.task))
             case admin.Prune() | admin.Hold() | admin.Release():
                 return await self._retention.carry_out(message, asker)
+            case admin.Reload():
+                return await self._reload(message, asker)
+            case admin.ListPending():
+                return admin.PendingActs(acts=tuple(map(self._pending, self._second.waiting())))
+            case admin.Confirm():
+                pending = self._second.confirmed(message.id, asker)
+                done = await self._reloads.ask(Request(operator=asker.entry, pending=pending))
+                assert isinstance(done, int)  # what is confirmed waits for nobody
+                return admin.Done(position=done)
             case admin.Status():
                 return self._status()
             case _:
                 raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
+
+    async def _reload(self, message: admin.Reload, asker: Asker) -> admin.ToOperator:
+        done = await self._reloads.ask(Request(operator=asker.entry, why=message.why[:500]))
+        if isinstance(done, int):
+            return admin.Done(position=done)
+        self._second.refuse_twin(ACT, done.offered.subject)
+        for content in done.contents:  # what the entry names can be looked at before it is confirmed
+            await self._parts.journal.recorder.store(content)
+        pending, position = await self._second.wait(
+            ACT,
+            done.offered.subject,
+            asker,
+            before=done.before.catalogue,
+            after=done.offered.catalogue,
+            why=message.why,
+            changes=done.offered.changes(done.before),
+        )
+        return admin.Waits(position=position, act=self._pending(pending))
+
+    def _pending(self, pending: entries.Pending) -> admin.PendingView:
+        return admin.PendingView(
+            id=pending.id,
+            act=pending.act,
+            subject=pending.subject,
+            operator=pending.operator.name,
+            asked=pending.time,
+            expires=pending.expires,
+            before=pending.before,
+            after=pending.after,
+            changes=pending.changes,
+            why=pending.why,
+            can=self._second.who_can(pending),
+        )
 
     async def _announce(self, token: admin.Announce, asker: Asker) -> admin.Done:
         for name in ("agent", "owner", "task", "session", "profile", "jti"):

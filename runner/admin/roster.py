@@ -31,7 +31,14 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.Prune: ("forensics",),
     admin.Hold: ("forensics",),
     admin.Release: ("forensics",),
+    admin.Reload: ("policy-author",),
+    admin.ListPending: ("policy-author", "containment", "auditor"),
+    admin.Confirm: ANY,  # the act that waits has a role of its own: runner/admin/second.py
 }
+
+
+# What can need a second person (`two_person` in the configuration), and the role that both need.
+ACTS: dict[str, Role] = {"activate-policy": "policy-author"}
 
 
 class Operator(Value, frozen=True):
@@ -166,7 +173,15 @@ def roster(config: Config) -> Roster:
                 raise refuse("config", f"operator {taken[mark]} has the same name, uid or key", field=field)
             taken[mark] = each.name
         made.append(operator)
-    return Roster(tuple(made), keys)
+    found = Roster(tuple(made), keys)
+    for act in config.two_person:
+        if len(found.holders((ACTS[act],))) < 2:
+            raise refuse(
+                "config",
+                f"{act} would wait for ever: fewer than two operators have the role {ACTS[act]}",
+                field="two_person",
+            )
+    return found
 
 
 def _named(each: Named, field: str, keys: dict[str, PublicKey], *, root_only: bool) -> Operator:

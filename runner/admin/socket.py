@@ -149,8 +149,9 @@ class AdminServer:
                 return self._whoami(asker)
             return await self._operations.carry_out(message, asker)
         except RunnerError as error:
-            if error.refused.code == "denied":
-                self.strangers.count(asker.uid, "denied", f"admin.sock: {error.refused.reason}")
+            if error.refused.code in ("denied", "conflict"):  # conflict: what was to be confirmed was altered
+                name = asker.operator.name
+                self.strangers.count(asker.uid, error.refused.code, f"admin.sock: {name}: {error.refused.reason}")
             return admin.Refused(refusal=error.refused)
         except Exception:
             _log.exception("an operation failed")

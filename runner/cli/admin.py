@@ -5,8 +5,9 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from collections import deque
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -36,6 +37,8 @@ Socket = Annotated[
 State = Annotated[
     Path, typer.Option("--state", envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder.")
 ]
+
+_RELOAD_S = 300.0  # gate and engine compile everything anew, and engine may be starting
 
 
 @app.command(epilog="Example: runner admin whoami --json")
@@ -79,6 +82,71 @@ def key(
     roles = ", ".join(f'"{each}"' for each in role or ["ROLE"])
     print(f"wrote {file}; for the daemon's configuration:\n")
     print(f'[[operators]]\nname = "{name}"\nkey = "{facts["key"]}"\nroles = [{roles}]')
+
+
+@app.command(epilog='Example: runner admin reload --why "the tests may run"')
+def reload(
+    why: Annotated[str, typer.Option(help="Recorded with the act.")] = "",
+    socket: Socket = ADMIN_SOCKET,
+    json: Json = False,
+) -> None:
+    """Read configuration, profiles, tools and policies anew, as SIGHUP does, but in your name. What takes two persons
+    waits for `runner admin confirm`."""
+    answer = ask(socket, admin.Reload(why=why), _RELOAD_S)
+    if isinstance(answer, admin.Done):
+        _say({"state": "in force", "position": answer.position}, f"in force, position {answer.position}", json)
+    elif isinstance(answer, admin.Waits):
+        facts = {"state": "waits", "position": answer.position, **_facts(answer.act)}
+        _say(facts, f"not in force: it takes a second operator\n{_waiting(answer.act)}", json)
+    else:
+        raise refuse("protocol", "the daemon answered something else")
+
+
+@app.command(epilog="Example: runner admin pending --json")
+def pending(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:
+    """What waits for a second operator."""
+    answer = ask(socket, admin.ListPending())
+    if not isinstance(answer, admin.PendingActs):
+        raise refuse("protocol", "the daemon answered something else")
+    if json:
+        print_json([_facts(act) for act in answer.acts])
+        return
+    for act in answer.acts:
+        print(_waiting(act))
+
+
+@app.command(epilog="Example: runner admin confirm 4f2a91c0")
+def confirm(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="What waits, as `runner admin pending` names it.")],
+    socket: Socket = ADMIN_SOCKET,
+    json: Json = False,
+) -> None:
+    """Be the second operator: what another one asked for is carried out, if it is still the same. What it changes,
+    line by line: `runner admin log --kind pending --diff`."""
+    answer = ask(socket, admin.Confirm(id=id_), _RELOAD_S)
+    if not isinstance(answer, admin.Done):
+        raise refuse("protocol", "the daemon answered something else")
+    _say({"state": "in force", "position": answer.position}, f"in force, position {answer.position}", json)
+
+
+def _facts(act: admin.PendingView) -> dict[str, Any]:
+    return {name: value for name, value in msgspec.to_builtins(act).items() if name != "type"}
+
+
+def _waiting(act: admin.PendingView) -> str:
+    until = datetime.fromtimestamp(act.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    lines = [f"{act.id} {act.act}, asked for by {act.operator} at {act.asked[:19]}Z, until {until}"]
+    lines += [f"  changes {change}" for change in act.changes]
+    lines += [f"  why: {act.why}"] if act.why else []
+    lines += [f"  {', '.join(act.can) or 'nobody'} can: runner admin confirm {act.id}"]
+    return "\n".join(map(visible, lines))
+
+
+def _say(facts: dict[str, Any], said: str, json: bool) -> None:
+    if json:
+        print_json(facts)
+    else:
+        print(said)
 
 
 @app.command(epilog="Example: runner admin log --operator ann --kind reload --since 2026-01-01 --diff")

@@ -12,7 +12,7 @@ from runner.evidence.content import ContentReader
 from runner.evidence.read import Ledger
 from runner.ledger import entry as entries
 
-KINDS = ("start", "stop", "reload", "token", "revoke", "task_end", "refusals")
+KINDS = ("start", "stop", "reload", "pending", "token", "revoke", "task_end", "refusals")
 _NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
 _REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
 _BY_HOLDER = "ended by its holder"  # an agent's own end of its task, which is no operator's act
@@ -90,6 +90,12 @@ class _Telling:
                 )  # fmt: skip
             case entries.Reload():
                 return self._reloaded(position, entry)
+            case entries.Pending():
+                return _act(
+                    position, entry, what=f"{entry.act} waits as {entry.id} for another: {_list(entry.changes)}",
+                    before=_in_force(entry.before, self._policy), after=f"the same, until {_time(entry.expires)}",
+                    why=entry.why, catalogues=(entry.before, entry.after),
+                )  # fmt: skip
             case entries.Token():
                 who = f"{entry.who.agent} for {entry.who.owner}, task {entry.who.task}"
                 what = f"token {entry.jti}: {who}, profile {entry.profile}, tools {' '.join(entry.tools)}"
@@ -121,10 +127,12 @@ class _Telling:
 
     def _reloaded(self, position: int, entry: entries.Reload) -> Act:
         policy, self._policy, self._catalogue = self._policy, entry.policy, entry.after
+        what = "catalogue" if policy == entry.policy else "catalogue with its policy"
+        if entry.confirmed is not None:
+            what += f", {entry.pending} confirmed by {entry.confirmed.name} ({_known(entry.confirmed)})"
         return _act(
-            position, entry, what="catalogue" if policy == entry.policy else "catalogue with its policy",
-            before=_in_force(entry.before, policy), after=_in_force(entry.after, entry.policy),
-            catalogues=(entry.before, entry.after),
+            position, entry, what=what, before=_in_force(entry.before, policy), why=entry.why,
+            after=_in_force(entry.after, entry.policy), catalogues=(entry.before, entry.after),
         )  # fmt: skip
 
 
@@ -141,7 +149,7 @@ def _act(
     operator: entries.Operator | None = getattr(entry, "operator", None)
     uid = getattr(entry, "by", -1)
     if operator is not None:
-        name, known = operator.name, f"key {operator.key}" if operator.key else f"uid {operator.uid}"
+        name, known = operator.name, _known(operator)
     elif uid >= 0:
         name = known = f"uid {uid}"
     else:
@@ -150,6 +158,14 @@ def _act(
         position=position, time=entry.time, kind=str(entry.__struct_config__.tag), operator=name, known=known,
         what=what, before=before, after=after, why=why, catalogues=catalogues,
     )  # fmt: skip
+
+
+def _known(operator: entries.Operator) -> str:
+    return f"key {operator.key}" if operator.key else f"uid {operator.uid}"
+
+
+def _list(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "no file named"
 
 
 def _in_force(catalogue: str, policy: str) -> str:

@@ -29,6 +29,8 @@ def references(position: int, entry: entries.AnyEntry) -> list[Reference]:
         artefacts = [("catalogue", entry.catalogue), ("policy", entry.policy)]
     elif isinstance(entry, entries.Reload):
         artefacts = [("before", entry.before), ("after", entry.after), ("policy", entry.policy)]
+    elif isinstance(entry, entries.Pending):
+        artefacts = [("before", entry.before), ("after", entry.after)]
     elif isinstance(entry, entries.SandboxBegin):
         artefacts = [("profile_digest", entry.profile_digest)]
     named = [Reference(position, field, content.digest, content.size) for field, content in found if content]

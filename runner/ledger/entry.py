@@ -88,13 +88,36 @@ class Stop(Entry, frozen=True, tag="stop"):
     clean: bool
 
 
-class Reload(Entry, frozen=True, tag="reload"):
-    """A new catalogue took effect between two calls."""
+class Reload(Entry, frozen=True, kw_only=True, tag="reload"):
+    """A new catalogue took effect between two calls: by a signal (`by` is -1), or by an operator; where that takes two,
+    `confirmed` is the second and `pending` names what waited."""
 
     before: str
     after: str
     policy: str
     anchors: tuple[str, ...] = ()  # as in `Start`
+    by: Int = -1
+    operator: Operator | None = None
+    confirmed: Operator | None = None
+    pending: str = ""
+    why: str = ""
+
+
+class Pending(Entry, frozen=True, kw_only=True, tag="pending"):
+    """An operator asked for an act that takes another's confirmation until `expires` (epoch seconds).
+
+    `subject` is the digest that the confirmation is bound to; `before` and `after` are catalogues, where it is one."""
+
+    id: str
+    act: str
+    subject: str
+    before: str = ""
+    after: str = ""
+    changes: tuple[str, ...] = ()
+    why: str = ""
+    by: Int
+    operator: Operator
+    expires: Int
 
 
 class Repair(Entry, frozen=True, tag="repair"):
@@ -325,6 +348,7 @@ AnyEntry = (
     Start
     | Stop
     | Reload
+    | Pending
     | Repair
     | Rotate
     | Beacon

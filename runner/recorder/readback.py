@@ -9,7 +9,7 @@ import msgspec
 from runner.ledger.sequence import PERMITS
 
 STATE_KINDS = frozenset(
-    {"token", "revoke", "task_begin", "task_end", "sandbox", "sandbox_end", "call", "outcome"}
+    {"token", "revoke", "task_begin", "task_end", "sandbox", "sandbox_end", "call", "outcome", "reload", "pending"}
 )  # calls only when they were allowed
 
 

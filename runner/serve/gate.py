@@ -19,13 +19,15 @@ from collections.abc import Coroutine
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 
 from runner import VERSION
 from runner.admin.operations import Operations
-from runner.admin.roster import Roster, roster, uids_of
+from runner.admin.reload import Offered, Reloads, standing
+from runner.admin.roster import roster, uids_of
+from runner.admin.second import SecondPerson
 from runner.admin.socket import AdminServer
 from runner.catalog import Catalog, compile_bundle
 from runner.errors import RunnerError, refuse
@@ -62,6 +64,7 @@ _log = logging.getLogger(__name__)
 _BEACON_S = 60
 _KEEP_TOKENS_S = 86_400  # after expiry: longer than any task of theirs can take to end
 _SALT = 16
+T = TypeVar("T")
 
 
 def stamp() -> str:
@@ -91,11 +94,12 @@ class GateProcess:
         self._instance = instance
         self._boot = boot
         self._sockets = sockets
-        self._offered: dict[int, tuple[Serving, Anchors, tuple[frozenset[int], Roster]]] = {}
+        self._offered: dict[int, Offered] = {}
+        self._reloads = Reloads(lambda message: self._upward.post(message))
         self._committed = asyncio.Event()
         self._opened: asyncio.Future[recorder_wire.Opened] = asyncio.get_running_loop().create_future()
         self._ending = asyncio.Event()
-        self._tasks: set[asyncio.Future[object]] = set()
+        self._tasks: set[asyncio.Future[Any]] = set()
         self._status = 0
         self._stop: parent.Stop | None = None
         self._server: Server | None = None
@@ -136,7 +140,7 @@ class GateProcess:
     # --- parts --------------------------------------------------------------------------------------------
 
     async def _build(self) -> None:
-        serving, anchors, (agents, operators) = self._offered.pop(self._generation)
+        serving, anchors, agents, operators, self._reloads.in_force, _ = self._offered.pop(self._generation)
         config = serving.catalog.config
         limits = config.limits
         self._store = Store(self._state_dir / "state.db")
@@ -212,6 +216,8 @@ class GateProcess:
             self._view,
             lambda: server.revoked(authority.revoked),
             self._read_workspace,
+            self._reloads,
+            SecondPerson(self._store, self._journal, limits, time.time, lambda: self._admin.roster),
         )
         await operations.stop_revoked("revoked before the daemon stopped")  # where a crash came between the two
         self._admin = AdminServer(
@@ -289,11 +295,12 @@ class GateProcess:
         self._engine = Channel(sock, engine_wire.FromEngine, self._from_engine, carriers=(engine_wire.Created,))
         self._beside(self._watch_engine(self._engine))
 
-    def _beside(self, work: Coroutine[Any, Any, object]) -> None:
+    def _beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:
         """Run `work` beside the rest; held until it ends, since the loop itself holds tasks weakly."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _watch_engine(self, channel: Channel) -> None:
         await channel.closed.wait()
@@ -324,6 +331,8 @@ class GateProcess:
                 self._offer(message)
             case parent.Commit():
                 self._commit(message.generation)
+            case parent.Swapped():
+                self._reloads.answered(message.asked, message.refusal)
             case parent.Engine() if descriptor is not None:
                 self._engine_back(socket.socket(fileno=descriptor))
             case parent.Stop():
@@ -348,17 +357,18 @@ class GateProcess:
             signer = check_signature(catalog, catalog.config.policy, offer.bundle.keys)
             serving = Serving.compile(catalog)
             anchors = anchors_of(catalog.config, offer.bundle.keys)
-            offered_peers = (
-                uids_of(catalog.config.peers.agents, "peers.agents"),
-                roster(catalog.config),
-            )
+            agents = uids_of(catalog.config.peers.agents, "peers.agents")
+            operators = roster(catalog.config)
+            offered = standing(offer.bundle, catalog.config, serving.policies.digest)
+            self._reloads.judge(offer.asked, offered, catalog.contents)
         except RunnerError as error:
             self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
             return
         _log.info("policy %s, signed by %s", serving.policies.digest[:16], signer or "no trusted key")
         if not serving.policies.all_rules:
             _log.warning("there is no rule in it: every call is refused")
-        self._offered[offer.generation] = (serving, anchors, offered_peers)
+        request = self._reloads.request(offer.asked)
+        self._offered[offer.generation] = Offered(serving, anchors, agents, operators, offered, request)
         self._config_bytes = offer.bundle.config
         self._upward.post(parent.Compiled(generation=offer.generation))
 
@@ -367,39 +377,38 @@ class GateProcess:
             self._generation = generation
             self._committed.set()
             return
-        serving, anchors, peers = self._offered.pop(generation)
+        offered = self._offered.pop(generation)
         self._offered.clear()
-        self._beside(self._swap(serving, anchors, peers))
+        self._reloads.in_force = offered.standing  # the next one offered is judged against it
+        self._reloads.swap = self._beside(self._swap(offered))
 
-    async def _swap(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], Roster]) -> None:
+    async def _swap(self, offered: Offered) -> int:
         """Put the new catalogue into force between two calls. A call that has begun keeps the one it has."""
         async with self._swapping:  # one after the other: each entry names what was in force before it
-            await self._put_into_force(serving, anchors, peers)
+            return await self._put_into_force(offered)
 
-    async def _put_into_force(self, serving: Serving, anchors: Anchors, peers: tuple[frozenset[int], Roster]) -> None:
+    async def _put_into_force(self, offered: Offered) -> int:
+        serving = offered.serving
         assert self._server is not None
         for content in serving.catalog.contents.values():
             await self._journal.recorder.store(content)
         before = self._parts.serving.catalog.digest
-        await self._journal.write(
-            entries.Reload(
-                time=stamp(),
-                before=before,
-                after=serving.catalog.digest,
-                policy=serving.policies.digest,
-                anchors=thumbprints(anchors),
-            ),
-            sync=True,
+        after, policy = serving.catalog.digest, serving.policies.digest
+        held = thumbprints(offered.anchors)
+        make = offered.request.entry if offered.request else entries.Reload
+        written = await self._journal.write(
+            make(time=stamp(), before=before, after=after, policy=policy, anchors=held), sync=True
         )
         self._parts.serving = serving
-        self._parts.authenticator.replace_anchors(anchors)
+        self._parts.authenticator.replace_anchors(offered.anchors)
         self._server.revoked(self._parts.authenticator.retired)
-        self._server.admit_only(peers[0])
-        self._admin.admit_only(peers[1])
+        self._server.admit_only(offered.agents)
+        self._admin.admit_only(offered.operators)
         self._server.tools_changed()
         self._stock(serving)
         settle()
         _log.info("catalogue %s is in force", serving.catalog.digest[:16])
+        return written.position
 
     # --- time -------------------------------------------------------------------------------------------------
 

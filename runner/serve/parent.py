@@ -73,6 +73,7 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._reason = ""
         self._reload = asyncio.Event()
+        self._asked: list[int] = []  # reloads: 0 by a signal, else gate's number of the one an operator asked for
         self._bound: list[Path] = []
         self._family = -1  # the lock that this process and every child hold
         self._dead: asyncio.Queue[Child] = asyncio.Queue()
@@ -83,7 +84,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, signal.Signals(number).name)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reread, 0)
         held = self._prepare()
         try:
             status = 0
@@ -115,6 +116,18 @@ class Daemon:
     def _stop(self, reason: str) -> None:
         self._reason = self._reason or reason
         self._stopping.set()
+
+    def _reread(self, asked: int) -> None:
+        if asked not in self._asked:  # signals before the first is served are one
+            self._asked.append(asked)
+        self._reload.set()
+
+    def _heard(self, name: str, message: Any) -> None:
+        if isinstance(message, wire.Reread):
+            if name == "gate":
+                self._reread(message.asked)
+        else:
+            self._answers.put_nowait((name, message))
 
     # --- folders and sockets ------------------------------------------------------------------------------
 
@@ -234,7 +247,7 @@ class Daemon:
         )
         for sock in passed:
             sock.close()
-        channel = Channel(mine, wire.FromChild, lambda message, _: self._answers.put_nowait((name, message)))
+        channel = Channel(mine, wire.FromChild, lambda message, _: self._heard(name, message))
         child = self._children[name] = Child(name, process, channel)
         watcher = asyncio.ensure_future(self._watch(child))
         self._watchers.add(watcher)
@@ -263,12 +276,12 @@ class Daemon:
         except TimeoutError:
             raise refuse("host", f"{name} did not answer within {_START_S:.0f} s") from None
 
-    async def _offer(self, bundle: wire.Bundle) -> Refusal | None:
+    async def _offer(self, bundle: wire.Bundle, asked: int = 0) -> Refusal | None:
         """Two phases: gate and engine compile the catalogue, and only when both did, both use it."""
         self._generation += 1
         offered = {name: self._children[name] for name in ("gate", "engine") if name in self._children}
         for child in offered.values():
-            child.channel.post(wire.Offer(generation=self._generation, bundle=bundle))
+            child.channel.post(wire.Offer(generation=self._generation, bundle=bundle, asked=asked))
         missing = set(offered)
         try:
             async with asyncio.timeout(_START_S):
@@ -318,7 +331,8 @@ class Daemon:
                 return 0
             if "reload" in happened:
                 self._reload.clear()
-                await self._swap()
+                while self._asked:
+                    await self._swap(self._asked.pop(0))
 
     async def _restart_engine(self, pause: float) -> None:
         assert self._bundle is not None
@@ -342,8 +356,8 @@ class Daemon:
         self._children["gate"].channel.post(wire.Engine(), gates.detach())
         _log.info("engine is back")
 
-    async def _swap(self) -> None:
-        """SIGHUP: read everything anew. Whatever is wrong with it, the old catalogue stays in force."""
+    async def _swap(self, asked: int) -> None:
+        """SIGHUP, or an operator's word: read all anew. Whatever is wrong with it, the old catalogue stays in force."""
         _notify("RELOADING=1")
         try:
             config, config_bytes = load_config(self._config_path)
@@ -352,13 +366,15 @@ class Daemon:
                     raise refuse(
                         "config", f"`{fixed}` cannot change while the daemon runs", field=str(self._config_path)
                     )
-            refused = await self._offer(self._read(config, config_bytes))
+            refused = await self._offer(self._read(config, config_bytes), asked)
         except RunnerError as error:
             refused = error.refused
         except OSError as error:
             refused = refusal("config", f"it could not be read: {error}", field=str(self._config_path))
         if refused is not None:
             _log.error("the new catalogue is refused and the old one stays: %s", refused.line())
+        if asked:
+            self._children["gate"].channel.post(wire.Swapped(asked=asked, refusal=refused))
         _notify("READY=1")
 
     # --- ending ---------------------------------------------------------------------------------------------

@@ -34,10 +34,12 @@ CREATE TABLE IF NOT EXISTS tasks (
 CREATE TABLE IF NOT EXISTS kept (
   call TEXT PRIMARY KEY, task TEXT NOT NULL, tool TEXT NOT NULL, key TEXT NOT NULL, arguments TEXT NOT NULL,
   began TEXT NOT NULL, outcome BLOB, position INTEGER, digest TEXT NOT NULL DEFAULT '', value BLOB) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pending (
+  id TEXT PRIMARY KEY, expires INTEGER NOT NULL, entry BLOB NOT NULL) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS kept_key ON kept (task, tool, key) WHERE key != '';
 """
 
-_TABLES = ("meta", "tokens", "revoked", "tasks", "kept")
+_TABLES = ("meta", "tokens", "revoked", "tasks", "kept", "pending")
 _LAYOUT = zlib.crc32(_SCHEMA.encode()) >> 1  # a file of another layout is emptied, and filled again from the ledger
 
 
@@ -175,7 +177,9 @@ class Store:
                 return bool(entry.plan is not None and (entry.idempotency_key or entry.detach))
             case entries.Outcome():
                 return entry.call in self._open
-        return isinstance(entry, entries.Token | entries.Revoke | entries.TaskBegin | entries.TaskEnd)
+            case entries.Reload():
+                return bool(entry.pending)
+        return isinstance(entry, entries.Token | entries.Revoke | entries.TaskBegin | entries.TaskEnd | entries.Pending)
 
     def _moved(self, position: int) -> None:
         for task, count in self._counts.items():
@@ -204,6 +208,10 @@ class Store:
                 )
                 named = (entry.target, entry.value)
                 self._revoked[named] = max(position, self._revoked.get(named, -1))
+            case entries.Pending():
+                run("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (entry.id, entry.expires, entries.encode(entry)))
+            case entries.Reload():
+                run("DELETE FROM pending WHERE id = ?", (entry.pending,))
             case entries.TaskBegin():
                 who = entry.who
                 run(
@@ -264,6 +272,11 @@ class Store:
         row = self._db.execute(f"SELECT count(*) FROM tokens WHERE expires > ? {where}", values)  # noqa: S608 - four fixed names
         return int(row.fetchone()[0])
 
+    def pending(self) -> list[entries.Pending]:
+        """Acts that wait for a second person, or waited and expired a little while ago; oldest first."""
+        found = [entries.decode(row[0]) for row in self._db.execute("SELECT entry FROM pending")]
+        return sorted((each for each in found if isinstance(each, entries.Pending)), key=lambda each: each.time)
+
     def task(self, task: str) -> TaskRow | None:
         """One task, or None."""
         self._written()
@@ -319,3 +332,4 @@ class Store:
             (before,),
         )
         self._db.execute("DELETE FROM tokens WHERE expires < ?", (expired,))
+        self._db.execute("DELETE FROM pending WHERE expires < ?", (expired,))

@@ -151,6 +151,51 @@ class Release(Message, frozen=True, tag="release"):
     why: str
 
 
+class Reload(Message, frozen=True, tag="reload"):
+    """Read the configuration and the catalogue anew, as SIGHUP does. Answered by `Done`, or by `Waits`."""
+
+    why: str = ""
+
+
+class ListPending(Message, frozen=True, tag="list_pending"):
+    """What waits for a second operator. Changes nothing."""
+
+
+class Confirm(Message, frozen=True, tag="confirm"):
+    """Be the second operator of what waits under `id`: it is carried out now."""
+
+    id: str
+
+
+class PendingView(Message, frozen=True, tag="pending_view"):
+    """One act that waits. `subject` is the digest that a confirmation is bound to; `can` names who could give it."""
+
+    id: str
+    act: str
+    subject: str
+    operator: str
+    asked: str
+    expires: int
+    before: str = ""
+    after: str = ""
+    changes: tuple[str, ...] = ()
+    why: str = ""
+    can: tuple[str, ...] = ()
+
+
+class PendingActs(Message, frozen=True, tag="pending_acts"):
+    """The answer to `ListPending`."""
+
+    acts: tuple[PendingView, ...]
+
+
+class Waits(Message, frozen=True, tag="waits"):
+    """Recorded at `position` and not carried out: it waits for another operator."""
+
+    position: int
+    act: PendingView
+
+
 class Status(Message, frozen=True, tag="status"):
     """How the daemon is."""
 
@@ -225,6 +270,9 @@ FromOperator = (
     | Prune
     | Hold
     | Release
+    | Reload
+    | ListPending
+    | Confirm
     | Status
 )
-ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Pruned | Done | Refused
+ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Pruned | PendingActs | Waits | Done | Refused

@@ -32,6 +32,7 @@ class Offer(Message, frozen=True, tag="offer"):
 
     generation: int
     bundle: Bundle
+    asked: int = 0  # the number of the `Reread` that it follows; 0 at start and by a signal
 
 
 class Compiled(Message, frozen=True, tag="compiled"):
@@ -51,6 +52,19 @@ class Commit(Message, frozen=True, tag="commit"):
     """Every process compiled it: use it from now on."""
 
     generation: int
+
+
+class Reread(Message, frozen=True, tag="reread"):
+    """From gate: an operator wants everything read anew, as by SIGHUP. Answered by `Swapped` of the same number."""
+
+    asked: int
+
+
+class Swapped(Message, frozen=True, tag="swapped"):
+    """What became of a `Reread`: committed, or why not."""
+
+    asked: int
+    refusal: Refusal | None = None
 
 
 class Ready(Message, frozen=True, tag="ready"):
@@ -82,5 +96,5 @@ class Stopped(Message, frozen=True, tag="stopped"):
     clean: bool
 
 
-FromParent = Offer | Commit | Engine | Stop
-FromChild = Compiled | Rejected | Ready | Fatal | Stopped
+FromParent = Offer | Commit | Engine | Stop | Swapped
+FromChild = Compiled | Rejected | Ready | Fatal | Stopped | Reread

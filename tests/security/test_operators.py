@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import Daemon
+from house import ISSUER, Daemon
 
+from runner.cli.init import lay_out
+from runner.client.errors import CallError
 from runner.errors import RunnerError
 from runner.ledger import entry as entries
-from runner.token.keys import SigningKey, private_file
+from runner.token.keys import SigningKey, private_file, public_file
 from runner.token.operator import sign_operator
 from runner.wire import admin
 from runner.wire.frame import Decoder, FrameReader, encode
@@ -228,3 +230,141 @@ def test_a_configuration_that_locks_everybody_out_does_not_start(make_daemon: Ca
     assert "operators_group" in daemon.said()
     with pytest.raises(RunnerError):
         daemon.ask(admin.Whoami())
+
+
+# --- a second person ------------------------------------------------------------------------------------
+
+TWO = (
+    f'[users]\noperators_group = "{GROUP}"\n'
+    '[[operators]]\nname = "ann"\nuid = 0\nroles = ["approver", "containment", "auditor", "policy-author"]\n'
+    '[[operators]]\nname = "bob"\nuid = "nobody"\nroles = ["policy-author"]\n'
+    f'[[operators]]\nname = "carl"\nkey = "{KEYS["carl"].public.jwk()["x"]}"\nroles = ["auditor"]\n'
+)
+PERMIT, NARROWED = 'permit (principal, action in [Action::"shell_run", ', "permit (principal, action in ["
+
+
+@pytest.fixture
+def guarded(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Callable[..., tuple[Daemon, Path]]:
+    """Daemons whose policy takes two operators, and their policy file."""
+
+    def make(config: str = "") -> tuple[Daemon, Path]:
+        lay_out(tmp_path / "catalogue")
+        daemon = make_daemon(start=False, catalogue=tmp_path / "catalogue", config=TWO + config)
+        file = daemon.place / "runner.toml"
+        file.write_text('two_person = ["activate-policy"]\n' + file.read_text())
+        daemon.start()
+        return daemon, tmp_path / "catalogue/policies/base.cedar"
+
+    return make
+
+
+def confirm(daemon: Daemon, id_: str, user: str = "nobody", key: str = "") -> subprocess.CompletedProcess[str]:
+    return runner(daemon, "admin", "confirm", id_, user=user, key=key)
+
+
+def test_activating_policy_takes_two(guarded: Callable[..., tuple[Daemon, Path]]) -> None:
+    daemon, policy = guarded()
+    first = daemon.ask(admin.Status())
+    old = policy.read_text()
+    new = old.replace(PERMIT, NARROWED, 1)
+    assert new != old
+
+    def shell() -> bool:
+        with daemon.connect() as agent:
+            try:
+                return agent.call("shell_run", {"argv": ["true"]}).ok
+            except CallError as error:
+                if error.code != "denied":
+                    raise
+                return False
+
+    # A signal names nobody, so it cannot be the first of two.
+    policy.write_text(new)
+    os.kill(daemon.pid, signal.SIGHUP)
+    daemon.wait(lambda: "takes two operators" in daemon.said(), 30)
+    # Ann asks; it waits, and nothing has changed.
+    asked = json.loads(runner(daemon, "admin", "reload", "--why", "no shell", "--json").stdout)
+    assert (asked["state"], asked["changes"], asked["can"]) == ("waits", ["policies/base.cedar"], ["bob"])
+    (pending,) = daemon.entries(entries.Pending)
+    assert (pending.operator, pending.why) == (entries.Operator(name="ann", uid=0), "no shell")
+    assert daemon.ask(admin.Status()).policy == first.policy
+    assert shell()
+    # Not by herself, not by one without the role, not once it was altered.
+    own = confirm(daemon, pending.id, "root")
+    assert own.returncode == 3
+    assert "you are ann, who asked for it" in own.stderr
+    assert "role policy-author" in confirm(daemon, pending.id, key="carl").stderr
+    policy.write_text(new + "\n// and one thing more\n")
+    altered = confirm(daemon, pending.id)
+    assert altered.returncode == 3
+    assert "altered since" in altered.stderr
+    assert daemon.ask(admin.Status()).policy == first.policy
+    # It survives a restart, of which the old files are in force again.
+    policy.write_text(old)
+    assert daemon.stop() == 0
+    daemon.start()
+    assert pending.id in runner(daemon, "admin", "pending").stdout
+    policy.write_text(new)
+    assert shell()
+    done = confirm(daemon, pending.id)
+    assert done.returncode == 0, done.stderr
+    assert not shell()
+    (swap,) = daemon.entries(entries.Reload)
+    assert (swap.operator, swap.confirmed) == (
+        entries.Operator(name="ann", uid=0),
+        entries.Operator(name="bob", uid=NOBODY),
+    )
+    assert (swap.pending, swap.before, swap.after) == (pending.id, pending.before, pending.after)
+    assert "nothing waits" in confirm(daemon, pending.id).stderr
+    assert runner(daemon, "admin", "pending").stdout == ""
+    said = subprocess.run(
+        [sys.executable, "-m", "runner", "admin", "log", "--state", str(daemon.state), "--diff"],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert f"{pending.id} confirmed by bob (uid {NOBODY})" in said
+    assert "    -" + next(line for line in old.splitlines() if PERMIT in line) in said
+    assert daemon.verifies()
+
+
+def test_what_decides_who_decides_takes_two_as_well(
+    guarded: Callable[..., tuple[Daemon, Path]], tmp_path: Path
+) -> None:
+    daemon, _ = guarded()
+    config: Path = daemon.place / "runner.toml"
+    whole = config.read_text()
+    roots = SigningKey(b"r" * 32)
+    for change in (
+        ("two_person = [", "two_person = [] #"),
+        ('uid = "nobody"', 'uid = "runner-demo"'),
+    ):
+        assert change[0] in whole
+        config.write_text(whole.replace(*change))
+        asked = runner(daemon, "admin", "reload", "--json")
+        assert json.loads(asked.stdout)["state"] == "waits", change
+    config.write_text(whole)
+    key = daemon.place / "issuer.pub"
+    kept = key.read_bytes()
+    key.write_bytes(public_file(roots.public, ISSUER))  # not a byte of the catalogue differs
+    asked = runner(daemon, "admin", "reload", "--json")
+    waits = json.loads(asked.stdout)
+    assert (waits["state"], waits["before"]) == ("waits", waits["after"])
+    key.write_bytes(kept)
+    # The twin: a tool's text is one operator's to change, and the entry says whose act it was.
+    manifest = tmp_path / "catalogue/tools/shell_run/tool.toml"
+    manifest.write_text(manifest.read_text() + "\n# a remark\n")
+    assert json.loads(runner(daemon, "admin", "reload", "--why", "words", "--json").stdout)["state"] == "in force"
+    (swap,) = daemon.entries(entries.Reload)
+    assert (swap.operator, swap.confirmed, swap.why) == (entries.Operator(name="ann", uid=0), None, "words")
+    assert daemon.verifies()
+
+
+def test_what_waits_expires(guarded: Callable[..., tuple[Daemon, Path]]) -> None:
+    daemon, policy = guarded("[limits]\npending_act_s = 1\n")
+    policy.write_text(policy.read_text().replace(PERMIT, NARROWED, 1))
+    waits = daemon.ask(admin.Reload())
+    assert isinstance(waits, admin.Waits)
+    daemon.wait(lambda: not daemon.ask(admin.ListPending()).acts, 20)
+    late = confirm(daemon, waits.act.id)
+    assert late.returncode == 3
+    assert "expired" in late.stderr
+    assert daemon.entries(entries.Reload) == []

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from runner.admin.operations import Operations
+from runner.admin.reload import Reloads
 from runner.admin.roster import roster
 from runner.config import Config
 from runner.errors import RunnerError
@@ -56,8 +57,16 @@ class House:
             revoking=self._revoking,
         )
         status: Any = None
+        second: Any = None
         self.operations = Operations(
-            parts, state, authority, status, lambda: self.log.append("connections"), self._read
+            parts,
+            state,
+            authority,
+            status,
+            lambda: self.log.append("connections"),
+            self._read,
+            Reloads(lambda message: None),
+            second,
         )
 
     @contextlib.contextmanager
