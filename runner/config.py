@@ -136,6 +136,8 @@ class Sandboxes(_Section, frozen=True):
     per_owner: Positive = 48  # three quarters of them: no owner alone can shut out the others
     creating: Positive = 4  # at once: dockerd makes five a second on two cores, and more would only queue inside it
     pool: Annotated[int, msgspec.Meta(ge=0)] = 1  # sandboxes kept open per task profile: 13 MB each
+    archive: bool = True  # save each image once (`docker save`), so that what calls ran in can be had again
+    archive_bytes: Positive = 8 << 30  # of all such archives; an image beyond it is not saved, and its entry says so
 
 
 class Telemetry(_Section, frozen=True):

@@ -67,7 +67,8 @@ class Daemon:
         (place / "runner.toml").write_text(
             f'state = "state"\nrun = "run"\n{folders}'
             f'[peers]\nagents = [0, "runner-demo"]\n[[issuers]]\nuri = "{ISSUER}"\npublic_key = "issuer.pub"\n'
-            f'[sandboxes]\nimage = "{image}"\n{"" if "pool" in config else "pool = 0"}\n{config}'
+            f'[sandboxes]\nimage = "{image}"\n{"" if "pool" in config else "pool = 0"}\n'
+            f"{'' if 'archive' in config else 'archive = false'}\n{config}"
         )
 
     # --- life ----------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Literal
 import msgspec
 
 from runner.config import Config
+from runner.engine.archive import usage
 from runner.engine.cgroup import CgroupTree
 from runner.engine.disk import unsupported
 from runner.engine.docker import INPUTS_LABEL, Docker, HostFacts, Image
@@ -240,7 +241,17 @@ def place_findings(config: Config) -> list[Finding]:
         ],
         disk(config.state, _free(Path(config.state))),
         disk_workspaces(unsupported()),
+        archives(*usage(Path(config.state) / "engine" / "images"), config),
     ]
+
+
+def archives(size: int, count: int, config: Config) -> Finding:
+    """What the archives of images take of the disk."""
+    found = f"{count}, {size >> 20} MiB" + ("" if config.sandboxes.archive else "; none is made: archive = false")
+    if size > 0.9 * config.sandboxes.archive_bytes:
+        remedy = "raise sandboxes.archive_bytes, or move archives that no kept call needs away"
+        return Finding(name="image archives", status="warn", found=found, remedy=remedy)
+    return Finding(name="image archives", status="ok", found=found)
 
 
 def disk_workspaces(missing: str) -> Finding:

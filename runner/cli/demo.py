@@ -49,6 +49,9 @@ agents = ["{user}"]
 uri = "{issuer}"
 public_key = "issuer.pub"
 
+[sandboxes]
+archive = false
+
 [telemetry]
 export = "file"
 """

@@ -59,6 +59,7 @@ operators = [0]
 docker_host = ""
 image = ""
 maximum = 64
+archive = true  # save each image once (docker save), so that what calls ran in can be had again
 
 # Spans: "none", or "file" for OTLP JSON lines in the state folder.
 [telemetry]

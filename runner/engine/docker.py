@@ -164,6 +164,11 @@ class Docker:
         if "error" in said:
             raise refuse("host", f"the archive does not import as {name}: {said[:400]}")
 
+    def save(self, image: str) -> Iterator[bytes]:
+        """The image of this id as an archive that `docker load` takes, piece by piece."""
+        with _speaking(f"save the image {image[:19]}"):
+            yield from self._api.get_image(image, chunk_size=1 << 20)
+
     def build(
         self, context: Any, *, recipe: str, tag: str, arguments: dict[str, str], labels: dict[str, str]
     ) -> Iterator[str]:

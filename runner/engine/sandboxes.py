@@ -14,6 +14,7 @@ import anyio
 import anyio.to_thread
 
 from runner.config import Config
+from runner.engine.archive import Archived, Archives
 from runner.engine.cgroup import CgroupTree
 from runner.engine.containers import Container, Workshop
 from runner.engine.disk import Disks
@@ -48,6 +49,8 @@ class Engine:
         self._pins = Pins(state_dir / "engine" / "images.json")
         self._uids = UidRange(config.sandboxes.uid_first, config.sandboxes.uid_count)
         self._disks = Disks(state_dir / "engine" / "disks", self._uids)
+        self._archives = Archives(state_dir / "engine" / "images", config.sandboxes.archive_bytes)
+        self._archivers = anyio.CapacityLimiter(1)
         self._on_end = on_end
         self._docker: Docker | None = None
         self._facts: HostFacts | None = None
@@ -196,6 +199,16 @@ class Engine:
                 os.close(folder)
 
         return await anyio.to_thread.run_sync(read, limiter=self._readers)
+
+    def stop_archiving(self) -> None:
+        """Do not let an image that is being saved hold up the end."""
+        self._archives.stop()
+
+    async def archive(self, image: str) -> Archived:
+        """The image's archive and packages, made when there are none. Total: what fails is its `problem`."""
+        docker = self._docker
+        assert docker is not None
+        return await anyio.to_thread.run_sync(lambda: self._archives.archive(docker, image), limiter=self._archivers)
 
     async def keep_disks(self, tasks: Collection[str]) -> tuple[str, ...]:
         """Of what an earlier run left, keep the disks of `tasks` and remove the others. Returns who has a disk."""

@@ -246,6 +246,18 @@ class SandboxBegin(Entry, frozen=True, tag="sandbox"):
     isolation: Isolation
 
 
+class Image(Entry, frozen=True, tag="image"):
+    """What sandboxes of this image id are made of. `archive` is a `docker save` whose config has the id as its digest,
+    kept by engine beside the ledger (state/engine/images); `sbom` its packages as CycloneDX, in the content store.
+    `problem` says why one of them is not there."""
+
+    image: str
+    archive: Content | None = None
+    sbom: Content | None = None
+    packages: Int = 0
+    problem: str = ""
+
+
 class SandboxEnd(Entry, frozen=True, tag="sandbox_end"):
     """The container is gone."""
 
@@ -360,6 +372,7 @@ AnyEntry = (
     | Refusals
     | SandboxBegin
     | SandboxEnd
+    | Image
     | Call
     | Outcome
     | Hold

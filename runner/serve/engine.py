@@ -45,6 +45,8 @@ class EngineProcess:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
+        if self._engine is not None:
+            self._engine.stop_archiving()
         if self._tasks:
             await asyncio.wait(self._tasks)
         if self._engine is not None:
@@ -133,6 +135,12 @@ class EngineProcess:
                 await engine.remove_disk(message.task)
             case wire.Identify():
                 return await self._processes.identify(message.number, message.pid)
+            case wire.ArchiveImage():
+                made = await engine.archive(message.image)
+                return wire.ImageArchived(
+                    number=message.number, digest=made.digest, size=made.size, sbom=made.sbom.encode(),
+                    packages=made.packages, problem=made.problem,
+                )  # fmt: skip
             case wire.Describe():
                 facts = engine.facts
                 return wire.Described(

@@ -33,8 +33,9 @@ from runner.catalog import Catalog, compile_bundle
 from runner.errors import RunnerError, refuse
 from runner.gate.authenticate import Authenticator
 from runner.gate.calls import Calls
-from runner.gate.entries import Journal, isolation
+from runner.gate.entries import Journal
 from runner.gate.identifiers import CallIds
+from runner.gate.images import Images
 from runner.gate.parts import Clock, Parts
 from runner.gate.provenance import Provenances
 from runner.gate.serving import Serving
@@ -161,7 +162,11 @@ class GateProcess:
         self._claims = Claims(
             engine_wire.EngineCaller(self._engine),
             self._journal,
-            describe=isolation,
+            describe=Images(
+                self._journal,
+                lambda image: engine_wire.EngineCaller(self._engine).archive(image),
+                wanted=config.sandboxes.archive,
+            ).describe,
             new_sandbox=lambda: secrets.token_hex(6),
             start_s=limits.sandbox_start_s,
             spares=config.sandboxes.pool,

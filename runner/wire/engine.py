@@ -84,6 +84,24 @@ class Identified(Message, frozen=True, tag="identified"):
     problem: str = ""
 
 
+class ArchiveImage(Message, frozen=True, tag="archive_image"):
+    """Save this image once, and list its packages. Answered by `ImageArchived`, which may take long."""
+
+    number: int
+    image: str
+
+
+class ImageArchived(Message, frozen=True, tag="image_archived"):
+    """The archive's SHA-256 and size, and the packages as CycloneDX; `problem` says why something is not there."""
+
+    number: int
+    digest: str = ""
+    size: int = 0
+    sbom: bytes = b""
+    packages: int = 0
+    problem: str = ""
+
+
 class Describe(Message, frozen=True, tag="describe"):
     """Say what sandboxes are made with. Answered by `Described`."""
 
@@ -137,8 +155,8 @@ class SandboxEnded(Message, frozen=True, tag="sandbox_ended"):
     oom: bool = False
 
 
-FromGate = Create | Destroy | KeepDisks | RemoveDisk | Snapshot | Identify | Describe
-FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped | Identified | Described
+FromGate = Create | Destroy | KeepDisks | RemoveDisk | Snapshot | Identify | Describe | ArchiveImage
+FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped | Identified | Described | ImageArchived
 
 
 class Requester(Protocol):
@@ -190,6 +208,12 @@ class EngineCaller:
         """What process has this pid now."""
         answer = await self._ask(Identify(number=self._channel.number(), pid=pid))
         assert isinstance(answer, Identified)
+        return answer
+
+    async def archive(self, image: str) -> ImageArchived:
+        """The archive of an image, made when there is none."""
+        answer = await self._ask(ArchiveImage(number=self._channel.number(), image=image))
+        assert isinstance(answer, ImageArchived)
         return answer
 
     async def describe(self) -> Described:

@@ -158,3 +158,39 @@ def test_every_entry_of_a_daemons_life_validates_against_the_schema(make_daemon:
     for data in found:
         validator.validate(json.loads(data))
     assert daemon.verifies()
+
+
+def test_an_image_is_archived_once_with_its_packages(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon(config="archive = true\n")
+    with daemon.connect(task="one") as runner:
+        runner.call("shell_run", ECHO)
+        (sandbox,), api = daemon.containers(), daemon.docker()
+        asked = api.exec_create(sandbox["Id"], ["dpkg-query", "-W", "-f", "${Package} ${Version}\n"])
+        installed = api.exec_start(asked["Id"]).decode()
+        api.close()
+    daemon.wait(lambda: daemon.entries(entries.Image))
+    with daemon.connect(task="two") as runner:
+        runner.call("shell_run", ECHO)
+    (image,) = daemon.entries(entries.Image)
+    assert image.image == daemon.entries(entries.SandboxBegin)[0].isolation.image
+    assert image.problem == ""
+    (saved,) = (daemon.state / "engine/images").glob("*.tar")
+    assert saved.stem == image.archive.digest == hashlib.sha256(saved.read_bytes()).hexdigest()
+    bill = json.loads(content(daemon, image.sbom))
+    listed = {f"{each['name']} {each['version']}" for each in bill["components"]}
+    assert listed == set(installed.splitlines())
+    assert len(listed) == image.packages > 20
+    daemon.stop()
+    daemon.start()
+    with daemon.connect(task="three") as runner:
+        runner.call("shell_run", ECHO)
+    daemon.wait(lambda: len(daemon.entries(entries.Image)) == 2)
+    assert daemon.entries(entries.Image)[1].archive == image.archive
+    assert daemon.verifies()
+    jsonschema_rs.validator_for(schema()).validate(json.loads(entries.encode(image)))
+    daemon.stop()
+    with saved.open("r+b") as file:
+        file.write(b"another")
+    assert not daemon.verifies()
+    saved.unlink()
+    assert daemon.verifies()  # it is engine's, and need not be where the ledger is read: a note says so
