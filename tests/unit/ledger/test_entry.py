@@ -16,6 +16,7 @@ from runner.ledger import entry as entries
 
 TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=60)
 INTS = st.integers(-(2**53) + 1, 2**53 - 1)
+ASCII = st.text(alphabet="abz_09", min_size=1)
 CONTENT = st.builds(entries.Content, digest=TEXT, size=INTS)
 STREAM = st.builds(entries.Stream, digest=TEXT, size=INTS, delivered=INTS)
 WHO = st.builds(entries.Who, agent=TEXT, owner=TEXT, task=TEXT, session=TEXT, asserted=st.tuples(TEXT, TEXT))
@@ -24,7 +25,11 @@ CALLS = st.builds(
     time=TEXT,
     call=TEXT,
     who=WHO,
-    peer=st.builds(entries.PeerProcess, uid=INTS, pid=INTS),
+    peer=st.builds(entries.PeerProcess, uid=INTS, pid=INTS, start=INTS, executable=TEXT, problem=TEXT),
+    authority=st.none() | CONTENT,
+    delegation=st.just(())
+    | st.tuples(st.builds(entries.Delegated, token=TEXT, digest=TEXT, issued=INTS, expires=INTS)),
+    context=st.none() | st.builds(entries.Context, calls=INTS, tools=st.just(()) | st.tuples(TEXT)),
     chain=st.tuples(TEXT),
     leaf=TEXT,
     proof=TEXT,
@@ -44,7 +49,7 @@ OUTCOMES = st.builds(
     exit_code=st.none() | INTS,
     signal=st.none() | INTS,
     reason=TEXT,
-    used=st.none() | st.builds(entries.Used, wall_us=INTS, source=TEXT),
+    used=st.none() | st.builds(entries.Used, wall_us=INTS, source=TEXT, sources=st.dictionaries(ASCII, TEXT)),
     stdout=st.none() | STREAM,
     result=st.none() | CONTENT,
     walls=st.tuples(TEXT),
@@ -52,7 +57,11 @@ OUTCOMES = st.builds(
 REFUSALS = st.builds(entries.Refusals, time=TEXT, uid=INTS, code=TEXT, detail=TEXT, count=INTS)
 
 
-@given(CALLS | OUTCOMES | REFUSALS)
+OF = st.builds(entries.Criteria, before=TEXT, larger=INTS, tasks=st.just(()) | st.tuples(TEXT))
+PRUNES = st.builds(entries.Prune, time=TEXT, of=OF, pruned=CONTENT, pieces=INTS, size=INTS, why=TEXT, by=INTS)
+
+
+@given(CALLS | OUTCOMES | REFUSALS | PRUNES)
 def test_the_encoding_is_rfc_8785(entry: entries.AnyEntry) -> None:
     data = entries.encode(entry)
     assert data == rfc8785.dumps(json.loads(data))
