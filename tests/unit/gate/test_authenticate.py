@@ -371,3 +371,16 @@ def test_task_of_one_token_never_passes_for_another() -> None:
                 assert house.call(verified, leaf=token).principal.task == verified.principal.task
             else:
                 refused(lambda t=token, v=verified: house.call(v, leaf=t), "unauthenticated", "7c")
+
+
+def test_steps_of_the_clock_give_back_nothing_that_is_gone() -> None:
+    """T11: an hour forward and back. Leeway is 30 s for iat, none for exp; a used proof stays used."""
+    house = House()
+    verified = house.open()
+    house.call(verified, jti="once")
+    refused(lambda: house.call(verified, now=verified.expires), "unauthenticated", "leaf")  # an hour forward, or more
+    for at in (NOW, NOW - 31, NOW - 3600):  # and back: a used proof is used, one that is not of this time is none
+        refused(lambda at=at: _replayed(house, verified, "once", at), "unauthenticated", "7")
+    house.state.gone.add("t-1")
+    for at in (NOW - 3600, NOW, NOW + 60):
+        refused(lambda at=at: house.call(verified, now=at), "revoked")
