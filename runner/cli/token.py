@@ -15,6 +15,7 @@ import typer
 from runner.cli import attenuate, credentials, keys
 from runner.config import Limits, milliseconds
 from runner.errors import refuse
+from runner.token import credentials as handed
 from runner.token.claims import verify_tokens
 from runner.token.keys import SigningKey, generate, private_file
 from runner.token.narrow import describe, shown
@@ -123,7 +124,7 @@ def _deliver(
 
 @app.command(epilog="Example: runner token inspect agent.token --public-key issuer.pub")
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A file with a token, or a chain from root to leaf; - for stdin.")],
+    file: Annotated[Path, typer.Argument(help="A token, a chain from root to leaf, or credentials; - for stdin.")],
     public_key: Annotated[Path | None, typer.Option(help="Verify it under this issuer's key.")] = None,
     audience: Annotated[str, typer.Option(help="The daemon's audience, if the token names one.")] = "",
     json: Json = False,
@@ -210,6 +211,8 @@ def _read(file: Path) -> list[str]:
                 data = opened.read(_MAX_INPUT + 1)
     except OSError as error:
         raise refuse("token", f"cannot read it: {error.strerror}", field=str(file)) from None
+    if data.startswith(b"{"):
+        return list(handed.parse(data).chain)
     chain = data.decode("ascii", "replace").split()
     if not chain or len(data) > _MAX_INPUT:
         raise refuse("token", f"not a token or a chain of at most {_MAX_INPUT} bytes", field=str(file))

@@ -6,6 +6,7 @@ their calls, and the record shows the whole tree to somebody who has only the pu
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 from house import Daemon, programs
 
-from runner.client import CallError, Credentials, attenuate, connect, descriptor
+from runner.client import CallError, Credentials, attenuate, connect, connect_async, descriptor
 from runner.errors import EXIT_UNVERIFIED
 from runner.ledger import entry as entries
 from runner.token import credentials as handed
@@ -178,6 +179,30 @@ def test_every_way_to_exceed_a_token_fails(daemon: Daemon) -> None:
         who = daemon.call(call).who
         assert (who.agent, who.owner, who.task, who.asserted[-1]) == ("boss", "ann", "t-story-forged", "boss")
         assert len(daemon.call(call).chain) == 4
+
+
+def test_a_connection_hands_on_its_own_authority_by_the_daemons_clock(daemon: Daemon, monkeypatch: Any) -> None:
+    """Also where the agent's own clock is wrong: a token from the future would be refused."""
+    handed_on = daemon.credentials(task="t-story-own", agent="boss", depth=2)
+
+    async def asynchronously() -> Credentials:
+        async with connect_async(credentials=handed_on) as boss:
+            return boss.attenuate(["shell_run"], agent="sub", ttl_s=60)
+
+    with connect(credentials=handed_on) as boss:
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 86_400)
+        made = [boss.attenuate(["shell_run"], agent="sub", ttl_s=60), asyncio.run(asynchronously())]
+        with pytest.raises(CallError, match="expired"):
+            attenuate(["shell_run"], credentials=handed_on)  # the control: by the wrong clock
+        monkeypatch.undo()
+        for credentials in made:
+            with connect(credentials=credentials) as sub:
+                assert sub.call("shell_run", {"argv": ["true"]}).ok
+                assert refusal(lambda sub=sub: sub.attenuate(["shell_run"])).refused.field == "depth"  # type: ignore[misc]  # bound at once
+        boss.end_task()
+    for credentials in made:  # tokens die with their task
+        assert refusal(lambda credentials=credentials: connect(credentials=credentials)).code == "task_ended"  # type: ignore[misc]  # bound at once
 
 
 # --- the story ----------------------------------------------------------------------------------------------

@@ -151,6 +151,9 @@ def test_from_a_file_to_a_file(source: Path, tmp_path: Path) -> None:
     assert (facts["agent"], facts["tools"], facts["depth"], facts["further"]) == ("sub", ["fs_list", "fs_read"], 1, 1)
     secrets = [*made.chain, made.key, made.leaf.rpartition(".")[2]]
     assert not [text for text in secrets if text in done.output]
+    seen = RUN.invoke(token.app, ["inspect", str(out), "--json"])  # what a holder may look at: claims, no text
+    assert [one["claims"]["del_depth"] for one in json.loads(seen.stdout)["tokens"]] == [0, 1]
+    assert not [text for text in secrets if text in seen.output]
     again = invoke(*words, "--from", str(source), "--out", str(out))
     assert "never overwritten" in str(again.exception)
     assert handed.parse(out.read_bytes()) == made
