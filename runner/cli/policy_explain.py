@@ -54,7 +54,7 @@ def _print_json(value: Any) -> None:
 
 
 def explain(
-    call: Annotated[str, typer.Argument(help="A recorded call's id, or FILE.toml[:LINE] with a [[case]].")],
+    call: Annotated[str, typer.Argument(help="A recorded call's id, or FILE.toml:LINE of a case.")],
     policies: Policies = None,
     tools: Tools = None,
     profiles: Profiles = None,

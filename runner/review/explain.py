@@ -30,7 +30,7 @@ class Flip(msgspec.Struct, frozen=True, kw_only=True):
 
 class Explained(msgspec.Struct, frozen=True, kw_only=True):
     """`near` has for each rule that did not hold the smallest change found that makes it hold; `flips` for each
-    attribute the smallest found that gives another decision, smallest first."""
+    attribute and other decision the smallest found that gives it, smallest first."""
 
     question: Question
     decision: Decision
@@ -49,7 +49,7 @@ def explain(point: Point, served: Serving, most: int = MOST) -> Explained:
     by_policy = decision.code not in _BEFORE
     found = changes(point, served, most + 1)
     near: dict[str, Change] = {}
-    flips: dict[str, Flip] = {}
+    flips: dict[tuple[str, str], Flip] = {}
     for change in found[:most]:
         other = change.onto(point)
         after = other.decide(served)
@@ -60,9 +60,9 @@ def explain(point: Point, served: Serving, most: int = MOST) -> Explained:
             if rule not in near or change.size < near[rule].size:
                 near[rule] = change
         if after.effect != decision.effect:
-            best = flips.get(change.field)
-            if best is None or change.size < best.change.size:
-                flips[change.field] = Flip(change=change, after=after, rules=rules)
+            kind = (change.field, after.effect)
+            if kind not in flips or change.size < flips[kind].change.size:
+                flips[kind] = Flip(change=change, after=after, rules=rules)
     order = [rule.id for rule in served.policies.rules(point.question.tool)]
     return Explained(
         question=point.question,

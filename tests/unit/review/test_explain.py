@@ -60,6 +60,15 @@ def test_the_smallest_change_of_a_forbidden_path() -> None:
     assert set(found.near) == {"protected-folder", "ci-needs-a-human"}
 
 
+def test_every_other_decision_is_looked_for() -> None:
+    """What would allow a call is told also where what would forbid it is a smaller change."""
+    found = explain(write("/workspace/src/..//.github/./workflows/ci.yml"), SERVED)
+    assert found.decision.effect == "step_up"
+    by_effect = {flip.after.effect: flip.change for flip in found.flips}
+    assert by_effect["allow"].new == "/workspace/src/..//.github/./workflows"
+    assert by_effect["deny"].size < by_effect["allow"].size
+
+
 def test_an_argument_left_out_is_a_change() -> None:
     unknown = Point.of(tool="fs_read", arguments={"path": "x", "follow": True}, profile="default")
     found = explain(unknown, SERVED)
