@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from runner.catalog import shared
+from runner.catalog import SCHEMA, compile_bundle, read_folders, shared
 from runner.cli.tables import print_json
 from runner.errors import RunnerError, refuse
+from runner.gate.schema import cedar_schema
 
 _FOLDERS = ("profiles", "tools", "policies")
 _SKIPPED = ("__pycache__",)
@@ -100,6 +101,8 @@ def lay_out(folder: Path) -> list[Path]:
         for path in sorted(source.rglob("*")) if source.is_dir() else ():
             if path.is_file() and not path.is_symlink() and not set(path.parts) & set(_SKIPPED):
                 content[folder / name / path.relative_to(source)] = path.read_bytes()
+    tools = compile_bundle(read_folders(*(shared(name) for name in _FOLDERS))).tools
+    content[folder / "policies" / SCHEMA] = cedar_schema(tools.values()).encode()
     taken = [path for path in (*content, *(folder / name for name in _FOLDERS)) if path.exists() or path.is_symlink()]
     if taken:
         raise refuse(

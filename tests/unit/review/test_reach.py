@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from runner.catalog import shared
 from runner.cli import policy
+from runner.cli.init import lay_out
 from runner.cli.policy import compiled
 from runner.errors import EXIT_INVALID, RunnerError, exit_status
 from runner.gate.rules import cut
@@ -230,3 +231,15 @@ def test_a_schema_for_editors_lies_beside_the_policies_and_is_no_part_of_them(tm
     assert "policy schema --write" in call("check", "--policies", made).output
     (made / "other.cedarschema").write_text(text)
     assert isinstance(call("check", "--policies", made).exception, RunnerError)  # what is not known is refused
+
+
+def test_a_new_folder_has_the_schema_of_its_tools(tmp_path: Path) -> None:
+    written = lay_out(tmp_path / "new")
+    assert tmp_path / "new/policies/runner.cedarschema" in written
+    where = [f"--{name}={tmp_path / 'new' / name}" for name in ("policies", "tools", "profiles")]
+    assert json.loads(call("check", "--json", *where).output)["schema_stale"] is False
+    tool = tmp_path / "new/tools/fs_list/tool.toml"
+    text = tool.read_text()
+    assert "properties.recursive]" in text
+    tool.write_text(text.replace("properties.recursive]", "properties.deep]"))
+    assert json.loads(call("check", "--json", *where).output)["schema_stale"] is True
