@@ -18,6 +18,13 @@ step 4, so an acknowledged entry survives a crash at any instruction.
 | 10 | partial tiles; content of the tail, as 1 | stop | none: only readers without the tail need them |
 | 11 | checkpoint.new, fsync, rename, fsync folder | tidy, stop | an earlier checkpoint of the same ledger |
 
+Each row is tested both ways, *failed and not persisted* and *failed but persisted* (`tests/unit/recorder/
+test_failures.py`: each call site in turn fails before or after it did what was asked, or is the last), and 3 to 11 with
+what was not synced lost in part and out of order (`test_reordered.py`). What is durable when: `Recorder.append` and
+`store` nothing; `Recorder.commit`, on return, every entry taken before it, its content, and a signed checkpoint over
+both; `tidy` adds nothing to that, it moves what is durable; `close` is a commit and a tidy. A call that raises says
+nothing of the entries since the last commit: they may be there at the next start, or not.
+
 commit needs one fdatasync, and 1 only when content came ahead of its entry (large, or of no single entry). tidy
 writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
 
@@ -64,14 +71,14 @@ def _lost(what: str, why: str) -> Exception:
 
 
 def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of `data`, however many writes it takes."""
+    """Write all of `data`, however many writes it takes. Nothing is durable; OSError leaves any part of it written."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable on return. Raises OSError: which of them are is unknown then."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -91,7 +98,8 @@ def make_folder(folder: Path) -> None:
 
 
 def write_new(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
-    """A file that appears under its name only when it is whole and on disk. The caller syncs the folder."""
+    """A file that appears under its name only when it is whole and on disk. The name itself is durable when the caller
+    has synced the folder. OSError leaves the old file, whole, or the new one, and perhaps a temporary one."""
     temporary = path.with_name(path.name + TEMPORARY)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
@@ -105,15 +113,16 @@ def write_new(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
 
 
 def replace(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
-    """Replace a file as a whole, durably."""
+    """Replace a file as a whole; durable on return. OSError leaves the old file or the new one, each whole."""
     write_new(path, data, mode=mode)
     sync_folder(path.parent)
 
 
 def write_once(files: Iterable[tuple[Path, bytes]]) -> None:
-    """Write files that never change again, durably. One that exists must hold the same bytes.
+    """Write files that never change again; all are durable on return. One that exists must hold the same bytes.
 
-    Raises `RunnerError` (ledger) when it holds others: evidence would have been rewritten."""
+    OSError leaves some of them, each whole; doing it again completes them. Raises `RunnerError` (ledger) when one holds
+    others: evidence would have been rewritten."""
     folders: set[Path] = set()
     for path, data in files:
         make_folder(path.parent)

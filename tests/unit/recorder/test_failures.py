@@ -1,4 +1,8 @@
-"""Every call into the operating system fails once, or is the last one before a crash: nothing acknowledged is lost."""
+"""Every call into the operating system fails once, or is the last one before a crash: nothing acknowledged is lost.
+
+A failed call may have done nothing, or all that was asked of it: both are tried, for each call site of each write in
+the table of `runner/recorder/durability.py` (those of `rotate.py` in `test_rotate.py`). This reaches every call that
+Python makes, not those that SQLite makes inside itself for the content store."""
 
 from __future__ import annotations
 
@@ -19,6 +23,9 @@ from runner.ledger import entry as entries
 
 COMMITS = 2  # per run, of 160 entries each: the second fills a bundle
 SITES = ("open", "write", "fsync", "fdatasync", "rename", "mkdir", "unlink", "rmdir", "fchmod")
+
+
+REAL_OPEN = os.open
 
 
 class Crash(BaseException):
@@ -45,6 +52,18 @@ class Faults:
 
 def fails(number: int) -> Callable[..., Any]:
     def act(_real: object, *_args: Any, **_kwargs: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return act
+
+
+def fails_after(number: int) -> Callable[..., Any]:
+    """It was done, and reported as failed: what an interrupted or a networked disk may answer."""
+
+    def act(real: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        done = real(*args, **kwargs)
+        if real is REAL_OPEN:
+            os.close(done)
         raise OSError(number, os.strerror(number))
 
     return act
@@ -116,8 +135,10 @@ def judged(sample: ModuleType, state: Path, acknowledged: list[int]) -> None:
     [
         *(pytest.param(crashes, site, id=f"crash-{site}") for site in SITES),
         *(pytest.param(fails(errno.EIO), site, id=f"EIO-{site}") for site in SITES),
+        *(pytest.param(fails_after(errno.EIO), site, id=f"EIO-but-done-{site}") for site in SITES),
         *(
-            pytest.param(fails(errno.ENOSPC), site, id=f"ENOSPC-{site}")
+            pytest.param(fails(number), site, id=f"{errno.errorcode[number]}-{site}")
+            for number in (errno.ENOSPC, errno.EROFS)
             for site in ("open", "write", "mkdir", "rename")
         ),
     ],
