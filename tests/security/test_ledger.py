@@ -197,32 +197,70 @@ class TestAsRoot:
             report = verify(folder / "state/ledger", first, folder / "state/content")
             assert report.ok, report
 
-    def test_a_full_disk_ends_the_recorder_and_loses_nothing(self, tmp_path: Path) -> None:
-        disk = tmp_path / "disk"
-        disk.mkdir()
+    @pytest.mark.parametrize("options", ["size=3m", "nr_inodes=60"])
+    def test_a_full_disk_ends_the_recorder_and_loses_nothing(self, tmp_path: Path, options: str) -> None:
+        """No bytes left, and no inodes: the recorder ends, and with it the daemon; freed, it goes on."""
         # The mount lies in a namespace of its own: it goes with the process, and nobody else sees it.
-        script = """
-            mount -t tmpfs -o size=3m none "$1" || exit 99
+        run = on_a_disk(
+            tmp_path,
+            """
+            mount -t tmpfs -o "$5" none "$1" || exit 99
             "$2" "$3" "$1/state"
             status=$?
             cp -a "$1/state" "$4"
             exit $status
-        """
-        run = subprocess.run(
-            ["unshare", "-m", "sh", "-c", script, "sh", disk, sys.executable, WRITER, tmp_path / "state"],
-            env={"PATH": os.environ["PATH"]},
-            capture_output=True,
-            timeout=90,
+            """,
+            options,
         )
         assert run.returncode == 1
         assert b"No space left on device" in run.stderr or b"disk is full" in run.stderr
         told = sizes(run.stdout)
         assert len(told) > 5
-        signed, _, _ = verified(tmp_path / "state")
-        assert signed >= told[-1]
         state = tmp_path / "state"
+        signed, _, _ = verified(state)
+        assert signed >= told[-1]
         Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW).close()
         assert verified(state)[0] >= signed
+
+    def test_a_disk_gone_read_only_takes_no_recorder(self, tmp_path: Path) -> None:
+        """As a disk with errors goes: nothing is recorded, so nothing may run; what was there verifies and is kept.
+        Writable again, the recorder goes on. (EROFS at each write of a running one: test_failures.py.)"""
+        run = on_a_disk(
+            tmp_path,
+            """
+            mount -t tmpfs -o size=30m none "$1" || exit 99
+            "$2" "$3" "$1/state" > "$1/told" &
+            writer=$!
+            until [ "$(wc -l < "$1/told")" -gt 20 ]; do sleep 0.05; done
+            kill -9 $writer; wait $writer
+            cp "$1/told" /dev/stdout
+            cp -a "$1/state" "$4"
+            mount -o remount,ro "$1" || exit 99
+            "$2" "$3" "$1/state" && exit 98
+            cmp "$1/state/ledger/tail" "$4/ledger/tail" || exit 97
+            mount -o remount,rw "$1" || exit 99
+            "$2" "$3" "$1/state" > "$1/more" &
+            writer=$!
+            until [ "$(wc -l < "$1/more")" -gt 3 ]; do sleep 0.05; done
+            kill -9 $writer; wait $writer
+            exit 42
+            """,
+        )
+        assert run.returncode == 42, run.stderr
+        assert b"Read-only file system" in run.stderr
+        assert verified(tmp_path / "state")[0] >= sizes(run.stdout)[-1]
+
+
+def on_a_disk(folder: Path, script: str, *more: str) -> subprocess.CompletedProcess[bytes]:
+    """A shell script on a mount of its own: $1 the mount point, $2 $3 the writer, $4 where to copy the state to."""
+    (folder / "disk").mkdir()
+    arguments = [folder / "disk", sys.executable, WRITER, folder / "state", *more]
+    return subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, "sh", *map(str, arguments)],
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        timeout=90,
+    )
 
 
 def test_power_loss_leaves_what_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
