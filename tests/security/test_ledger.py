@@ -1,5 +1,5 @@
-"""Promises of the record (cases L01, L03, L07, L09, L13): a recorder killed at any moment, a second one, a full disk,
-another user. Reduced counts; `RUNNER_KILLS` raises the number of kills."""
+"""Promises of the record (cases L01, L03, L04, L07, L08, L09, L13): a recorder killed at any moment, a second one, a
+full or failing disk, another user, a replaced key. Reduced counts; `RUNNER_KILLS` raises the number of kills."""
 
 from __future__ import annotations
 
@@ -261,6 +261,39 @@ def on_a_disk(folder: Path, script: str, *more: str) -> subprocess.CompletedProc
         capture_output=True,
         timeout=90,
     )
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize(("call", "error"), [("pwrite64", "EIO"), ("pwrite64", "ENOSPC"), ("fsync", "EIO")])
+@pytest.mark.parametrize("nth", [1, 2, 3, 5, 8, 40])
+def test_system_calls_fail_where_python_does_not_see_them(tmp_path: Path, call: str, error: str, nth: int) -> None:
+    """Case L04 below Python (`test_failures.py` fails every call that Python makes, one by one): also the writes
+    that SQLite makes for the content store. The recorder ends; nothing acknowledged is lost, and the next start
+    is clean. A sample: the first few of each call, and one under load."""
+    state = tmp_path / "state"
+    writer = subprocess.Popen(
+        [
+            *f"strace -f -qq -o /dev/null -e inject={call}:error={error}:when={nth}".split(),
+            sys.executable,
+            WRITER,
+            state,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
+    )
+    try:
+        output, errors = writer.communicate(timeout=60)
+    finally:
+        writer.kill()
+        writer.communicate()
+    assert writer.returncode == 1, errors
+    assert b"RunnerError" in errors
+    told = max(sizes(output), default=0)
+    if (state / "ledger/tail").exists():
+        assert verified(state)[0] >= told
+    Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW).close()
+    assert verified(state)[0] >= told
 
 
 def test_power_loss_leaves_what_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
