@@ -12,7 +12,7 @@ from runner.evidence.content import ContentReader
 from runner.evidence.read import Ledger
 from runner.ledger import entry as entries
 
-KINDS = ("start", "stop", "reload", "pending", "token", "revoke", "task_end", "refusals")
+KINDS = ("start", "stop", "reload", "pending", "token", "revoke", "task_end", "hold", "release", "prune", "refusals")
 _NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
 _REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
 _BY_HOLDER = "ended by its holder"  # an agent's own end of its task, which is no operator's act
@@ -108,6 +108,15 @@ class _Telling:
                 return _act(position, entry, what=what, before=before, after="revoked", why=entry.why)
             case entries.TaskEnd() if entry.operator or (entry.by >= 0 and entry.reason != _BY_HOLDER):
                 return _act(position, entry, what=f"task {entry.task}", before="live", after="ended", why=entry.reason)
+            case entries.Hold():
+                what = f"content of {_criteria(entry.of)}, as {entry.name}"
+                return _act(position, entry, what=what, before="may be pruned", after="held", why=entry.why)
+            case entries.Release():
+                what = f"holds named {entry.name}"
+                return _act(position, entry, what=what, before="held", after="may be pruned", why=entry.why)
+            case entries.Prune():
+                what = f"{entry.pieces} pieces, {entry.size} bytes, of {_criteria(entry.of)}; {entry.held} held back"
+                return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
             case entries.Refusals() if entry.detail.startswith(_REFUSED):
                 times = f"{entry.count} times" if entry.count > 1 else "once"
                 return Act(
@@ -134,6 +143,13 @@ class _Telling:
             position, entry, what=what, before=_in_force(entry.before, policy), why=entry.why,
             after=_in_force(entry.after, entry.policy), catalogues=(entry.before, entry.after),
         )  # fmt: skip
+
+
+def _criteria(of: entries.Criteria) -> str:
+    said = [f"before {of.before}"] if of.before else []
+    said += [f"larger than {of.larger} bytes"] if of.larger else []
+    named = (("task", of.tasks), ("agent", of.agents), ("tool", of.tools))
+    return ", ".join([*said, *(f"{label} {' or '.join(names)}" for label, names in named if names)]) or "every call"
 
 
 def _act(

@@ -60,7 +60,11 @@ def test_what_travels(wheel: Path) -> None:
         expected |= {f"runner/share/{path.relative_to(CHECKOUT).as_posix()}": path for path in files}
     assert carried == {name: path.read_bytes() for name, path in expected.items()}
     rest = {name for name in names - set(carried) if ".dist-info/" not in name}
-    assert {name for name in rest if not name.endswith(".py")} == {"runner/ledger/schema.json", "runner/py.typed", "runner/wire/README.md"}
+    assert {name for name in rest if not name.endswith(".py")} == {
+        "runner/ledger/schema.json",
+        "runner/py.typed",
+        "runner/wire/README.md",
+    }
     assert {name for name in names if name.split("/")[0] != "runner"} == {n for n in names if ".dist-info/" in n}
     for odd in ("__pycache__", ".pyc", "test", "conftest", ".git", ".env", ".key"):
         assert [name for name in names if odd in name.lower()] == []

@@ -112,11 +112,11 @@ def test_it_survives_a_restart_and_expires(house: House) -> None:
 def test_what_was_carried_out_waits_no_longer(house: House) -> None:
     pending = house.waits()
     request = Request(operator=house.who(1).entry, pending=pending)
-    done = request.entry(time="t", before="b", after="a", policy="p")
+    done = request.entry(time="t", before="b", after="a", policy="p", anchors=())
     assert (done.operator, done.confirmed, done.pending) == (house.who(0).entry, house.who(1).entry, pending.id)
     house.store.apply(1, done)
     assert "nothing waits as" in house.refused(pending.id, 1)
-    alone = Request(operator=house.who(0).entry, why="w").entry(time="t", before="b", after="a", policy="p")
+    alone = Request(operator=house.who(0).entry, why="w").entry(time="t", before="b", after="a", policy="p", anchors=())
     assert (alone.operator, alone.confirmed, alone.pending, alone.why) == (house.who(0).entry, None, "", "w")
 
 
