@@ -196,9 +196,10 @@ def list_(dir_: Dir = Path(), json: Json = False) -> None:
 
 
 @app.command(
+    context_settings={"ignore_unknown_options": True},  # a thumbprint may begin with a hyphen
     epilog="Example: runner keys retire NzbLsXh8 --dir /etc/toolrunner\n\n"
     "Then reload the daemon: it closes every connection that stands on the key, and refuses its tokens from then on. "
-    "To stop what runs on tokens that a thief may have minted, also `runner token revoke --everything`."
+    "To stop what runs on tokens that a thief may have minted, also `runner token revoke --everything`.",
 )
 def retire(
     thumbprint: Annotated[str, typer.Argument(help="The key, or the first characters of it; see `runner keys list`.")],

@@ -22,7 +22,7 @@ from runner.cli.init import lay_out
 from runner.cli.policy import compiled
 from runner.client.errors import CallError
 from runner.errors import EXIT_INVALID, RunnerError
-from runner.evidence.content import ContentReader
+from runner.evidence.content import SALT, ContentReader
 from runner.evidence.read import Ledger, load_verifier
 from runner.gate.authorize import Question, SessionView, decide
 from runner.gate.schema import normal
@@ -375,7 +375,7 @@ def test_what_was_decided_is_what_runs(daemon: Daemon) -> None:
             assert plan is not None
             words = ["printf", "%s", ran[each.call.call].decode()]
             assert each.point.question.arguments == {"argv": words}
-            assert json.loads(plan)["argv"] == words
+            assert json.loads(plan[SALT:])["argv"] == words
     finally:
         content.close()
 
