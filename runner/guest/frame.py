@@ -10,9 +10,9 @@ import json
 import struct
 
 try:  # the interpreter's own: hashlib would load libcrypto, 2 MB in every sandbox
-    from _sha2 import sha256  # type: ignore[import-not-found]
+    from _sha2 import sha256  # type: ignore[import-not-found] # private, and in no stub
 except ImportError:  # before Python 3.12
-    from _sha256 import sha256  # type: ignore[import-not-found]
+    from _sha256 import sha256  # type: ignore[import-not-found] # the same
 
 TYPE_CHECKING = False  # typing itself would cost every sandbox half a megabyte
 if TYPE_CHECKING:

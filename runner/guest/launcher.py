@@ -13,7 +13,7 @@ of an earlier call is left, and before anything of its own is known.
 from __future__ import annotations
 
 # Not `signal`: it makes each of 62 numbers in a mask an enum member, and to touch one after a fork copies its page.
-import _signal as signal  # type: ignore[import-not-found]
+import _signal as signal  # type: ignore[import-not-found] # private, and in no stub
 import contextlib
 import fcntl
 import gc

@@ -30,7 +30,7 @@ class Dockerd:
     def __enter__(self) -> Dockerd:
         try:
             _run("ip", "link", "add", self._bridge, "type", "bridge")
-            _run("ip", "address", "add", "192.0.2.1/28", "dev", self._bridge)  # a documentation network
+            _run("ip", "address", "add", "198.51.100.1/28", "dev", self._bridge)  # a documentation network
             self.start()
             archive = self._place / "image.tar"
             _run("docker", "save", "--output", str(archive), self._image)
