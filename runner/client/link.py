@@ -193,7 +193,7 @@ class Link:
 
     def _in_hand(self) -> bool:
         """Whether this thread is under the lock already: then this is a signal's handler, and must not wait for it."""
-        owned: bool = self._lock._is_owned()  # type: ignore[attr-defined] # only `Condition` is given a public way
+        owned: bool = self._lock._is_owned()  # type: ignore[attr-defined] # private: nothing public says it
         return owned
 
     def _forked(self) -> CallError:

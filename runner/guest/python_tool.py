@@ -68,6 +68,7 @@ def load(folder: str, code: bytes = b"") -> ModuleType:
     if not code:
         with open(module.__file__, "rb") as file:
             source = file.read()
+    # The tool's own code, made by `compile_main` behind these walls: it is run two lines on, whatever it is.
     ready = marshal.loads(code) if code else compile(source, module.__file__, "exec", dont_inherit=True)  # noqa: S302
     exec(ready, module.__dict__)  # noqa: S102 (this is the tool)
     return module

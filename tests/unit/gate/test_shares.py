@@ -31,7 +31,7 @@ def _parts(now: list[float], **limits: int) -> Parts:
 def _reserve(parts: Parts, task: str, proof: str = "proof") -> Running:
     asked = SimpleNamespace(proof=proof, window=1, detach=False, sync=False, idempotency_key="")
     proven: Any = SimpleNamespace(call=asked, principal=SimpleNamespace(task=task, asserted=()), tool="tool", chain=())
-    reply: Any = SimpleNamespace(steers=lambda running: None)
+    reply: Any = SimpleNamespace(steers=lambda running: None, hasten=lambda: None)
     return parts.reserve(proven, reply)
 
 
@@ -125,3 +125,20 @@ def test_an_owner_has_as_many_tasks_as_it_may_and_another_still_begins() -> None
     assert "owner one has 2 tasks" in refused.value.refused.reason
     assert refused.value.refused.allowed == "2 at a time"
     join("two", "v")
+
+
+def test_beyond_its_first_calls_a_task_has_a_narrower_window_for_each() -> None:
+    """What a client that never reads can have waiting in gate stays below 4 MiB (case S05)."""
+
+    async def work() -> None:
+        parts = _parts([0.0])
+        most = DEFAULTS.calls_per_connection
+        windows = []
+        for running in [_reserve(parts, "t") for _ in range(most)]:
+            running.hasten()  # the guest's credit is all that it may hold then
+            windows.append(running.first_credit())
+        assert windows[0] == DEFAULTS.output_window
+        assert sum(windows) < 4 << 20
+        assert _reserve(parts, "u")._window == DEFAULTS.output_window  # another task is not concerned
+
+    asyncio.run(work())
