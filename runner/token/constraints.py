@@ -2,8 +2,8 @@
 
 One row per type in `KINDS`; a type that is not there denies. The core types are all of the draft's; the one
 extension is `path_containment`, as its §5.3 example, read on the lexical normal form (a relative path is taken from
-/workspace). Values are compared by their RFC 8785 form. Every public function is total: hostile input is False, or
-a reason, never an exception.
+/workspace). Values are compared by their RFC 8785 form, and numbers by size as the doubles that this form denotes.
+Every public function is total: hostile input is False, or a reason, never an exception.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from runner.token.jcs import canonical
+from runner.token.jcs import EXACT, canonical
 from runner.token.narrow import describe, narrow_schema
 from runner.token.paths import beneath, normal_path
 
@@ -29,17 +29,26 @@ __all__ = [
 ]
 
 MAX_DEPTH = 32  # the draft's recommended MAX_CONSTRAINT_DEPTH
-MAX_WORK = 10_000  # comparisons per derivation step (25 ms): pairs of clauses multiply, and it is gate's time
+MAX_WORK = 10_000  # comparisons per derivation step (10 ms): pairs of clauses multiply, and it is gate's time
 _HOSTILE = (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError)
 
 
 class Work:
-    """How many comparisons a subsumption may still make."""
+    """How many comparisons a subsumption may still make, and what it has serialised for them."""
 
-    __slots__ = ("left",)
+    __slots__ = ("_texts", "left")
 
     def __init__(self, left: int = MAX_WORK) -> None:
         self.left = left
+        self._texts: dict[int, tuple[list[Any], set[bytes]]] = {}
+
+    def texts(self, values: list[Any]) -> set[bytes]:
+        """The canonical texts of a token's list, made once however many pairs of clauses ask: pairs multiply, and a
+        list may be as long as its token. Raises ValueError."""
+        found = self._texts.get(id(values))
+        if found is None:  # kept beside its texts, so that no other list can have its id
+            found = self._texts[id(values)] = (values, _texts(values))
+        return found[1]
 
     def spend(self, amount: int) -> None:
         """Take `amount`; raises ValueError when there is not so much left."""
@@ -162,6 +171,8 @@ def _subsumes(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, w
         return True
     if child["constraint_type"] == "exact" and name in _TAKES_EXACT:
         work.spend(len(parent.get("values", ())) + len(parent.get("root", "")) // 32)
+        if name == "one_of" and type(child["value"]) is not str:
+            return canonical(child["value"]) in work.texts(parent["values"])
         return _accepts(parent, _Subject(child["value"]), 1)
     return above is below and above.subsumes(parent, child, depth, work)
 
@@ -170,8 +181,19 @@ def _texts(values: Iterable[Any]) -> set[bytes]:
     return {canonical(value) for value in values}
 
 
-def _number(value: object) -> bool:
-    return type(value) is int or (type(value) is float and math.isfinite(value))
+def _double(value: object) -> float | None:
+    """A number as the double it denotes, None when it is none. Two ways to write one double are one value to `exact`
+    (1152921504606847000 and 1.152921504606847e18), so they are to `range`."""
+    if type(value) is float:
+        return value if math.isfinite(value) else None
+    if type(value) is not int:
+        return None
+    if -EXACT <= value <= EXACT:
+        return float(value)
+    try:
+        return float(canonical(value))
+    except ValueError:
+        return None
 
 
 # --- exact ---------------------------------------------------------------------------------------------
@@ -196,40 +218,43 @@ def _never(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, work
 
 # --- range ---------------------------------------------------------------------------------------------
 
+_BOUNDS = (("min", "min_inclusive", 1), ("max", "max_inclusive", -1))
+
 
 def _range_problem(constraint: Mapping[str, Any], depth: int) -> str:
-    for bound, inclusive in (("min", "min_inclusive"), ("max", "max_inclusive")):
-        if bound in constraint and not _number(constraint[bound]):
+    for bound, inclusive, _ in _BOUNDS:
+        if bound in constraint and _double(constraint[bound]) is None:
             return f"range: {bound} is not a number"
         if inclusive in constraint and (bound not in constraint or type(constraint[inclusive]) is not bool):
             return f"range: {inclusive} is not a boolean beside {bound}"
-    if "min" in constraint and "max" in constraint and constraint["min"] > constraint["max"]:
+    low, high = _double(constraint.get("min")), _double(constraint.get("max"))
+    if low is not None and high is not None and low > high:
         return "range: min is greater than max"
     return ""
 
 
 def _range_accepts(constraint: Mapping[str, Any], subject: _Subject, depth: int) -> bool:
-    value = subject.value
-    if not _number(value):
+    value = _double(subject.value)
+    if value is None:
         return False
-    if "min" in constraint:
-        low = constraint["min"]
-        if value < low or (value == low and not constraint.get("min_inclusive", True)):
-            return False
-    if "max" in constraint:
-        high = constraint["max"]
-        if value > high or (value == high and not constraint.get("max_inclusive", True)):
-            return False
+    for bound, inclusive, sign in _BOUNDS:
+        if bound in constraint:
+            limit = _double(constraint[bound])
+            if limit is None or sign * value < sign * limit:
+                return False
+            if value == limit and not constraint.get(inclusive, True):
+                return False
     return True
 
 
 def _range_subsumes(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, work: Work) -> bool:
-    for bound, inclusive, sign in (("min", "min_inclusive", 1), ("max", "max_inclusive", -1)):
+    for bound, inclusive, sign in _BOUNDS:
         if bound not in parent:
             continue
-        if bound not in child or sign * child[bound] < sign * parent[bound]:
+        above, below = _double(parent[bound]), _double(child.get(bound))
+        if above is None or below is None or sign * below < sign * above:
             return False
-        if child[bound] == parent[bound] and child.get(inclusive, True) and not parent.get(inclusive, True):
+        if below == above and child.get(inclusive, True) and not parent.get(inclusive, True):
             return False
     return True
 
@@ -275,7 +300,7 @@ def _fewer(member: str) -> Callable[[Mapping[str, Any], Mapping[str, Any], int, 
 
     def narrows(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, work: Work) -> bool:
         work.spend(len(parent[member]) + len(child[member]))
-        return _texts(child[member]) <= _texts(parent[member])
+        return work.texts(child[member]) <= work.texts(parent[member])
 
     return narrows
 
@@ -285,7 +310,7 @@ def _more(member: str) -> Callable[[Mapping[str, Any], Mapping[str, Any], int, W
 
     def narrows(parent: Mapping[str, Any], child: Mapping[str, Any], depth: int, work: Work) -> bool:
         work.spend(len(parent[member]) + len(child[member]))
-        return _texts(child[member]) >= _texts(parent[member])
+        return work.texts(child[member]) >= work.texts(parent[member])
 
     return narrows
 

@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 MAX_DEPTH = 128  # containers inside containers, for callers that set no tighter bound
-_SAFE = 2**53  # up to here every integer is its own double
+EXACT = 2**53  # up to here every integer is its own double
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder()
 _LONG = re.compile(rb"[0-9]{16}")  # below 16 digits every integer is its own double
@@ -104,7 +104,7 @@ def _prepared(value: Any, depth: int) -> Any:
     if kind is str or kind is bool or value is None:
         return value
     if kind is int:
-        return value if -_SAFE <= value <= _SAFE else _large(value)
+        return value if -EXACT <= value <= EXACT else _large(value)
     if kind is float:
         return msgspec.Raw(number_text(value).encode())
     if depth <= 0:

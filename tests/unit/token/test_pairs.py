@@ -17,12 +17,15 @@ from runner.token.capability import attenuates, map_problem, violation
 from runner.token.constraints import Work
 
 PAIRS = 10_000
+BIG = 1152921504606847000  # as JSON writes the double 2^60, which has another value as a Python int
 ATOMS: list[Any] = [
     0,
     1,
     2,
     3,
     1.5,
+    BIG,
+    float(BIG),
     True,
     None,
     "a",
@@ -53,7 +56,7 @@ def constraint(pick: Random, depth: int = 0) -> Map:
         low, high = sorted((pick.randint(0, 3), pick.randint(0, 3)))
         return c("range", min=low, max=high, min_inclusive=pick.random() < 0.7)
     if kind == 2:
-        return c("range", **{pick.choice(["min", "max"]): pick.randint(0, 3)})
+        return c("range", **{pick.choice(["min", "max"]): pick.choice([0, 1, 2, 3, BIG, float(BIG)])})
     if kind == 3:
         return c("one_of", values=some(pick, 4, 1))
     if kind == 4:
@@ -79,7 +82,8 @@ def narrower(pick: Random, parent: Map) -> Map:
         return constraint(pick)
     if kind == "range":
         bounds = {name: parent[name] for name in ("min", "max") if name in parent}
-        value = pick.randint(bounds.get("min", 0), bounds.get("max", 3)) if bounds.get("min", 0) <= 3 else 3
+        least, most = bounds.get("min", 0), bounds.get("max", 3)
+        value = pick.choice([BIG, float(BIG)]) if max(least, most) > 3 else pick.randint(least, max(least, most))
         return pick.choice([c("exact", value=value), {**parent, "max": max(value, bounds.get("min", 0))}])
     if kind == "one_of":
         kept = pick.sample(parent["values"], pick.randint(1, len(parent["values"])))
