@@ -26,7 +26,10 @@ _ID = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")
 _KNOWN = ("id", "reason", "decision")
 _OPEN, _CLOSE, _END = frozenset("([{"), frozenset(")]}"), ";"
 _NEWLINE = "\n"
-_TOKEN = re.compile(r'//[^\n]*|"(?:\\.|[^"\\])*"|[A-Za-z_][A-Za-z0-9_]*|[0-9]+|::|==|!=|<=|>=|&&|\|\||[^\s]', re.DOTALL)
+# A comment ends where the engine says that it does, at a lone carriage return too: or a rule after one would be lost.
+_TOKEN = re.compile(
+    r'//[^\r\n]*|"(?:\\.|[^"\\])*"|[A-Za-z_][A-Za-z0-9_]*|[0-9]+|::|==|!=|<=|>=|&&|\|\||[^\s]', re.DOTALL
+)
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,13 +8,13 @@ from typing import Any
 import cedarpy
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from runner.errors import Refusal, RunnerError
 from runner.gate import policy
 from runner.gate.policy import PRECEDENCE, PolicyBundle, Verdict, strongest
-from runner.gate.rules import MAX_BRACKETS, MAX_TOKENS
+from runner.gate.rules import MAX_BRACKETS, MAX_TOKENS, cut
 from runner.model import Effect, Manifest, Principal
 
 WHO = Principal(agent="a", owner="o", task="t", session="s")
@@ -427,6 +427,30 @@ def test_strings_and_comments_do_not_cut_rules() -> None:
     )
     assert [rule.id for rule in made.all_rules] == ["one", "two"]
     assert ask(made).rules == ("one", "two")
+
+
+PIECES = [
+    "// a comment", "// a; \" b", "\r", "\n", "\r\n", "\t", " ", "\x0b", "\x85", "\u2028", "//", "/", ";", '"',
+    '@id("a")', '@reason("x; // y")', "permit (principal, action, resource)", 'when { "\\"//;" like "*" };', ";",
+    "forbid (principal, action, resource);", "permit (principal, action, resource);", "é",
+]  # fmt: skip
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+@example("// a comment\rforbid (principal, action, resource);\npermit (principal, action, resource);")
+def test_no_rule_of_a_file_is_lost_in_cutting_it(text: str) -> None:
+    """Where a file parses as a whole, it has as many rules for the engine as are cut from it."""
+    try:
+        whole = len(cedarpy.PolicySet.from_str(text).to_pst().static_policies)
+    except ValueError:
+        return  # it is refused here too, or one of its rules is: the engine reads each of them alone
+    assert len(cut("a.cedar", text.encode())) == whole
+
+
+def test_a_comment_ends_at_a_carriage_return() -> None:
+    text = f'// no writes\r@id("no") forbid(principal, action, resource);\r\n{ALL}'
+    assert [rule.id for rule in bundle(text).all_rules] == ["no", "all"]
 
 
 def test_the_digest_is_of_names_and_bytes() -> None:
