@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +16,6 @@ import typer
 
 from runner.cli import execute, keys
 from runner.client.credentials import attenuate, descriptor, find_credentials
-from runner.config import milliseconds
 from runner.errors import refuse
 from runner.token import credentials as handed
 from runner.token.issue import own_claims
@@ -53,9 +53,9 @@ def command(
         raise typer.BadParameter(f"descriptor {out_fd} {reason}", param_hint="--out-fd")
     program = execute.find_program(run[0]) if run else ""
     made = attenuate(
-        dict(map(parse_tool, tool)),
+        parse_tools(tool),
         agent=agent,
-        ttl_s=_seconds(ttl) if ttl else None,
+        ttl_s=execute.seconds(ttl) if ttl else None,
         depth=depth,
         audience=audience,
         credentials=find_credentials(_read(source)),
@@ -65,22 +65,18 @@ def command(
     if out is not None:
         keys.write_new(out, handed.encode(made))
     elif out_fd is not None:
-        with open(out_fd, "wb", closefd=False) as pipe:
-            pipe.write(handed.encode(made))
+        try:
+            with open(out_fd, "wb", closefd=False) as pipe:
+                pipe.write(handed.encode(made))
+        except OSError as error:
+            reason = f"descriptor {out_fd} takes no credentials: {error.strerror}"
+            raise typer.BadParameter(reason, param_hint="--out-fd") from None
     _print(made, str(out) if out else f"descriptor {out_fd}", json=json, to_stderr=out_fd == 1)
 
 
-def parse_tool(text: str) -> tuple[str, dict[str, Any]]:
-    """NAME, or NAME:{constraint map}. Raises `typer.BadParameter`."""
-    name, colon, constraints = text.partition(":")
-    return execute.parse_allow(f"{name}={constraints}" if colon else name, "--tool")
-
-
-def _seconds(ttl: str) -> int:
-    try:
-        return max(1, milliseconds(ttl) // 1000)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--ttl") from None
+def parse_tools(texts: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Each NAME, or NAME:{constraint map}, named once. Raises `typer.BadParameter`."""
+    return execute.once((execute.parse_allow(text, "--tool") for text in texts), "--tool")
 
 
 def _open(descriptor: int) -> bool:
@@ -98,7 +94,8 @@ def _read(source: str) -> bytes | None:
         if sys.stdin.isatty():
             raise refuse("token", "there is a terminal on stdin", field="--from", next_step="pipe the credentials in")
         return sys.stdin.buffer.read(handed.MAX_CREDENTIALS + 1)
-    return keys.read_secret(Path(source), handed.MAX_CREDENTIALS + 1)
+    step = "name the file that --out made, or use the descriptor you were started with"
+    return keys.read_secret(Path(source), handed.MAX_CREDENTIALS + 1, next_step=step)
 
 
 def _print(made: handed.Credentials, where: str, *, json: bool, to_stderr: bool) -> None:

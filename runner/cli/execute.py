@@ -10,8 +10,10 @@ import getpass
 import grp
 import os
 import pwd
+import re
 import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -65,8 +67,8 @@ def execute(
         task=task,
         session=session or credentials.fresh_id(),
         profile=profile,
-        tools=dict(map(parse_allow, allow)),
-        ttl_s=_seconds(ttl),
+        tools=once(map(parse_allow, allow)),
+        ttl_s=seconds(ttl),
         depth=depth,
     )
     issuer_key, issuer = keys.load_issuer(key or _issuer_key(settings, config))
@@ -78,10 +80,12 @@ def execute(
 
 
 def parse_allow(text: str, option: str = "--allow") -> tuple[str, dict[str, Any]]:
-    """One TOOL=MAP: a tool, and the constraint map on its arguments ({} allows any). Raises `typer.BadParameter`."""
-    name, given, constraints = text.partition("=")
-    if not given:
-        return name, {}
+    """One TOOL=MAP, or TOOL:MAP: a tool, and the constraint map on its arguments ({} allows any). Raises
+    `typer.BadParameter`."""
+    split = re.fullmatch(r"([^:=]*)[:=](.*)", text, re.DOTALL)
+    if split is None:
+        return text, {}
+    name, constraints = split.groups()
     try:
         parsed = parse_json(constraints.encode(), 80)
     except ValueError as error:
@@ -91,11 +95,25 @@ def parse_allow(text: str, option: str = "--allow") -> tuple[str, dict[str, Any]
     return name, parsed
 
 
-def _seconds(ttl: str) -> int:
+def once(named: Iterable[tuple[str, dict[str, Any]]], option: str = "--allow") -> dict[str, dict[str, Any]]:
+    """Tools by name. Raises `typer.BadParameter` for one named twice: whichever map won, the other was meant too."""
+    found: dict[str, dict[str, Any]] = {}
+    for name, constraints in named:
+        if name in found:
+            raise typer.BadParameter(f"{name} is named twice; put its constraints into one map", param_hint=option)
+        found[name] = constraints
+    return found
+
+
+def seconds(ttl: str) -> int:
+    """How long a token is good for, at least a second. Raises `typer.BadParameter`."""
     try:
-        return max(1, milliseconds(ttl) // 1000)
+        wished = milliseconds(ttl)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--ttl") from None
+    if not wished:
+        raise typer.BadParameter(f"`{ttl}` is no time to live", param_hint="--ttl")
+    return max(1, wished // 1000)
 
 
 def _caller() -> str:

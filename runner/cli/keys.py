@@ -28,13 +28,14 @@ MAX_SECRET = 64 << 10  # bytes of a key file; the real ones have 150
 app = typer.Typer(help="The issuer's key: whoever holds it can grant any authority here.", no_args_is_help=True)
 
 
-def read_secret(path: Path, maximum: int = MAX_SECRET) -> bytes:
+def read_secret(path: Path, maximum: int = MAX_SECRET, *, next_step: str = "") -> bytes:
     """A private file's bytes: 0600, and its user's own or root's. A systemd credential may be readable for a group,
-    which is how systemd shows the one user that its access list names. Raises `RunnerError` (key) on any other."""
+    which is how systemd shows the one user that its access list names. Raises `RunnerError` (key) on any other, with
+    `next_step` where there is no file."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise refuse("key", f"cannot open it: {error.strerror}", field=str(path)) from None
+        raise refuse("key", f"cannot open it: {error.strerror}", field=str(path), next_step=next_step) from None
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

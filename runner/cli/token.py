@@ -12,8 +12,8 @@ from typing import Annotated, Any
 
 import typer
 
-from runner.cli import attenuate, credentials, keys
-from runner.config import Limits, milliseconds
+from runner.cli import attenuate, credentials, execute, keys
+from runner.config import Limits
 from runner.errors import refuse
 from runner.token import credentials as handed
 from runner.token.claims import verify_tokens
@@ -71,8 +71,8 @@ def mint(
         task=task,
         session=session or credentials.fresh_id(),
         profile=profile,
-        tools=dict(map(attenuate.parse_tool, tool)),
-        ttl_s=_seconds(ttl),
+        tools=attenuate.parse_tools(tool),
+        ttl_s=execute.seconds(ttl),
         depth=depth,
         audience=audience,
     )
@@ -131,7 +131,7 @@ def inspect(
 ) -> None:
     """Show what a token says, never its text. Without --public-key nothing of it is proven."""
     chain = _read(file)
-    claims = [_decoded(text) for text in chain]
+    claims = [_decoded(text, f"{file}, token {number}") for number, text in enumerate(chain)]
     failed = None
     if public_key is not None:
         anchors, issuer = keys.load_anchors(public_key)
@@ -195,13 +195,6 @@ _NOBODY = dict.fromkeys(
 }
 
 
-def _seconds(text: str) -> int:
-    try:
-        return max(1, milliseconds(text) // 1000)
-    except ValueError as error:
-        raise typer.BadParameter(str(error), param_hint="--ttl") from None
-
-
 def _read(file: Path) -> list[str]:
     try:
         if str(file) == "-":
@@ -219,15 +212,15 @@ def _read(file: Path) -> list[str]:
     return chain
 
 
-def _decoded(text: str) -> dict[str, Any]:
+def _decoded(text: str, place: str) -> dict[str, Any]:
     """What a token claims, unproven: digest and claims. Raises `RunnerError` (token)."""
     try:
         form = compact(text, TOKEN_TYPE, Limits().token_bytes, "form")
         claims = parse_json(form.payload, 80)
     except (NotAccepted, ValueError) as error:
-        raise refuse("token", getattr(error, "reason", str(error))) from None
+        raise refuse("token", getattr(error, "reason", str(error)), field=place) from None
     if type(claims) is not dict:
-        raise refuse("token", "the claims are not an object")
+        raise refuse("token", "the claims are not an object", field=place)
     return {"digest": form.digest, "claims": claims}
 
 

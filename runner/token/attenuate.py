@@ -66,11 +66,17 @@ def attenuate(
 def _narrowed(parent: Mapping[str, Mapping[str, Any]], wish: Wish) -> dict[str, dict[str, Any]]:
     names = (wish,) if isinstance(wish, str) else wish
     asked: Mapping[str, Mapping[str, Any]] = names if isinstance(names, Mapping) else {name: {} for name in names}
-    return {
-        tool: {
-            name: constraint
-            for name, constraint in {**parent.get(tool, {}), **constraints}.items()
-            if constraint is not None
-        }
-        for tool, constraints in asked.items()
-    }
+    return {tool: _map(tool, parent.get(tool, {}), constraints) for tool, constraints in asked.items()}
+
+
+def _map(tool: str, parent: Mapping[str, Any], wished: Mapping[str, Any]) -> dict[str, Any]:
+    made = {name: each for name, each in {**parent, **wished}.items() if each is not None}
+    if not made and None in wished.values():  # an empty map is the open one: the opposite of what was wished
+        raise refuse(
+            "token",
+            "a constraint map that names no argument lets every argument through",
+            rule="draft §3.3",
+            field=tool,
+            next_step="name one optional argument, or leave the tool out",
+        )
+    return made

@@ -90,6 +90,8 @@ def test_what_is_not_asked_stays_and_what_is_null_goes() -> None:
         (["fs_list"], {"now": NOW + 3600}, "ttl", ""),
         (["fs_list"], {"agent": "../x"}, "", ""),
         (["FS"], {}, "", ""),
+        ({"fs_list": {"*": None}}, {}, "fs_list", ""),
+        ({"shell_run": {"argv": None, "stdin": None}}, {}, "shell_run", ""),
         ({"fs_read": {"path": {"constraint_type": "regex", "pattern": "."}}}, {}, "", ""),
     ],
 )
@@ -170,7 +172,8 @@ def test_an_open_file_is_no_place_for_credentials(source: Path, tmp_path: Path) 
     "where",
     [
         [], ["--out", "x", "--out-fd", "1"], ["--out-fd", "999"], ["--out", "x", "--", "true"],
-        ["--out-fd", "1", "--ttl", "x"],
+        ["--out-fd", "1", "--ttl", "x"], ["--out-fd", "1", "--ttl", "0s"],
+        ["--out-fd", "1", "--tool", 'fs_list:{"path":{"constraint_type":"exact","value":"x"}}'],  # named twice
     ],
 )  # fmt: skip
 def test_usage(source: Path, where: list[str]) -> None:
@@ -179,6 +182,13 @@ def test_usage(source: Path, where: list[str]) -> None:
 
 def runner(*words: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run([sys.executable, "-m", "runner", "token", "attenuate", *words], timeout=60, **options)
+
+
+def test_a_descriptor_that_cannot_be_written_is_said(source: Path) -> None:
+    with source.open("rb") as closed:
+        done = invoke("--tool", "fs_list", "--from", str(source), "--out-fd", str(closed.fileno()))
+    assert done.exit_code == 2, done.exception
+    assert "takes no credentials" in done.output
 
 
 def test_pipes_and_descriptors(source: Path) -> None:
