@@ -13,7 +13,7 @@ import typer
 from runner.catalog import shared
 from runner.cli.policy import Policies, Profiles, Tools, compiled
 from runner.cli.tables import print_table, print_text
-from runner.errors import refuse
+from runner.errors import RunnerError, refuse
 from runner.evidence.content import ContentReader
 from runner.evidence.read import Ledger, load_verifier
 from runner.review import compare
@@ -41,7 +41,11 @@ _LISTED = 20  # differing calls on a terminal; --json has more
 @contextmanager
 def _evidence(state: Path, key: str) -> Iterator[tuple[Ledger, ContentReader]]:
     folder = state / "ledger"
-    content = ContentReader(state / "content")
+    try:
+        content = ContentReader(state / "content")
+    except RunnerError as error:
+        reason = error.refused.reason
+        raise refuse("ledger", reason, field=str(state), next_step="name the daemon's state: --state DIR") from None
     try:
         yield Ledger(folder, load_verifier(key, folder)), content
     finally:

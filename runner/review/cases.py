@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from runner.gate.serving import Serving
 from runner.model import Decision, Effect, Principal, Value
 
 _NOTHING = SessionView()
+_HEAD = re.compile(rb"\[\[\s*case\s*\]\]\s*(#.*)?")
 
 
 class Expect(Value, frozen=True, kw_only=True):
@@ -113,11 +115,15 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 def read_cases(folder: Path) -> list[tuple[str, Case]]:
     """Every case below `folder`/cases with its `file:line`. Raises `RunnerError` (policy)."""
-    return [
-        each
-        for path in sorted((folder / "cases").glob("*.toml"))
-        for each in read_case_file(path, f"policies/cases/{path.name}")
-    ]
+    found: list[tuple[str, Case]] = []
+    for path in sorted((folder / "cases").glob("*")):
+        name = f"policies/cases/{path.name}"
+        if path.name.startswith(".") or path.name == "README.md":
+            continue
+        if path.suffix != ".toml" or not path.is_file():  # never run would read as holding
+            raise refuse("policy", "not a *.toml file of cases", field=name, next_step="move or remove it")
+        found += read_case_file(path, name)
+    return found
 
 
 def read_case_file(path: Path, name: str) -> list[tuple[str, Case]]:
@@ -128,8 +134,8 @@ def read_case_file(path: Path, name: str) -> list[tuple[str, Case]]:
         raise refuse("policy", f"cannot read it: {error.strerror}", field=str(path)) from None
     tables = parse_toml(text, name, "policy")
     lines = text.splitlines(keepends=True)
-    starts = [number for number, line in enumerate(lines) if line.strip() == b"[[case]]"]
-    if set(tables) != {"case"} or len(starts) != len(tables["case"]):
+    starts = [number for number, line in enumerate(lines) if _HEAD.fullmatch(line.strip())]
+    if set(tables) != {"case"} or type(tables["case"]) is not list or len(starts) != len(tables["case"]) or not starts:
         raise refuse("policy", "write each case as a [[case]] table of its own, and nothing else", field=name)
     found: list[tuple[str, Case]] = []
     for start, end, table in zip(starts, [*starts[1:], len(lines)], tables["case"], strict=True):

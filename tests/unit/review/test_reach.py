@@ -243,3 +243,32 @@ def test_a_new_folder_has_the_schema_of_its_tools(tmp_path: Path) -> None:
     assert "properties.recursive]" in text
     tool.write_text(text.replace("properties.recursive]", "properties.deep]"))
     assert json.loads(call("check", "--json", *where).output)["schema_stale"] is True
+
+
+@pytest.mark.parametrize(
+    "text", ["case = 3\n", 'case = ""\n', "case = []\n", "[case]\n", CASE + "[other]\n", 'note = """\n[[case]]\n"""\n']
+)
+def test_a_file_of_cases_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    """Never run would read as holding."""
+    done = call("test", "--policies", folder(tmp_path, ALL, text))
+    assert isinstance(done.exception, RunnerError)
+    assert done.exception.refused.field == "policies/cases/a.toml"
+
+
+@pytest.mark.parametrize("head", ["[[case]] # why", "  [[case]]", "[[ case ]]"])
+def test_a_case_is_found_however_its_head_is_written(tmp_path: Path, head: str) -> None:
+    made = folder(tmp_path, ALL, CASE.replace("[[case]]", head))
+    assert (
+        json.loads(call("test", "--json", "--policies", made).output)["cases"][0]["place"] == "policies/cases/a.toml:1"
+    )
+
+
+@pytest.mark.parametrize("name", ["more.TOML", "more", "more.toml~"])
+def test_a_case_that_would_not_be_run_is_refused(tmp_path: Path, name: str) -> None:
+    made = folder(tmp_path, ALL, CASE)
+    Path(made, "cases", ".hidden").write_text("")
+    assert call("test", "--policies", made).exit_code == 0
+    Path(made, "cases", name).write_text(CASE)
+    done = call("test", "--policies", made)
+    assert isinstance(done.exception, RunnerError)
+    assert done.exception.refused.field == f"policies/cases/{name}"
