@@ -71,7 +71,7 @@ def explain(
     A recorded call is explained under the catalogue that decided it, unless folders are named. Changes are found by
     asking the policy engine about calls that differ in one attribute or argument: parts left out, boundaries of the
     argument's schema, and what the rules compare with. The smallest replaces the fewest characters of JSON. A change
-    that is not found may still exist.
+    that is not found may still exist, and one that is found may be more than the token grants, which is not asked.
     """
     again: dict[str, Any] = {}
     if ".toml" in call:

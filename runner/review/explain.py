@@ -6,6 +6,7 @@ known: "no change found" is no proof that there is none.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import msgspec
@@ -17,6 +18,7 @@ from runner.review.cases import Point
 from runner.review.values import ABSENT, Change, changes
 
 MOST = 5000  # calls asked about: a second or two
+_MOST_TEXT = 1 << 26  # characters of arguments asked about: ten seconds, where a call is long
 _BEFORE = frozenset({"arguments", "unknown_tool", "not_granted"})  # codes of decisions that no policy made
 
 
@@ -47,10 +49,15 @@ def explain(point: Point, served: Serving, most: int = MOST) -> Explained:
     decision = point.decide(served)
     matching = point.matching(served)
     by_policy = decision.code not in _BEFORE
-    found = changes(point, served, most + 1)
+    most = min(most, _MOST_TEXT // len(json.dumps(point.question.arguments)))
+    tried, all_tried = 0, True
     near: dict[str, Change] = {}
     flips: dict[tuple[str, str], Flip] = {}
-    for change in found[:most]:
+    for change in changes(point, served):
+        if tried == most:
+            all_tried = False
+            break
+        tried += 1
         other = change.onto(point)
         after = other.decide(served)
         if after.code in _BEFORE and decision.effect != after.effect:
@@ -71,8 +78,8 @@ def explain(point: Point, served: Serving, most: int = MOST) -> Explained:
         by_policy=by_policy,
         near={rule: near[rule] for rule in order if rule in near},
         flips=tuple(sorted(flips.values(), key=lambda flip: flip.change.size)),
-        tried=min(len(found), most),
-        all_tried=len(found) <= most,
+        tried=tried,
+        all_tried=all_tried,
     )
 
 

@@ -60,7 +60,7 @@ def _grid(
     """The calls of a tool; ends when none of its rules is missing any more."""
     yield from bases
     for base in bases:
-        for change in changes(base, served, _GRID):
+        for change in changes(base, served):
             if not here & missing:
                 return
             yield change.onto(base)

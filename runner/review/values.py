@@ -5,10 +5,12 @@ Nothing here claims that a value matters: whoever uses these asks the policy eng
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from itertools import chain
 from typing import Any
 
 import jsonschema_rs
@@ -33,11 +35,13 @@ _SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "0": "\0"}
 
 
 class Change(msgspec.Struct, frozen=True, kw_only=True):
-    """One attribute or argument set to another value. `place` is named as in a rule, without `context`."""
+    """One attribute or argument set to another value. `place` is named as in a rule, without `context`; `size` is how
+    many characters of JSON differ between old and new: what is between their common beginning and end."""
 
     place: tuple[str, ...]
     old: Any
     new: Any
+    size: int
 
     @property
     def field(self) -> str:
@@ -48,14 +52,14 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
         """`point` with this change made."""
         return put(point, self.place, self.new)
 
-    @property
-    def size(self) -> int:
-        """Characters of JSON that differ between old and new: what is between their common beginning and end."""
-        old, new = _json(self.old), _json(self.new)
-        begin = next((at for at, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
-        rest = min(len(old), len(new)) - begin
-        end = next((at for at in range(rest) if old[-1 - at] != new[-1 - at]), rest)
-        return len(old) + len(new) - 2 * (begin + end)
+
+def _size(old: str, new: str) -> int:
+    """Halving, not stepping: a text may have all the characters that a call can."""
+    shorter = min(len(old), len(new))
+    begin = bisect_left(range(1, shorter + 1), True, key=lambda count: not old.startswith(new[:count]))
+    rest = range(1, shorter - begin + 1)
+    end = bisect_left(rest, True, key=lambda count: not old.endswith(new[len(new) - count :]))
+    return len(old) + len(new) - 2 * (begin + end)
 
 
 class Constants(msgspec.Struct, kw_only=True):
@@ -203,13 +207,13 @@ def _properties(manifest: Manifest) -> dict[str, Any]:
 # --- changes of one call -------------------------------------------------------------------------------------
 
 
-def changes(point: Point, served: Serving, most: int) -> list[Change]:
-    """At most `most` changes of one attribute or argument of `point`, none twice: first to what rules compare with."""
+def changes(point: Point, served: Serving) -> Iterator[Change]:
+    """Changes of one attribute or argument of `point`, none twice: first to what rules compare with."""
     manifest = served.tools.get(point.question.tool)
     if manifest is None:
-        return []
+        return
     by_rules = (pair for rule in served.policies.rules(manifest.id) for pair in rule_values(point, served, rule))
-    return list(islice(_unique(point, chain(by_rules, _values(point, manifest))), most))
+    yield from _unique(point, chain(by_rules, _values(point, manifest)))
 
 
 def rule_changes(point: Point, served: Serving, rule: Rule) -> list[Change]:
@@ -221,13 +225,17 @@ _Found = Iterator[tuple[tuple[str, ...], Any]]  # places and values to put there
 
 
 def _unique(point: Point, found: Iterable[tuple[tuple[str, ...], Any]]) -> Iterator[Change]:
-    done: set[tuple[tuple[str, ...], str]] = set()
+    done: set[bytes] = set()  # digests: there may be thousands, each as long as a call
+    held: dict[tuple[str, ...], str] = {}
     for place, new in found:
         old = get(point, place)
-        key = (place, _json(new))
-        if key not in done and key[1] != _json(old):
+        if place not in held:
+            held[place] = _json(old)
+        text = _json(new)
+        key = hashlib.sha256(json.dumps([place, text]).encode()).digest()
+        if key not in done and text != held[place]:
             done.add(key)
-            yield Change(place=place, old=old, new=new)
+            yield Change(place=place, old=old, new=new, size=_size(held[place], text))
 
 
 def _values(point: Point, manifest: Manifest) -> _Found:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from runner.catalog import archive, shared, unarchive
 from runner.cli import policy, policy_explain
 from runner.cli.policy import compiled
 from runner.errors import RunnerError
+from runner.review import values
 from runner.review.cases import Case, Point, read_cases
 from runner.review.compare import differs, over_cases, rules
 from runner.review.explain import explain
@@ -148,3 +152,21 @@ def test_an_archive_is_read_back(tmp_path: Path) -> None:
     assert unarchive(archive(files)) == files
     with pytest.raises(RunnerError, match="ends too early"):
         unarchive(archive(files)[:-1])
+
+
+@given(st.text("ab\\", max_size=8), st.text("ab\\", max_size=8))
+def test_the_size_of_a_change_is_what_differs(old: str, new: str) -> None:
+    def common(one: str, other: str) -> int:
+        return len(list(takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))))
+
+    begin = common(old, new)
+    end = common(old[begin:][::-1], new[begin:][::-1])
+    assert values._size(old, new) == len(old) - begin - end + len(new) - begin - end
+
+
+def test_a_long_call_is_asked_about_less_often_and_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = Point.of(tool="shell_run", arguments={"argv": ["sh", "-c", "x /" * 30_000]}, profile="default")
+    assert explain(point, SERVED).all_tried
+    monkeypatch.setattr("runner.review.explain._MOST_TEXT", 600_000)
+    found = explain(point, SERVED)
+    assert (found.tried, found.all_tried) == (6, False)
