@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -72,7 +73,8 @@ def test_no_text_of_a_token_or_key_is_left_anywhere(make_daemon: Callable[..., D
             printed += [str(refused.value), repr(refused.value)]
         # A sub-agent's process, with a token that the shell derived: its words are seen while it runs.
         number = descriptor(sub)
-        command = ["token", "attenuate", "--tool", "shell_run", "--", "sh", "-c", "echo; exec cat"]
+        # It execs nothing after its first line: amid an exec /proc shows no environment.
+        command = ["token", "attenuate", "--tool", "shell_run", "--", "sh", "-c", "echo; read line"]
         process = subprocess.Popen(
             [sys.executable, "-m", "runner", *command],
             env={"RUNNER_CREDENTIALS_FD": str(number), "PATH": "/usr/bin:/bin"}, pass_fds=[number],
@@ -94,6 +96,12 @@ def test_no_text_of_a_token_or_key_is_left_anywhere(make_daemon: Callable[..., D
         limits = readable(daemon.child(name).pid, "limits").decode()
         (core,) = [line for line in limits.splitlines() if line.startswith("Max core file size")]
         assert core.split()[-3:-1] == ["0", "0"]
+    # A handler that the host names in core_pattern is given cores beyond that limit, but none of what is not dumpable:
+    # the kernel shows such a process's files as root's.
+    for name in ("gate", "recorder"):
+        pid = daemon.child(name).pid
+        assert psutil.Process(pid).uids().real != 0
+        assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
     daemon.stop()
 
     files = [
