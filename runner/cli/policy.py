@@ -15,7 +15,7 @@ from runner.cli.tables import print_json, print_table
 from runner.errors import refuse
 from runner.gate.schema import cedar_schema
 from runner.gate.serving import Serving
-from runner.gate.signature import sign, verify
+from runner.gate.signature import sign, signature_of, verify
 from runner.review.cases import Result, coverage, read_cases, run_cases
 from runner.review.reach import Reach, reach
 from runner.token.keys import read_private
@@ -59,7 +59,8 @@ def check(
     """
     served = compiled(policies, tools, profiles)
     if public_key is not None:
-        verify(served.catalog.policies, served.catalog.signature or b"", [load_public(public_key)[0]])
+        trusted = load_public(public_key)[0]
+        verify(served.catalog.policies, signature_of(served.catalog), [trusted])
     results = tested(policies, served)
     reached = reach(served, [result.case for result in results])
     stale = _stale(policies or shared("policies"), served)
@@ -70,14 +71,7 @@ def check(
         _print_reach(served, reached)
         if stale:
             print(f"{SCHEMA} is not what the tools make now: runner policy schema --write")
-    failed = [result for result in results if result.difference]
-    if failed:
-        raise refuse(
-            "policy",
-            f"{len(failed)} of {len(results)} cases fail; the first, “{failed[0].case.name}”, {failed[0].difference}",
-            field=failed[0].place,
-            next_step="correct the policy or the case",
-        )
+    _hold(results)
     if strict and reached.unreached:
         rule = next(rule for rule in served.policies.all_rules if rule.id == reached.unreached[0])
         raise refuse(
@@ -85,6 +79,18 @@ def check(
             f"rule {rule.id}: no call reaches it",
             field=rule.source.place(),
             next_step="correct the rule, or add a case that reaches it",
+        )
+
+
+def _hold(results: Sequence[Result]) -> None:
+    """Raises `RunnerError` (policy) when a case fails."""
+    failed = [result for result in results if result.difference]
+    if failed:
+        raise refuse(
+            "policy",
+            f"{len(failed)} of {len(results)} cases fail; the first, “{failed[0].case.name}”, {failed[0].difference}",
+            field=failed[0].place,
+            next_step="correct the policy or the case",
         )
 
 
@@ -212,12 +218,13 @@ def sign_bundle(
     profiles: Profiles = None,
     json: Json = False,
 ) -> None:
-    """Sign a bundle: check it, and write bundle.sig beside its files, over the digest of all of them.
+    """Sign a bundle whose cases all hold: write bundle.sig beside its files, over the digest of all of them.
 
     A daemon with [policy] require_signature takes no other bundle, at its start and at a reload. Use a key of its own:
     whoever holds the issuer's key can mint tokens too.
     """
     served = compiled(policies, tools, profiles)
+    _hold(tested(policies, served))
     private, _ = read_private(read_secret(key), str(key))
     path = (policies or shared("policies")) / SIGNATURE
     whole = path.with_name(f".{SIGNATURE}")  # no name of a bundle's file: a daemon that reads now sees old or new

@@ -42,13 +42,16 @@ def check(catalog: Catalog, rules: Policy, files: Mapping[str, bytes]) -> str:
             next_step="name the public key of `runner keys init` there",
         )
     keys = [read_public(files[name], name)[0] for name in rules.public_keys]
+    if rules.require_signature:
+        signature_of(catalog)
+    return verify(catalog.policies, catalog.signature, keys) if keys and catalog.signature is not None else ""
+
+
+def signature_of(catalog: Catalog) -> bytes:
+    """The signature beside the policies. Raises `RunnerError` (policy) when there is none."""
     if catalog.signature is None:
-        if rules.require_signature:
-            raise refuse(
-                "policy", "the bundle is not signed, and the configuration requires it", field=_PLACE, next_step=_SIGN
-            )
-        return ""
-    return verify(catalog.policies, catalog.signature, keys) if keys else ""
+        raise refuse("policy", "the bundle is not signed, and has to be", field=_PLACE, next_step=_SIGN)
+    return catalog.signature
 
 
 def verify(policies: Mapping[str, bytes], signature: bytes, keys: Sequence[PublicKey]) -> str:

@@ -146,6 +146,7 @@ def test_sign_and_check_on_the_command_line(tmp_path: Path) -> None:
     (tmp_path / "o.pub").write_bytes(public_file(OTHER.public))
     unsigned = call("check", "--policies", made, "--public-key", tmp_path / "k.pub")
     assert isinstance(unsigned.exception, RunnerError)
+    assert "is not signed" in unsigned.exception.refused.reason
     facts = json.loads(call("sign", "--policies", made, "--key", tmp_path / "k", "--json").output)
     assert facts["thumbprint"] == KEY.public.thumbprint
     assert [path.name for path in made.iterdir() if path.name.startswith(".")] == []
@@ -157,6 +158,18 @@ def test_sign_and_check_on_the_command_line(tmp_path: Path) -> None:
     broken = call("sign", "--policies", made, "--key", tmp_path / "k")
     assert isinstance(broken.exception, RunnerError)
     assert broken.exception.refused.field == "policies/a.cedar:1:7"
+    (made / "a.cedar").write_bytes(FILES["a.cedar"] + b"\n")
+    (made / "cases").mkdir()
+    case = '[[case]]\nname = "x"\ntool = "fs_list"\nexpect = { decision = "deny", reason = "" }\n'
+    (made / "cases" / "c.toml").write_text(case)
+    signed = (made / SIGNATURE).read_bytes()
+    failing = call("sign", "--policies", made, "--key", tmp_path / "k")
+    assert isinstance(failing.exception, RunnerError)
+    assert failing.exception.refused.field == "policies/cases/c.toml:1"
+    assert (made / SIGNATURE).read_bytes() == signed
+    (made / "cases" / "c.toml").write_text(case.replace('"deny"', '"allow", rule = "all"'))
+    assert call("sign", "--policies", made, "--key", tmp_path / "k").exit_code == 0
+    assert (made / SIGNATURE).read_bytes() != signed
     (tmp_path / "k").chmod(stat.S_IRUSR | stat.S_IRGRP)
     (made / "a.cedar").write_bytes(FILES["a.cedar"])
     assert isinstance(call("sign", "--policies", made, "--key", tmp_path / "k").exception, RunnerError)
