@@ -35,6 +35,7 @@ from runner.review.cases import read_cases, run_case
 from runner.review.recorded import recorded
 from runner.review.values import plain
 from runner.token.keys import SigningKey, generate, public_file
+from runner.token.paths import normal_path
 from runner.wire import admin
 from runner.wire.guest import code_digest
 
@@ -270,6 +271,7 @@ def test_policy_and_guest_mean_the_same_file(path: str) -> None:
         assert not path or not (normal(path) + "/").startswith("/workspace/")
     else:
         assert normal(path) == ("/workspace" if opened == "." else f"/workspace/{opened}")
+    assert normal_path(path) == (normal(path) if path else None)  # and so is a token's path_containment
 
 
 @pytest.mark.parametrize("path", ["a\0b", "protected/x\0", "\0"])

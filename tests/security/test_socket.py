@@ -110,6 +110,30 @@ def test_a_number_is_used_once(daemon: Daemon, raw: Callable[..., Raw]) -> None:
     assert closing.refusal.code == "protocol"
 
 
+def test_one_of_a_hundred_uses_of_a_proof_at_once_is_a_call(daemon: Daemon, raw: Callable[..., Raw]) -> None:
+    """T09: in one write on one connection, and on another that the same holder has open."""
+    handed = daemon.credentials()
+    client, other = raw(handed).open(), raw(handed).open()
+    first = client.call(["true"])
+    copies = [msgspec.structs.replace(first, number=number) for number in range(100, 200)]
+    client.send(*copies)
+    other.send(*copies[:5])
+    answers: Counter[str] = Counter()
+    while answers.total() < len(copies):
+        message = client.next()
+        assert message is not None
+        if isinstance(message, agent.Result):
+            answers["ran"] += 1
+        elif isinstance(message, agent.Refused):
+            answers[message.refusal.code] += 1
+    assert answers["ran"] == 1
+    assert answers["unauthenticated"] + answers["busy"] == 99  # busy: more at once than a connection may ask
+    assert answers["unauthenticated"] > 50
+    assert [other.until(agent.Refused).refusal.code for _ in range(5)] == ["unauthenticated"] * 5
+    other.send(other.call(["true"]))  # the twin: a proof of its own
+    assert other.until(agent.Result).outcome.exit_code == 0
+
+
 def test_a_proof_is_worth_one_call(daemon: Daemon, raw: Callable[..., Raw]) -> None:
     client = raw(daemon.credentials()).open()
     first = client.call(["true"])
