@@ -82,9 +82,10 @@ def write_new(path: Path, data: bytes, mode: int = 0o600) -> None:
             next_step="choose another name, or move it away",
         ) from None
     except OSError as error:
-        raise refuse(
-            "key", f"cannot create it: {error.strerror}", field=str(path), next_step="see the reason"
-        ) from None
+        step = (
+            f"make its folder: mkdir -p {path.parent}" if isinstance(error, FileNotFoundError) else "name another place"
+        )
+        raise refuse("key", f"cannot create it: {error.strerror}", field=str(path), next_step=step) from None
     with os.fdopen(descriptor, "wb") as file:
         os.fchmod(descriptor, mode)
         file.write(data)
