@@ -112,10 +112,11 @@ class ContentCheck:
         if (total.hexdigest(), size) != (named.digest, named.size):
             self._findings.add(found.WRONG, f"position {position}, archive", "the image's archive is another one")
 
-    def finish(self) -> None:
-        """At the end, when every tombstone was met: check what waits, and that a tombstone stands for all that is
-        gone."""
+    def finish(self, signed: int) -> None:
+        """At the end, when every tombstone was met: check what waits, and that a tombstone among the `signed` entries
+        stands for all that is gone. Behind them whoever can write the tail could have put one."""
         self.flush()
+        self._tombstones = {name: found for name, found in self._tombstones.items() if found[0] < signed}
         for listed, (count, place, digest) in self._gone.items():
             if listed not in self._tombstones:
                 self._findings.add(

@@ -106,7 +106,7 @@ class _Run:
         self._walk_bundles(base)
         self._walk_tail(tail, held, published)
         self._compare_handovers()
-        self._content.finish()
+        self._content.finish(self.signed)
         for size, claims in self._roots.items():
             for who, _ in claims:
                 self.findings.add(found.SIGNED, who, f"it signs {size} entries, and only {self.tree.size} are here")

@@ -66,6 +66,15 @@ class Tail(NamedTuple):
         return self.end < self.size
 
     @property
+    def acknowledged(self) -> Tail:
+        """The same, ending with its last checkpoint."""
+        last = max((number for number, each in enumerate(self.records, 1) if each.kind == SIGNED), default=0)
+        if last == len(self.records):
+            return self
+        end = self.records[last].offset
+        return Tail(self.head, self.records[:last], end, self.size)
+
+    @property
     def entries(self) -> list[bytes]:
         """The entries, from position `head.base` on."""
         return [record.data for record in self.records if record.kind == ENTRY]

@@ -51,7 +51,8 @@ def recover(folder: Path, verifier: Verifier) -> Recovered | None:
         return None
     data = _read(folder / TAIL)
     try:
-        found = tails.read_tail(data, verifier)
+        # What no checkpoint signs was not acknowledged, and may be anybody's: it is cut, never signed after the fact.
+        found = tails.read_tail(data, verifier).acknowledged
         return _replay(folder, verifier, found, published)
     except RunnerError as error:
         if error.refused.next_step == _RESTORE:

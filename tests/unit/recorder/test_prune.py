@@ -20,6 +20,7 @@ from runner.evidence.content import ContentReader
 from runner.evidence.report import Report
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
+from runner.ledger import tail as tails
 from runner.ledger.tile import PRUNED
 from runner.recorder import prune as pruning
 from runner.recorder.log import Recorder
@@ -234,6 +235,28 @@ def test_a_list_without_a_tombstone_excuses_nothing(sample: ModuleType, tmp_path
         (folder / name).write_bytes(kept) if kept else (folder / name).unlink()
     (folder / honest.pruned).unlink()
     assert not verify(tmp_path / "ledger", sample.VKEY, tmp_path / "content").checks[7].ok
+
+
+def test_a_tombstone_that_nobody_signed_excuses_nothing(sample: ModuleType, tmp_path: Path) -> None:
+    """Nor does whoever can write the files, but has no key, get it signed by the next start."""
+    recorder = fill(sample, tmp_path)
+    recorder.close()
+    digest = bytes.fromhex(call(sample, 250).arguments.digest)
+    (tmp_path / "content/sha256" / digest.hex()[:2] / digest.hex()[2:]).unlink()
+    name = hashlib.sha256(digest).hexdigest()
+    (tmp_path / "content" / PRUNED).mkdir()
+    (tmp_path / "content" / PRUNED / name).write_bytes(digest)
+    entry = entries.Prune(
+        time=NEW, of=entries.Criteria(), pruned=entries.Content(digest=name, size=32), pieces=1, size=1, why="x", by=0
+    )
+    with (tmp_path / "ledger/tail").open("ab") as tail:
+        tail.write(tails.record(tails.ENTRY, entries.encode(entry)))
+    for _ in range(2):
+        report = verify(tmp_path / "ledger", sample.VKEY, tmp_path / "content")
+        assert [check.number for check in report.checks if not check.ok] == [8], report
+        recorder = sample.open_recorder(tmp_path)
+        assert not any(b'"kind":"prune"' in data for _, data in recorder._journal.entries(0))
+        recorder.close()
 
 
 def test_no_list_is_longer_than_its_bound(sample: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
