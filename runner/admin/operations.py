@@ -16,6 +16,7 @@ from runner.admin.retention import Retention
 from runner.admin.roster import Asker
 from runner.admin.second import SecondPerson
 from runner.errors import refuse
+from runner.gate import pruned
 from runner.gate.parts import Parts
 from runner.gate.tasks import Task
 from runner.ledger import entry as entries
@@ -73,7 +74,9 @@ class Operations:
         self._authority = authority
         self._status = status
         self._on_revoked = on_revoked  # connections that stood on it are closed
-        self._retention = Retention(parts.journal)
+        self._retention = Retention(
+            parts.journal, lambda: pruned.let_go(parts.journal.recorder, self._state, parts.calls)
+        )
         self._workspace = workspace  # lines of the manifest of a task's workspace
         self._reloads = reloads
         self._second = second

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable, Callable
 
 from runner import config
 from runner.admin.roster import Asker
@@ -21,8 +22,9 @@ _LARGEST = (1 << 53) - 1
 class Retention:
     """The three operations."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, let_go: Callable[[], Awaitable[None]]) -> None:
         self._journal = journal
+        self._let_go = let_go  # gate's own copies of what is pruned
         self._turn = asyncio.Lock()
 
     async def carry_out(self, message: admin.Prune | admin.Hold | admin.Release, asker: Asker) -> admin.ToOperator:
@@ -67,6 +69,7 @@ class Retention:
         )
         # From here on a crash only delays the removal: the next start goes on with it.
         await self._journal.recorder.remove(found.pruned)
+        await self._let_go()
         return admin.Pruned(
             pieces=found.pieces, size=found.size, held=found.held, more=found.more, position=written.position
         )

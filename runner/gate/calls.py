@@ -376,6 +376,11 @@ class Calls:
             ((greediest, _),) = self._size.most_common(1)
             self._drop(next(self._of(greediest)))
 
+    def forget(self, call: str) -> None:
+        """Keep nothing in memory of a call that has ended."""
+        if call in self._kept:
+            self._drop(call)
+
     def _of(self, task: str) -> Iterator[str]:
         return (call for call, (_, running) in self._kept.items() if running.task == task)
 

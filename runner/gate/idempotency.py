@@ -41,6 +41,10 @@ class KeptCall(Protocol):
     def value(self) -> Any:
         """A python tool's result."""
 
+    @property
+    def lost(self) -> bool:
+        """Whether it returned one that is not here any more."""
+
 
 class Remembered(Protocol):
     """State, as far as this module needs it."""
@@ -75,10 +79,17 @@ def earlier(authenticated: Authenticated, calls: Calls, state: Remembered) -> Ea
 
 def finished(kept: KeptCall) -> Finished:
     """What is known of a remembered call. Raises `RunnerError`: interrupted when a crash ended it, unavailable when
-    its process never existed."""
+    its process never existed, unknown_call when the result that it had is gone."""
     outcome = kept.outcome
     if outcome is None or outcome.outcome == "interrupted":
         raise refuse("interrupted", f"call {kept.call} had begun when a part of the daemon died")
+    if kept.lost:
+        raise refuse(
+            "unknown_call",
+            f"call {kept.call} ended as {outcome.outcome}; its result is not kept any more: it was pruned, or a crash "
+            "lost it",
+            next_step="a new idempotency key runs it again",
+        )
     if outcome.outcome == "unavailable":
         raise refuse("unavailable", outcome.reason or f"the process of call {kept.call} never existed")
     return Finished(

@@ -20,6 +20,7 @@ from runner.recorder.durability import FILE_MODE, make_folder, sync_folder, writ
 
 MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
 
+_BUSY_MS = 5000  # for a lock that another process holds on the database, as a reader that recovers it does
 _SCHEMA = "CREATE TABLE IF NOT EXISTS blob (digest BLOB PRIMARY KEY NOT NULL, data BLOB NOT NULL)"
 _DELETE = "DELETE FROM blob WHERE digest = ?"
 _INSERT = "INSERT OR IGNORE INTO blob (digest, data) VALUES (?, ?)"
@@ -78,6 +79,7 @@ class ContentStore:
         os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE))
         self._database = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA synchronous=FULL")
+        self._database.execute("PRAGMA secure_delete=ON")  # rows that are deleted, or move to another page, leave zeros
         # SQLite answers with the mode it stayed in when it could not change it.
         if self._database.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
             self._database.close()
@@ -140,8 +142,7 @@ class ContentStore:
 
     def remove(self, digests: Sequence[bytes]) -> None:
         """Remove content that lies here by itself, not in a pack. What is not here is no error; nothing may wait for a
-        `commit`. SQLite writes zeros over a row that it deletes."""
-        self._database.execute("PRAGMA secure_delete=ON")
+        `commit`."""
         self._database.execute("BEGIN IMMEDIATE")
         self._database.executemany(_DELETE, [(digest,) for digest in digests])
         self._database.execute("COMMIT")
@@ -154,9 +155,13 @@ class ContentStore:
         for folder in folders:
             sync_folder(folder)
 
-    def flush(self) -> None:
-        """Let the database's own log forget what was removed, as far as no reader holds on to it."""
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    def flush(self) -> bool:
+        """Bring what was removed from the database's own log into the database, and empty the log; whether it was done:
+        not while a reader holds on to what was there. Never waits for one."""
+        self._database.execute("PRAGMA busy_timeout=0")
+        (busy, *_) = self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self._database.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
+        return not busy
 
     def close(self) -> None:
         """Close without committing; open streams are forgotten."""

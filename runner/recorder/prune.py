@@ -9,6 +9,9 @@ it, and only when that is durable remove. A crash at any point is harmless:
 | during the removal | an entry, a list that is due, part of the content | does the removal again |
 | after it | an entry, a list that is done | nothing |
 
+A reader that holds the content store's database open on what was there, for longer than a few seconds, leaves the list
+due too.
+
 A pack is replaced: the new one is whole under its name before the old one goes, so that a reader finds one of them.
 A pack that is damaged is left as it is: evidence of that is worth more than the room.
 """
@@ -16,6 +19,7 @@ A pack that is damaged is left as it is: evidence of that is worth more than the
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
@@ -35,6 +39,7 @@ from runner.recorder.journal import Journal
 
 MAX_PIECES = 250_000  # of one list: some 50 MB of memory while it is made; what is left goes into the next
 STEP = 64  # entries, or pieces, of one step: a fraction of the time that an entry may wait for its group
+_FLUSHES, _PAUSE_S = 1000, 0.005  # tries, and the pause after each, until no reader holds on to what was removed
 _NAMED = re.compile(rb'"digest":"([0-9a-f]{64})"')
 # A quote inside a JSON string is escaped, so these bytes are never part of a text.
 _CALL, _OUTCOME, _PRUNE = b'"kind":"call"', b'"kind":"outcome"', b'"kind":"prune"'
@@ -114,9 +119,15 @@ class Retention:
                 yield bundle[place : place + STEP]
 
     def _earlier(self) -> list[bytes]:
-        """Lists of what is gone."""
+        """Lists of what is gone, or due and named by a tombstone."""
         found = self._lists.iterdir() if self._lists.is_dir() else ()
-        return [path.read_bytes() for path in found if not path.suffix]
+        return [path.read_bytes() for path in found if not path.suffix or path.stem in self._tombstones]
+
+    def gone(self, digests: Sequence[str]) -> tuple[str, ...]:
+        """Which of `digests` were pruned."""
+        with disk.to_disk("reading the lists of what was pruned"):
+            earlier = self._earlier()
+        return tuple(each for each in digests if any(lists.holds(listed, bytes.fromhex(each)) for listed in earlier))
 
     # --- removing ------------------------------------------------------------------------------------------
 
@@ -137,6 +148,7 @@ class Retention:
             return
         found = [entries.decode(data) for _, data in self._journal.entries(0) if _PRUNE in data]
         named = due & {entry.pruned.digest for entry in found if isinstance(entry, entries.Prune)}
+        self._tombstones |= named
         for name in sorted(named):
             for _ in self._remove(name, None):
                 pass
@@ -158,7 +170,13 @@ class Retention:
         for pack in self._packs(bundles):
             self._shrink(pack, wanted)
             yield
-        self._content.flush()
+        for _ in range(_FLUSHES):
+            if self._content.flush():
+                break
+            time.sleep(_PAUSE_S)
+            yield
+        else:
+            return None  # the next start does it again, the list being due
         # A crash here leaves the list due: its content is looked for once more.
         path.rename(self._lists / name)
         disk.sync_folder(self._lists)

@@ -31,6 +31,7 @@ from runner.admin.second import SecondPerson
 from runner.admin.socket import AdminServer
 from runner.catalog import Catalog, compile_bundle
 from runner.errors import RunnerError, refuse
+from runner.gate import pruned
 from runner.gate.authenticate import Authenticator
 from runner.gate.calls import Calls
 from runner.gate.entries import Journal
@@ -182,6 +183,7 @@ class GateProcess:
             known = Principal(agent=row.agent, owner=row.owner, task=row.task, session=row.session)
             tasks.remember(known, token=row.token, profile=row.profile)
         await self._claims.keep_disks(tasks.live)
+        await pruned.let_go(caller, self._store, calls)
         authority = Authority(self._store)
         audience = f"runner:{self._instance}"
         self._parts = Parts(

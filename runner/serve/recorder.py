@@ -138,6 +138,9 @@ class RecorderProcess:
                 recorder.close_stream(message.stream, message.digest, drop=message.drop)
             case wire.Select() | wire.Remove():
                 self._begin(message)
+            case wire.Ask():
+                gone = recorder.retention.gone(message.digests)
+                self._answer(wire.Gone(number=message.number, digests=gone))
             case wire.Since():
                 found = tuple(recorder.since(message.position, _BATCH))
                 last = len(found) < _BATCH

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sqlite3
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ CREATE TABLE IF NOT EXISTS tasks (
   calls INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS kept (
   call TEXT PRIMARY KEY, task TEXT NOT NULL, tool TEXT NOT NULL, key TEXT NOT NULL, arguments TEXT NOT NULL,
-  began TEXT NOT NULL, outcome BLOB, position INTEGER, digest TEXT NOT NULL DEFAULT '', value BLOB) WITHOUT ROWID;
+  content TEXT NOT NULL, began TEXT NOT NULL, outcome BLOB, position INTEGER, digest TEXT NOT NULL DEFAULT '',
+  value BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pending (
   id TEXT PRIMARY KEY, expires INTEGER NOT NULL, entry BLOB NOT NULL) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS kept_key ON kept (task, tool, key) WHERE key != '';
@@ -70,6 +71,7 @@ class KeptCall(msgspec.Struct, frozen=True):
     position: int
     digest: str
     value: Any = None
+    lost: bool = False  # it returned a value, which is not here any more
 
 
 class Store:
@@ -82,6 +84,7 @@ class Store:
             path.chmod(0o600)
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=NORMAL")
+            self._db.execute("PRAGMA secure_delete=ON")  # a result that was pruned is not left in a free page
             if self._db.execute("PRAGMA user_version").fetchone()[0] != _LAYOUT:
                 dropped = "".join(f"DROP TABLE IF EXISTS {table};" for table in _TABLES)
                 self._db.executescript(f"BEGIN;{dropped}{_SCHEMA}PRAGMA user_version = {_LAYOUT};COMMIT;")
@@ -227,9 +230,17 @@ class Store:
             case entries.Call():
                 if entry.plan is not None and (entry.idempotency_key or entry.detach):
                     run(
-                        "INSERT OR IGNORE INTO kept (call, task, tool, key, arguments, began)"
-                        " VALUES (?, ?, ?, ?, ?, ?)",
-                        (entry.call, entry.who.task, entry.tool, entry.idempotency_key, arguments, entry.time),
+                        "INSERT OR IGNORE INTO kept (call, task, tool, key, arguments, content, began)"
+                        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        (
+                            entry.call,
+                            entry.who.task,
+                            entry.tool,
+                            entry.idempotency_key,
+                            arguments,
+                            entry.arguments.digest if entry.arguments else "",
+                            entry.time,
+                        ),
                     )
                     self._open.add(entry.call)
             case entries.Outcome():
@@ -320,7 +331,37 @@ class Store:
             position=row[6] or 0,
             digest=row[7],
             value=None if row[8] is None else msgspec.json.decode(row[8]),
+            lost=row[8] is None and outcome is not None and outcome.result is not None,
         )
+
+    def copied(self) -> set[str]:
+        """The digests of content that rows of ended calls hold a copy of, or that memory may."""
+        return {digest for _, digests in self._ended() for digest in digests if digest}
+
+    def let_go(self, gone: Container[str]) -> list[str]:
+        """Forget, for good, what is copied here of content that is `gone`; the calls that had any of it. That they ran,
+        and how they ended, stays: a key never runs its call again."""
+        calls: list[str] = []
+        with self._transaction():
+            for call, (arguments, result, *others) in self._ended():
+                if arguments in gone:
+                    self._db.execute("UPDATE kept SET arguments = '' WHERE call = ?", (call,))
+                if result in gone:
+                    self._db.execute("UPDATE kept SET value = NULL WHERE call = ?", (call,))
+                if any(digest in gone for digest in (arguments, result, *others)):
+                    calls.append(call)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return calls
+
+    def _ended(self) -> list[tuple[str, list[str]]]:
+        """Remembered calls that ended, with the digests of their arguments ("" for none), result, and the rest."""
+        found: list[tuple[str, list[str]]] = []
+        for row in self._db.execute("SELECT call, content, outcome FROM kept WHERE outcome IS NOT NULL"):
+            outcome = entries.decode(row[2])
+            assert isinstance(outcome, entries.Outcome)
+            result = outcome.result.digest if outcome.result else ""
+            found.append((row[0], [row[1], result, *(each.digest for each in entries.own_content(outcome))]))
+        return found
 
     def forget(self, before: str, expired: int) -> None:
         """Drop calls that ended and began before `before`, and tokens that expired before `expired` (epoch seconds).

@@ -13,6 +13,7 @@ pieces (`StoreOpen`, `StoreWrite`, `StoreClose`); what belongs to no single entr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal, Protocol
 
 import msgspec
@@ -21,6 +22,8 @@ from runner.errors import Refusal, RunnerError
 from runner.model import Receipt
 
 WITH_ENTRY = 64 << 10  # bytes; more is better sent while it is made than held back for its entry
+
+_AT_ONCE = 4096  # digests of one question
 
 
 class Message(
@@ -94,6 +97,20 @@ class Remove(Message, frozen=True, tag="remove"):
     pruned: str
 
 
+class Ask(Message, frozen=True, tag="ask"):
+    """Which of this content was pruned? Answered by `Gone`."""
+
+    number: int
+    digests: tuple[str, ...]
+
+
+class Gone(Message, frozen=True, tag="gone"):
+    """These were: a `prune` entry says so."""
+
+    number: int
+    digests: tuple[str, ...]
+
+
 class Selected(Message, frozen=True, tag="selected"):
     """The list's name, and what is in it. `more` when there is more than one list may hold."""
 
@@ -151,8 +168,8 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove
-FromRecorder = Opened | Appended | Entries | DurableTo | Refused | Selected | Removed
+FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove | Ask
+FromRecorder = Opened | Appended | Entries | DurableTo | Refused | Selected | Removed | Gone
 
 
 class Requester(Protocol):
@@ -229,6 +246,17 @@ class RecorderCaller:
         answer, _ = await self._channel.request(Remove(number=self._channel.number(), pruned=pruned))
         if isinstance(answer, Refused):
             raise RunnerError(answer.refusal)
+
+    async def pruned(self, digests: Iterable[str]) -> set[str]:
+        """Those of `digests` that were pruned."""
+        gone: set[str] = set()
+        asked = sorted(digests)
+        for start in range(0, len(asked), _AT_ONCE):
+            batch = tuple(asked[start : start + _AT_ONCE])
+            answer, _ = await self._channel.request(Ask(number=self._channel.number(), digests=batch))
+            assert isinstance(answer, Gone)
+            gone.update(answer.digests)
+        return gone
 
     async def since(self, position: int) -> tuple[list[tuple[int, bytes]], int]:
         """Every state-changing entry from `position` on, and the ledger's size."""

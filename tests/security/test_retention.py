@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from house import Daemon
 
+from runner.client import CallError
 from runner.errors import EXIT_REFUSED, RunnerError
 from runner.evidence.content import ContentReader
 from runner.ledger import entry as entries
@@ -91,6 +93,73 @@ def test_content_goes_and_the_record_stays(make_daemon: Callable[..., Daemon]) -
     assert trace(daemon, "verify", state=True).returncode == 0
     daemon.start()
     assert daemon.verifies()
+
+
+def test_no_copy_of_it_stays_in_gate(make_daemon: Callable[..., Daemon]) -> None:
+    """Not in state.db, where results wait for whoever asks again, nor the plain digest of arguments, which makes
+    them guessable, nor in memory: for a detached call, and for one with an idempotency key. The twin is on hold."""
+    daemon = make_daemon()
+    asked: dict[str, dict[str, Any]] = {}
+    handed = {task: daemon.credentials(task=task) for task in ("old", "case")}
+    for task in handed:
+        with daemon.connect(handed[task]) as runner:
+            runner.call("shell_run", {"argv": ["touch", f"{SECRET}-{task}"]})
+            listed = runner.call("fs_list", {"path": "."}, idempotency_key="k").call
+            detached = runner.call("fs_list", {"path": "."}, detach=True).call
+            said = runner.call("shell_run", {"argv": ["echo", f"{SECRET}-{task}"]}, detach=True).call
+            assert runner.result(said).stdout == f"{SECRET}-{task}\n".encode()
+            assert f"{SECRET}-{task}" in str(runner.result(detached).value)
+            asked[task] = {"listed": listed, "detached": detached, "said": said}
+    names = [path.name for path in daemon.state.rglob("state.db*")]
+    assert set(names) & set(holding(daemon.state, f"{SECRET}-old".encode()))
+    assert digests_of(daemon) == {asked["old"]["listed"], asked["case"]["listed"]}
+    assert trace(daemon, "hold", "case-1", "--task", "case", "--why", "counsel").returncode == 0
+    assert daemon.ask(admin.Prune(why="plan 7", before=FAR)).pieces
+
+    def let_go() -> None:
+        assert not holding(daemon.state, f"{SECRET}-old".encode())
+        assert digests_of(daemon) == {asked["case"]["listed"]}
+        with daemon.connect(handed["old"]) as runner:
+            for again in (
+                lambda: runner.call("fs_list", {"path": "."}, idempotency_key="k"),
+                lambda: runner.result(asked["old"]["detached"], output=False),
+            ):
+                with pytest.raises(CallError, match="not kept any more") as refused:
+                    again()
+                assert refused.value.code == "unknown_call"
+            with pytest.raises(CallError, match="no output of call"):
+                runner.result(asked["old"]["said"])
+            assert runner.result(asked["old"]["said"], output=False).ok  # how it ended is in the record, and stays
+        with daemon.connect(handed["case"]) as runner:
+            again_there = runner.call("fs_list", {"path": "."}, idempotency_key="k")
+            assert (again_there.replayed, again_there.call) == (True, asked["case"]["listed"])
+            assert f"{SECRET}-case" in str(again_there.value)
+            assert f"{SECRET}-case" in str(runner.result(asked["case"]["detached"]).value)
+
+    let_go()
+    daemon.stop()
+    assert not holding(daemon.state, f"{SECRET}-old".encode())
+    # As a crash between the removal and this would leave it.
+    left = json.dumps(f"{SECRET}-old").encode()
+    in_state(daemon, "UPDATE kept SET value = ?, arguments = 'x' WHERE call = ?", left, asked["old"]["listed"])
+    assert holding(daemon.state, f"{SECRET}-old".encode())
+    daemon.start()
+    assert not holding(daemon.state, f"{SECRET}-old".encode())
+    assert digests_of(daemon) == {asked["case"]["listed"]}
+
+
+def digests_of(daemon: Daemon) -> set[str]:
+    """The calls of which gate keeps the plain digest of their arguments."""
+    return {call for (call,) in in_state(daemon, "SELECT call FROM kept WHERE arguments != ''")}
+
+
+def in_state(daemon: Daemon, statement: str, *values: object) -> list[tuple[Any, ...]]:
+    (path,) = daemon.state.rglob("state.db")
+    database = sqlite3.connect(path, isolation_level=None)
+    try:
+        return database.execute(statement, values).fetchall()
+    finally:
+        database.close()
 
 
 @pytest.mark.parametrize(

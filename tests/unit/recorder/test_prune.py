@@ -23,6 +23,7 @@ from runner.ledger import entry as entries
 from runner.ledger import tail as tails
 from runner.ledger.tile import PRUNED
 from runner.recorder import prune as pruning
+from runner.recorder.content import ContentStore
 from runner.recorder.log import Recorder
 from runner.recorder.prune import Selection
 
@@ -333,6 +334,46 @@ def test_dead_at_any_moment_it_verifies_and_the_next_start_goes_on(
     else:
         pytest.fail("it never came to its end")
     assert nth > 1, "it was reached"
+
+
+def test_a_reader_that_holds_on_delays_it_and_blocks_nobody(
+    sample: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was removed is still in the database while a reader looks at it: the list stays due, and is not done."""
+    monkeypatch.setattr(pruning, "_FLUSHES", 3)
+    recorder = fill(sample, tmp_path, 60)
+    reader = sqlite3.connect(tmp_path / "content/small.db", isolation_level=None)
+    reader.execute("BEGIN")
+    reader.execute("SELECT count(*) FROM blob").fetchone()
+    found = prune(recorder, before=NEW)
+    lists = tmp_path / "content" / PRUNED
+    assert [path.name for path in lists.iterdir()] == [f"{found.pruned}.due"]
+    assert bytes_of(tmp_path, b"sown 3")
+    checked(sample, tmp_path)
+    digest = call(sample, 3).arguments.digest
+    assert recorder.retention.gone(["0" * 64, digest]) == (digest,)
+    assert prune(recorder, before=NEW).pieces == 0
+    recorder._release()
+    recorder = sample.open_recorder(tmp_path)  # which goes on with it, and cannot either
+    assert [path.suffix for path in lists.iterdir()] == [".due"]
+    assert recorder.retention.gone([digest]) == (digest,)
+    recorder._release()
+    reader.close()
+    recorder = sample.open_recorder(tmp_path)
+    assert [path.name for path in lists.iterdir()] == [found.pruned]
+    assert not bytes_of(tmp_path, b"sown 3")
+    recorder.close()
+
+
+def test_the_database_never_waits_for_a_reader(tmp_path: Path) -> None:
+    """A lock that is waited for would stop every entry of every task meanwhile."""
+    store = ContentStore(tmp_path)
+    asked: list[str] = []
+    store._database.set_trace_callback(asked.append)
+    assert store.flush()
+    assert asked.index("PRAGMA busy_timeout=0") < asked.index("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert store._database.execute("PRAGMA busy_timeout").fetchone()[0] > 0
+    store.close()
 
 
 def test_sqlite_keeps_no_copy(sample: ModuleType, tmp_path: Path) -> None:

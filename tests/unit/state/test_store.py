@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from runner.errors import RunnerError
@@ -79,6 +80,41 @@ def test_applying_an_outcome_twice_keeps_its_value(store: Store) -> None:
     assert kept is not None
     assert kept.value == {"a": 1}
     assert kept.position == 1
+
+
+def test_copies_of_pruned_content_go_and_the_call_stays(tmp_path: Path, store: Store) -> None:
+    arguments, result, said = (entries.Content(digest=letter * 64, size=9) for letter in "abc")
+    stream = entries.Stream(digest=said.digest, size=9, delivered=9)
+    for number, name in enumerate(("c1", "c2", "c3")):
+        begun = msgspec.structs.replace(call(name, name), arguments=arguments if name == "c1" else None)
+        ended = msgspec.structs.replace(outcome(name), result=result if name != "c3" else None, stdout=stream)
+        store.apply(2 * number, begun, arguments="plain")
+        store.apply(2 * number + 1, ended, value=b'"returned"' if name != "c3" else None)
+    store.apply(6, call("c4", "c4"), arguments="plain")  # it runs
+    assert store.copied() == {arguments.digest, result.digest, said.digest}
+    assert store.let_go({"d" * 64}) == []
+    assert store.let_go({arguments.digest}) == ["c1"]
+    found = {name: store.kept_by_key("t", "shell_run", name) for name in ("c1", "c2", "c3", "c4")}
+    assert [each.arguments for each in found.values() if each] == ["", "plain", "plain", "plain"]
+    assert [each.lost for each in found.values() if each] == [False] * 4
+    assert store.let_go({said.digest}) == ["c1", "c2", "c3"]  # memory may hold it
+    assert store.let_go({result.digest}) == ["c1", "c2"]
+    for name, lost in (("c1", True), ("c2", True), ("c3", False)):
+        kept = store.kept_by_key("t", "shell_run", name)
+        assert kept is not None
+        assert (kept.value, kept.lost) == (None, lost)
+        assert kept.outcome is not None
+    for path in tmp_path.iterdir():
+        assert b"returned" not in path.read_bytes()
+
+
+def test_a_result_that_is_null_is_not_lost(store: Store) -> None:
+    store.apply(0, call("c1", "k"))
+    named = entries.Content(digest="a" * 64, size=4)
+    store.apply(1, msgspec.structs.replace(outcome("c1"), result=named), value=b"null")
+    kept = store.kept("t", "c1")
+    assert kept is not None
+    assert (kept.value, kept.lost) == (None, False)
 
 
 def test_positions_that_arrive_out_of_order_are_reached_when_the_gap_is_filled(store: Store) -> None:
