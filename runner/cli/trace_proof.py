@@ -114,6 +114,8 @@ def check(
     keys = load_keys(key, Path(), rotation or [])
     data = read_file(file, proof.MAX_PROOF)
     kind = proof.kind_of(data)
+    if kind is not proof.Consistency and old is not None:
+        raise refuse("arguments", "it is no proof of consistency, so there is nothing for --old", field=str(file))
     if kind is proof.Consistency and old is None:
         raise refuse(
             "ledger",
@@ -126,10 +128,16 @@ def check(
     except RunnerError as error:
         _unproven(error.refused.reason, as_json=as_json)
         raise typer.Exit(EXIT_UNVERIFIED) from None
+    retired = keys.retired(told["size"])
     if as_json:
-        print_ascii({"ok": True, **told})
+        print_ascii({"ok": True, "retired_key": retired, **told})
         return
     print(f"proven: {told['says']}")
+    if retired:
+        print(
+            "note: the key that signed this was replaced since, and whoever has it can still sign such a checkpoint; "
+            "a newer proof, or the ledger, settles it"
+        )
     if "entry" in told:
         print(line(told["position"], told["entry"].encode(), _LINE))
 

@@ -216,8 +216,10 @@ def consistent(old: int, old_root: bytes, size: int, root: bytes, proof: Sequenc
     """RFC 9162 §2.1.4.2: whether `proof` shows that the tree of `size` with `root` begins with that of `old`."""
     if not 0 <= old <= size:
         return False
-    if old in (0, size):
-        return not proof and old_root == (root if old else EMPTY_ROOT)
+    if old == size:
+        return not proof and old_root == root and (size > 0 or root == EMPTY_ROOT)
+    if not old:
+        return not proof and old_root == EMPTY_ROOT
     steps = [old_root, *proof] if not old & (old - 1) else list(proof)
     if not steps:
         return False

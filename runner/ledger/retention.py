@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from runner.ledger.part import Content, Entry, Int, Operator, Part, Who
+from collections.abc import Collection
+
+from runner.ledger.part import Content, Entry, Int, Operator, Part
 
 
 class Criteria(Part, frozen=True):
@@ -15,15 +17,17 @@ class Criteria(Part, frozen=True):
     agents: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
 
-    def fits(self, time: str, who: Who, tool: str) -> bool:
-        """Whether a call is meant; what `larger` says of its pieces left aside."""
-        labels = ((self.tasks, who.task), (self.agents, who.agent), (self.tools, tool))
-        return (not self.before or time < self.before) and all(not named or has in named for named, has in labels)
+    def fits(self, time: str, task: str, agents: Collection[str], tool: str) -> bool:
+        """Whether a call is meant, any of whose `agents` will do; what `larger` says of its pieces left aside."""
+        labels = ((self.tasks, (task,)), (self.agents, agents), (self.tools, (tool,)))
+        named = all(not asked or any(has in asked for has in those) for asked, those in labels)
+        return named and (not self.before or time < self.before)
 
 
 class Hold(Entry, frozen=True, tag="hold"):
     """From here on until its release, no content of the calls that `of` fits is pruned: legal hold. Calls to come are
-    meant too."""
+    meant too. `agents` are also the names that parents gave along a chain: a hold rather keeps too much; a prune goes
+    by the root token's alone, which no agent chooses."""
 
     name: str
     of: Criteria

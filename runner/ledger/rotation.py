@@ -2,8 +2,9 @@
 
 A `rotate` entry at position p names the old key and the new one. The checkpoint of size p+1 is signed by both: the
 old key hands over, the new one proves that it is held. Every checkpoint below p+1 is the old key's, every one above
-is the new key's, and a key that signs outside its part is refused: an old key that was stolen later can only repeat
-what it had signed before.
+is the new key's, and a key that signs outside its part is refused: an old key that was stolen later cannot go on.
+What it signs inside its part, with another history, is found by whoever compares it with the ledger or with an anchor
+from after the handover; a proof under it, shown alone, is only as good as the old key is safe.
 
 `rotation.N` beside the tiles is the N-th handover complete in itself: a tlog-proof (`proof.py`) of the entry under
 that checkpoint. A reader follows them from any key that it trusts, without reading the log; verification compares
@@ -89,6 +90,7 @@ class Keys:
             low = self.rotations[number - 1].checkpoint.size if number else 0
             high = self.rotations[number].checkpoint.size if number < len(self.rotations) else found.size
             if low <= found.size <= high:
+                self._compare(found)
                 return found
             which = f"{self._verifiers[number].name}+{self._verifiers[number].id.hex()}"
             raise refuse(
@@ -96,3 +98,13 @@ class Keys:
             )
         assert first is not None  # there is at least one key
         raise first
+
+    def retired(self, size: int) -> bool:
+        """Whether a checkpoint of this size is signed by a key that was replaced since."""
+        return bool(self.rotations) and size <= self.rotations[-1].position
+
+    def _compare(self, found: Checkpoint) -> None:
+        """Where a handover is, both keys have said what the log is; one of them cannot say otherwise."""
+        for rotation in self.rotations:
+            if rotation.checkpoint.size == found.size and rotation.checkpoint != found:
+                raise refuse("ledger", f"at {found.size} entries, a rotation of the key signs another root")

@@ -180,6 +180,8 @@ class Recorder:
         entry = entries.decode(entry_bytes)
         if isinstance(entry, entries.Rotate):
             raise refuse("ledger", "a rotation of the key is the recorder's own to write")
+        if isinstance(entry, entries.Prune):
+            self.retention.check(entry)
         self._sequence.check(entry)
         small: list[bytes] = []
         for data in contents:
@@ -197,7 +199,7 @@ class Recorder:
     def _take(self, data: bytes, contents: tuple[bytes, ...], entry: entries.AnyEntry) -> int:
         position = self.size
         self._sequence.apply(position, entry)
-        if isinstance(entry, entries.Prune):
+        if isinstance(entry, entries.Prune | entries.Hold):
             self.retention.saw(entry)
         self._journal.take(data, contents, self._sequence.state)
         return position

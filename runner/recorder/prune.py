@@ -77,9 +77,18 @@ class Retention:
         self._bundles: dict[str, set[int]] = {}  # of lists that are due, as far as this run made them
         self._tombstones: set[str] = set()  # lists that an entry of this run names
 
-    def saw(self, entry: entries.Prune) -> None:
-        """A tombstone was appended."""
-        self._tombstones.add(entry.pruned.digest)
+    def check(self, entry: entries.Prune) -> None:
+        """Raise `RunnerError` (ledger) for a tombstone of what was not selected, or not since the newest hold."""
+        name = entry.pruned.digest
+        if name not in self._bundles or name in self._tombstones:
+            raise refuse("ledger", "a `prune` entry names no list that was selected since the newest hold")
+
+    def saw(self, entry: entries.Prune | entries.Hold) -> None:
+        """A tombstone was appended; or a hold, after which what was selected must be selected again."""
+        if isinstance(entry, entries.Prune):
+            self._tombstones.add(entry.pruned.digest)
+        else:
+            self._bundles = {name: found for name, found in self._bundles.items() if name in self._tombstones}
 
     # --- selecting -----------------------------------------------------------------------------------------
 
@@ -243,8 +252,11 @@ class _Choice:
         """One entry: a call that fits is chosen when it has its outcome, or never gets one."""
         if _CALL in data:
             entry = entries.decode(data)
-            if isinstance(entry, entries.Call) and self._of.fits(entry.time, entry.who, entry.tool):
-                held = any(hold.fits(entry.time, entry.who, entry.tool) for hold in self._holds)
+            if isinstance(entry, entries.Call) and self._of.fits(
+                entry.time, entry.who.task, (entry.who.agent,), entry.tool
+            ):
+                agents = (entry.who.agent, *entry.who.asserted)
+                held = any(hold.fits(entry.time, entry.who.task, agents, entry.tool) for hold in self._holds)
                 if entry.plan is None:
                     self._take(held, position, entry)
                 else:

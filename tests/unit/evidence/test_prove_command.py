@@ -135,6 +135,8 @@ def test_consistency(place: Place) -> None:
         shown = json.loads(run("consistency", *arguments, "--json", "--state", place.state).stdout)
         assert (shown["proof"]["old"], shown["size"]) == sizes
     place.check(grown, "--old", old, status=EXIT_UNVERIFIED)
+    with pytest.raises(RunnerError, match="nothing for --old"):
+        run("check", middle, "--key", place.away / "vkey", "--old", old)
     with pytest.raises(RunnerError, match="that you kept") as caught:
         run("check", grown, "--key", place.away / "vkey")
     assert "--old" in caught.value.refused.next_step
@@ -177,7 +179,11 @@ def test_from_the_first_key_alone_after_a_rotation(place: Place) -> None:
     receipt, grown = place.keep("receipt", "prove", "c00000101"), place.keep("grown", "consistency", before)
     assert place.check(receipt, *rotations)["position"] == 48
     assert place.check(grown, "--old", before, *rotations)["old"]["size"] == 42
-    assert place.check(before, *rotations)["size"] == 42
+    told = place.check(before, *rotations)
+    assert (told["size"], told["retired_key"]) == (42, True)
+    assert "was replaced since" in run("check", before, "--key", place.away / "vkey", *rotations).stdout
+    assert not place.check(receipt, *rotations)["retired_key"]
+    assert "replaced" not in run("check", receipt, "--key", place.away / "vkey", *rotations).stdout
     place.check(receipt, status=EXIT_UNVERIFIED)
     place.check(receipt, *rotations[:2], status=EXIT_UNVERIFIED)
     shown = run("verify", "--key", place.away / "vkey", "--anchor", before, "--state", place.state).stdout

@@ -164,3 +164,21 @@ def test_the_next_leafs_proof_is_the_edge() -> None:
         proof = tree.next_proof()
         tree.add(leaf)
         assert merkle.included(leaf, number, number + 1, proof, tree.root())
+
+
+def test_an_empty_tree_has_one_root() -> None:
+    some = merkle.leaf_hash(b"x")
+    assert merkle.consistent(0, merkle.EMPTY_ROOT, 0, merkle.EMPTY_ROOT, [])
+    assert not merkle.consistent(0, merkle.EMPTY_ROOT, 0, some, [])
+    assert not merkle.consistent(0, some, 0, some, [])
+    assert not merkle.consistent(0, some, 1, some, [])
+    assert merkle.consistent(0, merkle.EMPTY_ROOT, 1, some, [])
+    assert not merkle.consistent(0, merkle.EMPTY_ROOT, 1, some, [some])
+    assert not merkle.consistent(1, some, 1, some, [some])
+    assert not merkle.consistent(1, some, 0, some, [])
+    assert not merkle.consistent(-1, some, 1, some, [])
+    assert not merkle.included(some, 0, 0, [], some)
+    assert not merkle.included(some, 1, 1, [], some)
+    assert not merkle.included(some, -1, 1, [], some)
+    assert not merkle.included(some, 0, 1, [some], merkle.node_hash(some, some))
+    assert merkle.included(some, 0, 1, [], some)

@@ -189,6 +189,48 @@ def test_what_is_held_stays_until_its_release(sample: ModuleType, tmp_path: Path
     checked(sample, tmp_path)
 
 
+def test_a_hold_knows_an_agent_by_every_name_and_a_prune_by_the_roots(sample: ModuleType, tmp_path: Path) -> None:
+    """A name that an agent gives to one below it must not have evidence pruned; it may have it kept."""
+    recorder = sample.open_recorder(tmp_path)
+    for number, asserted in enumerate(((), ("helper", "helper's"))):
+        begun = call(sample, number)
+        who = msgspec.structs.replace(begun.who, asserted=asserted)
+        kept = (sample.SALT + arguments(number), sample.SALT + b"plan")
+        recorder.append(entries.encode(msgspec.structs.replace(begun, who=who)), kept)
+        recorder.append(entries.encode(sample.outcome(number, task=f"t{number}")), (sample.SALT + b"out",))
+    recorder.commit()
+    assert choose(recorder, agents=("helper",)).pieces == 0
+    recorder.append(
+        entries.encode(
+            entries.Hold(time=NEW, name="case", of=entries.Criteria(agents=("helper's",)), why="counsel", by=0)
+        )
+    )
+    assert choose(recorder, agents=("a",))[1:4] == (1, len(arguments(0)), 3)
+    recorder.close()
+
+
+def test_a_hold_between_the_choice_and_its_tombstone_stops_it(sample: ModuleType, tmp_path: Path) -> None:
+    """Gate does one after the other; the recorder takes nobody's word for that."""
+    recorder = fill(sample, tmp_path, 20)
+    found = choose(recorder, before=NEW)
+    hold = entries.Hold(time=NEW, name="case", of=entries.Criteria(tasks=("t1",)), why="counsel", by=0)
+    recorder.append(entries.encode(hold))
+    for wrong in (found, found._replace(pruned="0" * 64)):
+        with pytest.raises(RunnerError, match="selected since the newest hold"):
+            tombstone(recorder, wrong)
+    again = choose(recorder, before=NEW)
+    assert 0 < again.pieces < found.pieces
+    tombstone(recorder, again)
+    with pytest.raises(RunnerError, match="selected since the newest hold"):
+        tombstone(recorder, again)  # once
+    recorder.append(entries.encode(hold))  # too late for it: the log says in which order
+    assert carry(recorder, recorder.retention.remove(again.pruned)) is None
+    assert not there(sample, tmp_path, 0)
+    assert there(sample, tmp_path, 1)
+    recorder.close()
+    checked(sample, tmp_path)
+
+
 def test_a_call_that_runs_keeps_what_it_has(sample: ModuleType, tmp_path: Path) -> None:
     recorder = fill(sample, tmp_path)
     recorder.append(

@@ -158,6 +158,23 @@ def test_anchors_of_every_key_are_good_for_their_part(sample: ModuleType, tmp_pa
     assert not check(tmp_path, firsts[0], anchors=[early]).ok
 
 
+def test_one_key_alone_says_nothing_else_where_both_signed(sample: ModuleType, tmp_path: Path) -> None:
+    """A stolen old key at the very size of the handover, which is the last that it may sign; or the new key alone."""
+    life(sample, tmp_path, 0, 3)
+    first, stolen = public(tmp_path), load_or_create_key(tmp_path / "ledger", sample.ORIGIN)
+    rotate(sample, tmp_path)
+    keys = load_keys(first, tmp_path / "ledger")
+    (rotation,) = keys.rotations
+    held = load_or_create_key(tmp_path / "ledger", sample.ORIGIN)
+    for key in (stolen, held):
+        signer = Signer(sample.ORIGIN, key)
+        assert keys.read(signer.sign(rotation.checkpoint.text())) == rotation.checkpoint
+        with pytest.raises(RunnerError, match="signs another root"):
+            keys.read(signer.sign(rotation.checkpoint._replace(root=b"x" * 32).text()))
+    assert [keys.retired(size) for size in (rotation.position, rotation.position + 1)] == [True, False]
+    assert not Keys(rotation.old).retired(1)
+
+
 @pytest.mark.parametrize("name", ["rotation.1", "rotation.2"])
 def test_every_flip_of_a_handover_is_found(rotated: tuple[Path, list[str]], name: str) -> None:
     state, texts = rotated
