@@ -11,6 +11,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,8 @@ from typing import Any, get_args
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runner.errors import RunnerError
 from runner.evidence.export import export
@@ -224,6 +227,133 @@ def test_noise_in_a_larger_ledger(sample: ModuleType, other: ModuleType, tmp_pat
     for size in rng.sample(range(len(whole)), 100):
         tail.write_bytes(whole[:size])
         pair(("tail", size))
+
+
+Damage = tuple[str, int, int, bytes]
+DAMAGES = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "flip",
+                "cut",
+                "insert",
+                "remove",
+                "swap_files",
+                "lose",
+                "copy",
+                "drop_record",
+                "double_record",
+                "swap_records",
+                "append_entry",
+            ]
+        ),
+        st.integers(0, 1 << 16),
+        st.integers(0, 1 << 16),
+        st.binary(min_size=1, max_size=40),
+    ),
+    max_size=3,
+)
+
+
+@pytest.fixture(scope="module")
+def originals(sample: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Path, str, Path]]:
+    """Ledgers of several shapes, each with the first key and an anchor from its middle."""
+    made = []
+    for rotations, calls, stopped in ((0, 2, False), (1, 1, True), (2, 1, False), (1, 130, False), (0, 140, True)):
+        state = tmp_path_factory.mktemp("original")
+        grow(sample, state, 1, calls)
+        first, anchor = (state / "ledger/key.pub").read_text(), state / "anchor"
+        shutil.copy(state / "ledger/checkpoint", anchor)
+        for number in range(rotations):
+            rotate_key(state, lambda: sample.NOW, by=0)
+            grow(sample, state, 1000 * (number + 1), 1)
+        grow(sample, state, 5000, 2, stopped=stopped)
+        made.append((state / "ledger", first, anchor))
+    return made
+
+
+@given(st.integers(0, 4), DAMAGES, st.booleans())
+def test_any_damage_is_judged_alike(
+    sample: ModuleType,
+    other: ModuleType,
+    originals: list[tuple[Path, str, Path]],
+    number: int,
+    damages: list[Damage],
+    anchored: bool,
+) -> None:
+    """Also what is signed, or well formed, and does not belong where it is: records and files that changed places."""
+    original, vkey, anchor = originals[number]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "ledger"
+        shutil.copytree(original, folder)
+        pair = Pair(other, folder, vkey)
+        before = {path: path.read_bytes() for path in pair.files()}
+        for damage in damages:
+            inflict(sample, pair, *damage)
+        whole = pair((number, damages), anchors=(anchor,) if anchored else ())
+        if {path: path.read_bytes() for path in pair.files()} == before:
+            assert whole
+
+
+def inflict(sample: ModuleType, pair: Pair, kind: str, first: int, second: int, noise: bytes) -> None:
+    files = pair.files()
+    path, another = files[first % len(files)], files[second % len(files)]
+    data = path.read_bytes()
+    place = second % (len(data) + 1)
+    tail = pair.folder / "tail"
+    match kind:
+        case "flip" if place < len(data):
+            path.write_bytes(data[:place] + bytes([data[place] ^ (noise[0] or 1)]) + data[place + 1 :])
+        case "cut":
+            path.write_bytes(data[:place])
+        case "insert":
+            path.write_bytes(data[:place] + noise + data[place:])
+        case "remove":
+            path.write_bytes(data[:place] + data[place + len(noise) :])
+        case "swap_files":
+            path.write_bytes(another.read_bytes())
+            another.write_bytes(data)
+        case "lose":
+            path.unlink()
+        case "copy" if path.parent == pair.folder:
+            names = (
+                "rotation.1",
+                "rotation.2",
+                "rotation.3",
+                "checkpoint",
+                "tail",
+                "vkey",
+                "key.next",
+                "tail.new",
+                "x",
+            )
+            (pair.folder / names[second % len(names)]).write_bytes(data)
+        case "append_entry" if tail.exists():
+            told = [sample.start(), sample.stop(), sample.outcome(1), sample.call(9000), sample.call(1)][first % 5]
+            tail.write_bytes(tail.read_bytes() + tails.record(tails.ENTRY, entries.encode(told)))
+        case "drop_record" | "double_record" | "swap_records" if tail.exists():
+            records = split(tail.read_bytes())
+            one, two = first % len(records), second % len(records)
+            if kind == "drop_record":
+                del records[one]
+            elif kind == "double_record":
+                records.insert(two, records[one])
+            else:
+                records[one], records[two] = records[two], records[one]
+            tail.write_bytes(b"".join(records))
+        case _:
+            pass
+
+
+def split(data: bytes) -> list[bytes]:
+    """A tail's records, as far as their lengths make sense; the rest as the last one."""
+    found, place = [], 0
+    while place + 9 <= len(data) and (end := place + 9 + int.from_bytes(data[place + 1 : place + 5], "big")) <= len(
+        data
+    ):
+        found.append(data[place:end])
+        place = end
+    return [*found, data[place:]]
 
 
 def test_cut_tails_rollbacks_forks_and_other_logs(
