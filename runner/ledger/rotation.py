@@ -93,9 +93,8 @@ class Keys:
                 self._compare(found)
                 return found
             which = f"{self._verifiers[number].name}+{self._verifiers[number].id.hex()}"
-            raise refuse(
-                "ledger", f"{which} signs {found.size} entries, but it was the log's key from {low} to {high} only"
-            )
+            part = f"from {low} to {high}" if number < len(self.rotations) else f"from {low} on"
+            raise refuse("ledger", f"{which} signs {found.size} entries, but it was the log's key {part} only")
         assert first is not None  # there is at least one key
         raise first
 

@@ -182,3 +182,21 @@ def test_an_empty_tree_has_one_root() -> None:
     assert not merkle.included(some, -1, 1, [], some)
     assert not merkle.included(some, 0, 1, [some], merkle.node_hash(some, some))
     assert merkle.included(some, 0, 1, [], some)
+
+
+def test_a_proof_that_is_too_short_or_too_long_proves_nothing() -> None:
+    leaves = [merkle.leaf_hash(b"%d" % number) for number in range(9)]
+
+    def subtree(low: int, high: int) -> bytes:
+        return merkle.root_of(leaves[low:high])
+
+    root = subtree(0, 9)
+    # A hash inside the tree is no leaf, and the root itself is none.
+    assert not merkle.included(root, 0, 9, [], root)
+    assert not merkle.included(subtree(0, 8), 0, 9, [leaves[8]], root)
+    for old in range(1, 9):
+        proof = merkle.consistency_proof(old, 9, subtree)
+        assert merkle.consistent(old, subtree(0, old), 9, root, proof)
+        for wrong in ([], proof[:-1], proof[1:], [*proof, leaves[0]], [leaves[0], *proof], [*proof, proof[-1]]):
+            assert not merkle.consistent(old, subtree(0, old), 9, root, wrong), (old, len(wrong))
+        assert not merkle.consistent(old, root, 9, root, [])

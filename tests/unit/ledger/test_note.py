@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,45 @@ def test_every_change_of_a_verifier_key_is_refused() -> None:
     for bad in ("", "+", "a+b", "a+00000000+AA==", text + "+"):
         with pytest.raises(RunnerError):
             Verifier.parse(bad)
+
+
+@pytest.mark.parametrize("name", ["", "a+b", "a b", "a\u00a0b", "a\u2028b", "a\nb", "a\x00b"])
+def test_names_that_no_key_has(name: str) -> None:
+    with pytest.raises(RunnerError, match="cannot name a key"):
+        Verifier(name, b"k" * 32)
+    note = SIGNER.sign(HEAD.text()) + f"— {name} AAAAAAAAAAA=\n".encode()
+    with pytest.raises(RunnerError, match=r"malformed|base64|control|too short"):
+        open_note(note, SIGNER.verifier)
+
+
+def test_keys_of_another_algorithm_or_length() -> None:
+    public = KEY.public_key().public_bytes_raw()
+    for data in (b"\x02" + public, b"\x01" + public[:-1], b"\x01" + public + b"k"):
+        hashed = sha256(b"toolrunner/x\n" + data).digest()[:4].hex()
+        with pytest.raises(RunnerError, match="not an Ed25519"):
+            Verifier.parse(f"toolrunner/x+{hashed}+{base64.b64encode(data).decode()}")
+
+
+def test_a_line_of_the_same_name_and_id_must_verify() -> None:
+    """As a key whose id collides would sign: nobody's signature stands in for another's, and none is skipped."""
+    note = SIGNER.sign(HEAD.text())
+    short = base64.b64encode(SIGNER.verifier.id).decode()
+    forged = base64.b64encode(SIGNER.verifier.id + b"s" * 64).decode()
+    for line, reason in ((forged, "does not verify"), (short, "too short")):
+        for wrong in (note + f"— toolrunner/x {line}\n".encode(), f"{HEAD.text()}\n— toolrunner/x {line}\n".encode()):
+            with pytest.raises(RunnerError, match=reason):
+                read_checkpoint(wrong, SIGNER.verifier)
+    other = note + f"— toolrunner/y {forged}\n".encode()
+    assert read_checkpoint(other, SIGNER.verifier) == HEAD
+
+
+def test_a_checkpoint_has_a_bound() -> None:
+    others = b"".join(b"\xe2\x80\x94 witness/%d AAAAAAAA\n" % number for number in range(3000))
+    with pytest.raises(RunnerError, match="bytes"):
+        read_checkpoint(SIGNER.sign(HEAD.text()) + others, SIGNER.verifier)
+    assert (
+        read_checkpoint(SIGNER.sign(HEAD.text()) + others[: others.index(b"witness/99 ") - 4], SIGNER.verifier) == HEAD
+    )
 
 
 def test_the_signers_repr_shows_no_key() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -124,3 +125,39 @@ def test_every_flipped_bit_and_every_cut_is_refused(whole: bytes) -> None:
 def test_other_spellings_are_refused(change: object) -> None:
     text = inclusion(5).text().decode()
     assert not judged(change(text).encode())  # type: ignore[operator]  # a function of text
+
+
+HASH = base64.b64encode(b"h" * 32).decode()
+START = "c2sp.org/tlog-proof@v1\nextra AAAA\nindex 5"
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "reason"),
+    [
+        (proof.read_inclusion, "extra AAAA\nindex 5\nx\n\nn", "does not begin as"),
+        (proof.read_inclusion, "c2sp.org/tlog-proof@v1\nextra AAAA\n\nn", "does not begin as"),
+        (proof.read_inclusion, "c2sp.org/tlog-proof@v1\nAAAA\nindex 5\n\nn", "needs an extra line"),
+        (proof.read_inclusion, "c2sp.org/tlog-proof@v1\nextra AAAA\n5\n\nn", "needs an extra line"),
+        (proof.read_inclusion, START, "an empty line"),
+        (proof.read_inclusion, START + "\nAAAA\n\nn", "hashes of 32 bytes"),
+        (proof.read_inclusion, START + f"\n{HASH}" * 64 + "\n\nn", "at most 63"),
+        (proof.read_inclusion, START + "\n\n" + "n" * proof.MAX_PROOF, "longer than"),
+        (proof.read_consistency, "5\n\nn", "does not begin as"),
+        (proof.read_consistency, "\n\nn", "does not begin as"),
+        (proof.read_consistency, "old 05\n\nn", "not a number"),
+        (proof.read_consistency, "old 5", "an empty line"),
+        (proof.read_consistency, "old 5\nAAAA\n\nn", "hashes of 32 bytes"),
+        (proof.read_consistency, "old 5" + f"\n{HASH}" * 64 + "\n\nn", "at most 63"),
+        (proof.read_consistency, "old 5\n\n" + "n" * proof.MAX_PROOF, "longer than"),
+    ],
+)
+def test_each_rule_of_the_form_has_its_refusal(read: Callable[[bytes], object], text: str, reason: str) -> None:
+    with pytest.raises(RunnerError, match=reason):
+        read(text.encode())
+
+
+def test_the_longest_forms_are_read() -> None:
+    """The twins of the bounds above."""
+    assert len(proof.read_inclusion((START + f"\n{HASH}" * 63 + "\n\nn").encode()).hashes) == 63
+    assert len(proof.read_consistency(("old 5" + f"\n{HASH}" * 63 + "\n\nn").encode()).hashes) == 63
+    assert proof.read_inclusion((START + "\n\n" + "n" * (proof.MAX_PROOF - len(START) - 2)).encode()).position == 5

@@ -21,7 +21,7 @@ from runner.evidence.verify import verify
 from runner.ledger import entry as entries
 from runner.ledger.note import Checkpoint, Signer, Verifier
 from runner.ledger.proof import Inclusion, read_inclusion
-from runner.ledger.rotation import Keys, read_rotation
+from runner.ledger.rotation import Keys, Rotation, read_rotation
 from runner.recorder.keys import load_or_create_key
 from runner.recorder.log import Recorder
 from runner.recorder.rotate import rotate_key
@@ -171,6 +171,9 @@ def test_one_key_alone_says_nothing_else_where_both_signed(sample: ModuleType, t
         assert keys.read(signer.sign(rotation.checkpoint.text())) == rotation.checkpoint
         with pytest.raises(RunnerError, match="signs another root"):
             keys.read(signer.sign(rotation.checkpoint._replace(root=b"x" * 32).text()))
+    early = Signer(sample.ORIGIN, held).sign(Checkpoint(sample.ORIGIN, 5, b"x" * 32).text())
+    with pytest.raises(RunnerError, match="from 9 on only"):
+        keys.read(early)
     assert [keys.retired(size) for size in (rotation.position, rotation.position + 1)] == [True, False]
     assert not Keys(rotation.old).retired(1)
 
@@ -234,6 +237,44 @@ def test_what_is_no_handover(sample: ModuleType) -> None:
         read_rotation(handover(sample, old, old))
     with pytest.raises(RunnerError, match="does not follow"):
         Keys(good.old, [good, good])
+
+
+def test_handovers_that_are_no_chain(sample: ModuleType) -> None:
+    first, second, third, fourth = (Signer(sample.ORIGIN, Ed25519PrivateKey.generate()).verifier for _ in range(4))
+
+    def step(position: int, old: Verifier, new: Verifier) -> Rotation:
+        return Rotation(position, old, new, Checkpoint(sample.ORIGIN, position + 1, b"r" * 32), b"")
+
+    whole = [step(3, first, second), step(9, second, third)]
+    assert Keys(first, reversed(whole)).texts == [first.text, second.text, third.text]
+    for wrong in (
+        [step(3, first, second), step(9, third, fourth)],
+        [step(3, first, second), step(9, first, third)],
+        [step(3, first, second), step(9, second, first)],
+        [step(3, first, second), step(3, second, third)],
+    ):
+        with pytest.raises(RunnerError, match=r"does not follow|at one position"):
+            Keys(first, wrong)
+    with pytest.raises(RunnerError, match="leads to or from"):
+        Keys(fourth, whole)
+
+
+def test_a_handover_is_the_last_entry_of_what_both_signed(sample: ModuleType) -> None:
+    from runner.ledger.merkle import leaf_hash, node_hash
+
+    signers = [Signer(sample.ORIGIN, Ed25519PrivateKey.generate()) for _ in range(2)]
+    names = [signer.verifier.text for signer in signers]
+    data = entries.encode(entries.Rotate(time=sample.NOW, old=names[0], new=names[1], by=0))
+    other = leaf_hash(b"another entry")
+    for position, root in ((0, node_hash(leaf_hash(data), other)), (1, node_hash(other, leaf_hash(data)))):
+        text = Checkpoint(sample.ORIGIN, 2, root).text()
+        note = f"{text}\n{''.join(signer.line(text) for signer in signers)}".encode()
+        made = Inclusion(position, data, (other,), note).text()
+        if position:
+            assert read_rotation(made).position == 1
+        else:
+            with pytest.raises(RunnerError, match="not the last entry"):
+                read_rotation(made)
 
 
 def test_gate_cannot_replace_the_key(sample: ModuleType, tmp_path: Path) -> None:
