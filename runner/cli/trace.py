@@ -22,8 +22,8 @@ from runner.cli.trace_options import STATE, Json, Key, State, open_ledger
 from runner.errors import EXIT_UNVERIFIED, refuse
 from runner.evidence.content import SALT, ContentReader
 from runner.evidence.export import export as export_ledger
-from runner.evidence.read import MAX_NOTE, follow, load_given, read_file
-from runner.evidence.report import Report
+from runner.evidence.read import Ledger, follow, load_given
+from runner.evidence.report import SIGNED, Report
 from runner.evidence.verify import verify as verify_ledger
 from runner.evidence.view import CallView, Filter, calls, find, line, proven, visible
 from runner.ledger import entry as entries
@@ -110,7 +110,7 @@ def show(
         raise refuse("unknown_call", "no such call in this ledger", field=call, next_step="see `runner trace list`")
     end = view.outcome_position if view.outcome else view.position
     steps = proven(ledger, end)
-    kept = dict(_content(state / "content", view, everything=content))
+    kept = dict(_content(ledger, state / "content", view, everything=content))
     if as_json:
         proof = {"included": steps is not None, "signed_size": ledger.signed}
         _print_json(_view(view) | proof | {"content": kept})
@@ -146,7 +146,7 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
-def _content(folder: Path, view: CallView, *, everything: bool) -> Iterator[tuple[str, str]]:
+def _content(ledger: Ledger, folder: Path, view: CallView, *, everything: bool) -> Iterator[tuple[str, str]]:
     begun, ended = view.position, view.outcome_position
     named: list[tuple[str, int, entries.Content | entries.Stream | None]] = [("arguments", begun, view.call.arguments)]
     if everything:
@@ -161,7 +161,7 @@ def _content(folder: Path, view: CallView, *, everything: bool) -> Iterator[tupl
             if content is not None:
                 data = reader.get(content.digest, position)
                 if data is None:
-                    gone = "pruned" if reader.pruned(content.digest) else "not in the content store"
+                    gone = _gone(ledger, reader.pruned(content.digest))
                     yield name, f"{gone}: {content.digest}"
                 else:
                     salt = SALT if len(data) == content.size + SALT else 0
@@ -189,15 +189,25 @@ def verify(
     folder = ledger or state / "ledger"
     verifier = load_given(key, folder)
     content = None if no_content or (ledger and not (ledger.parent / "content").is_dir()) else folder.parent / "content"
-    anchors = [read_file(path, MAX_NOTE) for path in anchor or []]
+    anchors = [trace_proof.checkpoint_file(path) for path in anchor or []]
     with _progress(hidden=as_json) as progress:
         report = verify_ledger(folder, verifier.text, content, progress, anchors)
     if as_json:
         _print_json(report)
     else:
-        _print_report(report, own_key=not key)
+        _print_report(report, own_key=not key, anchors=len(anchors))
     if not report.ok:
         raise typer.Exit(EXIT_UNVERIFIED)
+
+
+def _gone(ledger: Ledger, listed: str) -> str:
+    """Why content is not there, when the list `listed` says that it was pruned: a list counts with its tombstone."""
+    if not listed:
+        return "not in the content store"
+    named = ledger.first_with([b'"kind":"prune"', listed.encode()], 0)
+    if named is None or named[0] >= ledger.signed:
+        return "not in the content store, and pruned by a list that no signed entry names"
+    return f"pruned, as entry {named[0]} says"
 
 
 @contextmanager
@@ -211,7 +221,7 @@ def _progress(*, hidden: bool) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _print_report(report: Report, *, own_key: bool) -> None:
+def _print_report(report: Report, *, own_key: bool, anchors: int) -> None:
     for check in report.checks:
         mark = "-" if check.skipped else "✓" if check.ok else "✗"
         print(f"{mark} {check.number} {check.title}" + (" (left out)" if check.skipped else ""))
@@ -221,6 +231,8 @@ def _print_report(report: Report, *, own_key: bool) -> None:
             print(f"    … and {check.count - len(check.findings)} more")
     for note in report.notes:
         print(f"note: {visible(note)}")
+    if anchors and report.checks[SIGNED - 1].ok:
+        print(f"note: it holds all that {anchors} checkpoint{'s' * (anchors > 1)} kept elsewhere signed")
     if own_key:
         print("note: the key came from the ledger's own folder; keep a copy elsewhere and give it with --key")
     verdict = "verified" if report.ok else "NOT VERIFIED"

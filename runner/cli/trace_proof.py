@@ -82,9 +82,9 @@ def consistency(
     Example: runner trace consistency anchor-2026-01-31 > since-january"""
     ledger = open_ledger(state, key)
     keys = load_keys(key, ledger.folder)
-    newer = read_file(Path(new), MAX_CHECKPOINT) if new else ledger.note
+    older, newer = checkpoint_file(Path(old)), checkpoint_file(Path(new)) if new else ledger.note
     try:
-        before, after = keys.read(read_file(Path(old), MAX_CHECKPOINT)), keys.read(newer)
+        before, after = keys.read(older), keys.read(newer)
         found = prove_consistency(ledger, before, after, newer)
     except RunnerError as error:
         _unproven(error.refused.reason, as_json=as_json)
@@ -112,19 +112,20 @@ def check(
 
     Example: runner trace check receipt.tlog-proof --key daemon.vkey"""
     keys = load_keys(key, Path(), rotation or [])
-    data = read_file(file, proof.MAX_PROOF)
+    data = _given(file, proof.MAX_PROOF)
+    older = checkpoint_file(old) if old else None
     kind = proof.kind_of(data)
     if kind is not proof.Consistency and old is not None:
         raise refuse("arguments", "it is no proof of consistency, so there is nothing for --old", field=str(file))
     if kind is proof.Consistency and old is None:
         raise refuse(
-            "ledger",
+            "arguments",
             "a proof of consistency starts from the checkpoint that you kept",
             field=str(file),
             next_step="give that checkpoint with --old",
         )
     try:
-        told = _judge(keys, data, old)
+        told = _judge(keys, data, older)
     except RunnerError as error:
         _unproven(error.refused.reason, as_json=as_json)
         raise typer.Exit(EXIT_UNVERIFIED) from None
@@ -142,7 +143,25 @@ def check(
         print(line(told["position"], told["entry"].encode(), _LINE))
 
 
-def _judge(keys: Keys, data: bytes, old: Path | None) -> dict[str, Any]:
+def checkpoint_file(path: Path) -> bytes:
+    """What `anchor` wrote. Raises `RunnerError` (arguments) for a file that cannot be read, or holds a proof."""
+    data = _given(path, MAX_CHECKPOINT)
+    if proof.kind_of(data) is not None:
+        raise refuse(
+            "arguments", "it is a proof, not a checkpoint", field=str(path), next_step="give what `anchor` printed"
+        )
+    return data
+
+
+def _given(path: Path, limit: int) -> bytes:
+    """A file that somebody named: what is wrong with it says nothing of a ledger."""
+    try:
+        return read_file(path, limit)
+    except RunnerError as error:
+        raise refuse("arguments", error.refused.reason, field=str(path), next_step="name another file") from None
+
+
+def _judge(keys: Keys, data: bytes, old: bytes | None) -> dict[str, Any]:
     """What a file proves. Raises `RunnerError` (ledger) when it is nothing."""
     kind = proof.kind_of(data)
     if kind is proof.Inclusion:
@@ -155,7 +174,7 @@ def _judge(keys: Keys, data: bytes, old: Path | None) -> dict[str, Any]:
         return {**_facts(checkpoint), "says": says, "position": inclusion.position, "entry": inclusion.entry.decode()}
     if kind is proof.Consistency and old is not None:
         consistent = proof.read_consistency(data)
-        before, checkpoint = keys.read(read_file(old, MAX_CHECKPOINT)), keys.read(consistent.note)
+        before, checkpoint = keys.read(old), keys.read(consistent.note)
         if not consistent.holds(before, checkpoint):
             raise refuse("ledger", "its hashes do not lead from the older root to the newer one")
         says = f"the {checkpoint.size} entries of {checkpoint.origin} begin with the {before.size} you knew"

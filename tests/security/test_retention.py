@@ -78,7 +78,8 @@ def test_content_goes_and_the_record_stays(make_daemon: Callable[..., Daemon]) -
     verified = trace(daemon, "verify", state=True)
     assert verified.returncode == 0, verified.stdout
     assert f"position {done['position']}: 12 pieces" in verified.stdout
-    assert "pruned: " in trace(daemon, "show", made["old"][0], "--content", state=True).stdout
+    said = f"pruned, as entry {done['position']} says"
+    assert said in trace(daemon, "show", made["old"][0], "--content", state=True).stdout
     with daemon.connect(task="later") as runner:  # life goes on
         later = runner.call("shell_run", {"argv": ["/bin/echo", "x"]}).call
     assert all(kept(daemon, later))

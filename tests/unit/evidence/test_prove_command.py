@@ -71,7 +71,9 @@ def test_anchor(place: Place) -> None:
         anchor.read_text(),
         (place.away / "vkey").read_text().strip(),
     )
-    assert run("verify", "--anchor", anchor, "--state", place.state).exit_code == 0
+    shown = run("verify", "--anchor", anchor, "--state", place.state)
+    assert shown.exit_code == 0
+    assert "it holds all that 1 checkpoint kept elsewhere signed" in shown.stdout
     bent = anchor.read_text().replace("\n42\n", "\n43\n")
     anchor.write_text(bent)
     assert "does not verify" in place.check(anchor, status=EXIT_UNVERIFIED)["reason"]
@@ -135,6 +137,15 @@ def test_consistency(place: Place) -> None:
         shown = json.loads(run("consistency", *arguments, "--json", "--state", place.state).stdout)
         assert (shown["proof"]["old"], shown["size"]) == sizes
     place.check(grown, "--old", old, status=EXIT_UNVERIFIED)
+    for wrong, reason in ((place.away / "nowhere", "missing"), (place.away, "regular file"), (grown, "a proof")):
+        for command in (
+            ("check", grown, "--key", place.away / "vkey", "--old", wrong),
+            ("consistency", wrong, "--state", place.state),
+            ("verify", "--anchor", wrong, "--state", place.state),
+        ):
+            with pytest.raises(RunnerError, match=reason) as caught:
+                run(*command)
+            assert caught.value.refused.code == "arguments"  # what was named is wrong, not the ledger
     with pytest.raises(RunnerError, match="nothing for --old"):
         run("check", middle, "--key", place.away / "vkey", "--old", old)
     with pytest.raises(RunnerError, match="that you kept") as caught:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ from typer.testing import CliRunner, Result
 from runner.cli.trace import app
 from runner.errors import EXIT_UNVERIFIED, RunnerError
 from runner.ledger import entry as entries
+from runner.ledger import tail as tails
 
 
 @pytest.fixture
@@ -47,6 +49,28 @@ def test_list(state: Path) -> None:
     shown = json.loads(run(state, "list", "--json", "--tool", "fs_read", "--limit", "3").stdout)
     assert [view["call"]["call"] for view in shown] == ["c00000139", "c00000138", "c00000137"]
     assert shown[0]["outcome"]["outcome"] == "exited"
+
+
+def test_show_believes_no_list_without_its_tombstone(sample: ModuleType, tmp_path: Path) -> None:
+    """With it: tests/security/test_retention.py."""
+    recorder = sample.open_recorder(tmp_path)
+    recorder.append(entries.encode(sample.call(1)))  # its content is not there
+    recorder.close()
+    (tmp_path / "ledger/key.pub").write_text(sample.VKEY + "\n")
+    assert "not in the content store: " in run(tmp_path, "show", "c00000001").stdout
+    listed = bytes.fromhex(sample.call(1).arguments.digest)
+    name = hashlib.sha256(listed).hexdigest()
+    (tmp_path / "content/pruned").mkdir()
+    (tmp_path / "content/pruned" / name).write_bytes(listed)
+    said = "not in the content store, and pruned by a list that no signed entry names"
+    assert said in run(tmp_path, "show", "c00000001").stdout
+    entry = entries.Prune(
+        time=sample.NOW, of=entries.Criteria(), pruned=entries.Content(digest=name, size=32), pieces=1, size=1,
+        why="x", by=0,
+    )  # fmt: skip
+    with (tmp_path / "ledger/tail").open("ab") as tail:
+        tail.write(tails.record(tails.ENTRY, entries.encode(entry)))
+    assert said in run(tmp_path, "show", "c00000001").stdout
 
 
 def test_show(sample: ModuleType, state: Path) -> None:
