@@ -85,7 +85,9 @@ class Peers(_Section, frozen=True):
 
 
 Role = Literal["policy-author", "approver", "containment", "secrets", "forensics", "auditor"]
-TwoPersonAct = Literal["activate-policy"]  # acts that can need a second operator; runner/admin/roster.py has the rows
+TwoPersonAct = Literal[
+    "activate-policy", "release"
+]  # acts that can need a second operator; runner/admin/roster.py has the rows
 
 
 class Operator(_Section, frozen=True):

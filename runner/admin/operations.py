@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from runner import config
+from runner.admin.release import Releases, named
 from runner.admin.reload import ACT, Reloads, Request
 from runner.admin.retention import Retention
 from runner.admin.roster import Asker
@@ -54,6 +55,15 @@ class Authority(Protocol):
     def for_ever(self, target: str, value: str) -> bool:
         """Whether a token or task of this name was revoked."""
 
+    def closed_at(self, target: str, value: str) -> int:
+        """Where in the ledger it was closed until its release; -1 when it is open."""
+
+    def closed(self) -> tuple[tuple[str, str], ...]:
+        """What is closed now, as (target, value)."""
+
+    def being_revoked(self, target: str, value: str) -> bool:
+        """Whether an entry that revokes it is being written."""
+
 
 class Operations:
     """The operations. Whoever asks has been found to have the role (`runner/admin/roster.py`)."""
@@ -80,6 +90,8 @@ class Operations:
         self._workspace = workspace  # lines of the manifest of a task's workspace
         self._reloads = reloads
         self._second = second
+        self._releases = Releases(parts.journal, authority, second, self._two_person)
+        self._settling = asyncio.Lock()  # what waits is confirmed or withdrawn once
 
     async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -106,15 +118,29 @@ class Operations:
                 return await self._reload(message, asker)
             case admin.ListPending():
                 return admin.PendingActs(acts=tuple(map(self._pending, self._second.waiting())))
-            case admin.Confirm():
-                pending = self._second.confirmed(message.id, asker)
-                done = await self._reloads.ask(Request(operator=asker.entry, pending=pending))
-                assert isinstance(done, int)  # what is confirmed waits for nobody
-                return admin.Done(position=done)
+            case admin.Reopen() | admin.Confirm() | admin.Withdraw():
+                async with self._settling:
+                    return await self._settle(message, asker)
             case admin.Status():
                 return self._status()
             case _:
                 raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
+
+    async def _settle(self, message: admin.Reopen | admin.Confirm | admin.Withdraw, asker: Asker) -> admin.ToOperator:
+        if isinstance(message, admin.Withdraw):
+            return admin.Done(position=await self._second.withdraw(message.id, asker, message.why))
+        if isinstance(message, admin.Reopen):
+            position, waits = await self._releases.ask(message, asker)
+            return admin.Waits(position=position, act=self._pending(waits)) if waits else admin.Done(position=position)
+        pending = self._second.confirmed(message.id, asker)
+        if pending.act != ACT:
+            return admin.Done(position=await self._releases.confirmed(pending, asker))
+        done = await self._reloads.ask(Request(operator=asker.entry, pending=pending))
+        assert isinstance(done, int)  # what is confirmed waits for nobody
+        return admin.Done(position=done)
+
+    def _two_person(self) -> tuple[str, ...]:
+        return self._reloads.in_force.two_person if self._reloads.in_force else ()
 
     async def _reload(self, message: admin.Reload, asker: Asker) -> admin.ToOperator:
         done = await self._reloads.ask(Request(operator=asker.entry, why=message.why[:500]))
@@ -166,6 +192,15 @@ class Operations:
             raise refuse("revoked", "this token or its task was revoked, for ever", field="jti, task")
         if token.expires <= self._parts.clock.now():
             raise refuse("token", "it expired before it was announced", field="expires")
+        for target, value in (("agent", token.agent), ("owner", token.owner), ("everything", "")):
+            if (at := self._authority.closed_at(target, value)) >= 0:
+                raise refuse(
+                    "revoked",
+                    f"entry {at} has revoked {named(target, value)} until it is released",
+                    field=target,
+                    next_step="find out why; then an operator with the role containment can run "
+                    f"`runner token release --{named(target, value)} --why …`",
+                )
         begun = self._state.task(token.task)
         if begun is not None and begun.token != token.jti:
             raise refuse(
@@ -193,9 +228,12 @@ class Operations:
         return admin.Done(position=written.position)
 
     async def _revoke(self, message: admin.Revoke, uid: int, operator: entries.Operator) -> admin.Done:
-        named = _NAMED[message.kind].fullmatch(message.value)
-        if not named:
+        if not _NAMED[message.kind].fullmatch(message.value):
             raise refuse("arguments", f"this can name no {message.kind}", field="value", next_step=_NAMES[message.kind])
+        if message.until_released and message.kind in ("token", "task"):
+            raise refuse(
+                "arguments", f"a {message.kind} is revoked for ever", field="until_released", next_step="leave it out"
+            )
         tokens = self._state.tokens_of(message.kind, message.value, int(self._parts.clock.now()))
         with self._authority.revoking(message.kind, message.value):
             written = await self._parts.journal.write(
@@ -203,6 +241,7 @@ class Operations:
                     time=self._parts.journal.stamp(),
                     target=message.kind,
                     value=message.value,
+                    until_released=message.until_released,
                     why=message.why[:500],
                     by=uid,
                     operator=operator,
@@ -210,7 +249,7 @@ class Operations:
                 sync=True,
             )
         # State followed the entry before this line: no call begins on it any more. What runs is killed, then answered.
-        reason = f"{message.kind} {message.value}".strip() + " was revoked"
+        reason = f"{named(message.kind, message.value)} was revoked"
         stopped = await self.stop_revoked(reason, by=uid, operator=operator)
         return admin.Done(position=written.position, affected=stopped, tokens=tokens)
 

@@ -40,8 +40,10 @@ class Standing(Value, frozen=True):
         return hashlib.sha256(f"{self.catalogue} {self.authority}".encode()).hexdigest()
 
     def needs_two(self, before: Standing) -> bool:
-        """Whether putting this into force after `before` takes a second person. What is in force says so itself."""
-        return ACT in before.two_person and (self.policy, self.authority) != (before.policy, before.authority)
+        """Whether putting this into force after `before` takes a second person. What is in force says so itself: where
+        anything takes two, one alone does not change who they are, or that it does."""
+        policy = ACT in before.two_person and self.policy != before.policy
+        return policy or (bool(before.two_person) and self.authority != before.authority)
 
     def changes(self, before: Standing) -> list[str]:
         """What differs that matters here, in words."""

@@ -26,6 +26,7 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.ShowTask: ("approver", "containment", "forensics", "auditor"),
     admin.Announce: ("approver",),  # a root token: what an agent may do is granted here
     admin.Revoke: ("containment",),
+    admin.Reopen: ("containment",),
     admin.EndTask: ("containment",),
     admin.ReadWorkspace: ("forensics",),
     admin.Prune: ("forensics",),
@@ -34,11 +35,12 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.Reload: ("policy-author",),
     admin.ListPending: ("policy-author", "containment", "auditor"),
     admin.Confirm: ANY,  # the act that waits has a role of its own: runner/admin/second.py
+    admin.Withdraw: ANY,  # the same
 }
 
 
 # What can need a second person (`two_person` in the configuration), and the role that both need.
-ACTS: dict[str, Role] = {"activate-policy": "policy-author"}
+ACTS: dict[str, Role] = {"activate-policy": "policy-author", "release": "containment"}
 
 
 class Operator(Value, frozen=True):
@@ -174,11 +176,13 @@ def roster(config: Config) -> Roster:
             taken[mark] = each.name
         made.append(operator)
     found = Roster(tuple(made), keys)
-    for act in config.two_person:
+    # Who the two are, and that it takes two, is changed by a reload: whatever takes two persons, that does too.
+    for act in dict.fromkeys((*config.two_person, *(("activate-policy",) if config.two_person else ()))):
         if len(found.holders((ACTS[act],))) < 2:
             raise refuse(
                 "config",
-                f"{act} would wait for ever: fewer than two operators have the role {ACTS[act]}",
+                f"{act} would wait for ever: fewer than two operators have the role {ACTS[act]}"
+                + ("" if act in config.two_person else ", and who may do what is changed by two as well"),
                 field="two_person",
             )
     return found

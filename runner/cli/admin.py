@@ -13,7 +13,7 @@ import msgspec
 import typer
 
 from runner.cli import keys
-from runner.cli.credentials import ADMIN_SOCKET, ask
+from runner.cli.credentials import ADMIN_SOCKET, Socket, ask
 from runner.cli.tables import print_json, print_table
 from runner.config import Config
 from runner.errors import RunnerError, refuse
@@ -30,10 +30,6 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Socket = Annotated[
-    Path,
-    typer.Option("--socket", help="The daemon's admin.sock.", envvar="RUNNER_ADMIN_SOCKET", readable=False),
-]
 State = Annotated[
     Path, typer.Option("--state", envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder.")
 ]
@@ -94,10 +90,12 @@ def reload(
     waits for `runner admin confirm`."""
     answer = ask(socket, admin.Reload(why=why), _RELOAD_S)
     if isinstance(answer, admin.Done):
-        _say({"state": "in force", "position": answer.position}, f"in force, position {answer.position}", json)
+        said = f"in force, position {answer.position}"
+        if answer.affected:
+            said += f"; {answer.affected} calls were stopped, whose issuer's key is not in force any more"
+        _say({"state": "in force", "position": answer.position, "stopped": answer.affected}, said, json)
     elif isinstance(answer, admin.Waits):
-        facts = {"state": "waits", "position": answer.position, **_facts(answer.act)}
-        _say(facts, f"not in force: it takes a second operator\n{_waiting(answer.act)}", json)
+        print_waits(answer, "not in force", json=json)
     else:
         raise refuse("protocol", "the daemon answered something else")
 
@@ -113,6 +111,8 @@ def pending(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:
         return
     for act in answer.acts:
         print(_waiting(act))
+    if not answer.acts:
+        print("nothing waits for a second operator", file=sys.stderr)
 
 
 @app.command(epilog="Example: runner admin confirm 4f2a91c0")
@@ -126,7 +126,30 @@ def confirm(
     answer = ask(socket, admin.Confirm(id=id_), _RELOAD_S)
     if not isinstance(answer, admin.Done):
         raise refuse("protocol", "the daemon answered something else")
-    _say({"state": "in force", "position": answer.position}, f"in force, position {answer.position}", json)
+    said = f"confirmed and carried out, position {answer.position}"
+    _say({"state": "in force", "position": answer.position, "stopped": answer.affected}, said, json)
+
+
+@app.command(epilog='Example: runner admin withdraw 4f2a91c0 --why "it was the wrong file"')
+def withdraw(
+    id_: Annotated[str, typer.Argument(metavar="ID", help="What waits, as `runner admin pending` names it.")],
+    why: Annotated[str, typer.Option(help="Recorded with the act.")] = "",
+    socket: Socket = ADMIN_SOCKET,
+    json: Json = False,
+) -> None:
+    """Take back what waits for a second operator, so that nobody can confirm it: your own, or any that your role could
+    have asked for. It changes nothing that is in force."""
+    answer = ask(socket, admin.Withdraw(id=id_, why=why), _RELOAD_S)
+    if not isinstance(answer, admin.Done):
+        raise refuse("protocol", "the daemon answered something else")
+    said = f"{visible(id_)} is withdrawn, position {answer.position}; nothing that is in force has changed"
+    _say({"state": "withdrawn", "id": id_, "position": answer.position}, said, json)
+
+
+def print_waits(answer: admin.Waits, state: str, *, json: bool) -> None:
+    """What was recorded and not carried out, and who can confirm it."""
+    facts = {"state": "waits", "position": answer.position, **_facts(answer.act)}
+    _say(facts, f"{state}: it takes a second operator\n{_waiting(answer.act)}", json)
 
 
 def _facts(act: admin.PendingView) -> dict[str, Any]:
@@ -139,6 +162,7 @@ def _waiting(act: admin.PendingView) -> str:
     lines += [f"  changes {change}" for change in act.changes]
     lines += [f"  why: {act.why}"] if act.why else []
     lines += [f"  {', '.join(act.can) or 'nobody'} can: runner admin confirm {act.id}"]
+    lines += [f"  {act.operator} can too take it back: runner admin withdraw {act.id}"]
     return "\n".join(map(visible, lines))
 
 
@@ -194,7 +218,7 @@ def _content(folder: Path) -> ContentReader | None:
 
 
 def _print_act(act: Act) -> None:
-    print(visible(f"{act.position:>8} {act.time[:19]}Z {act.kind:<9} {act.operator} ({act.known}): {act.what}"))
+    print(visible(f"{act.position:>8} {act.time[:19]}Z {act.kind:<14} {act.operator} ({act.known}): {act.what}"))
     if act.before or act.after:
         print(visible(f"         {act.before} -> {act.after}"))
     if act.changed:

@@ -5,13 +5,16 @@ Also how every command speaks to the daemon's operator socket: one frame out, on
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
 import time
 import uuid
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from runner.cli import keys
 from runner.config import Config, Limits
@@ -27,6 +30,14 @@ ADMIN_SOCKET = Path(Config().run) / "admin.sock"
 _MAX_ANSWER = 17 << 20  # the longest manifest of a workspace; every task this daemon remembers is far less
 _PATIENCE_S = 30.0
 
+# `--socket` of every command that speaks to the daemon. Whether it can be opened is `ask`'s to say: a socket that is
+# not readable for this user is no wrong usage, and not every one that is readable can be connected to.
+Socket = Annotated[
+    Path,
+    typer.Option(
+        "--socket", metavar="PATH", help="The daemon's admin.sock.", envvar="RUNNER_ADMIN_SOCKET", readable=False
+    ),
+]
 
 # The file with the key that proves who is asking; None leaves it to the uid. Set by `runner --operator-key`.
 operator_key: ContextVar[Path | None] = ContextVar("operator_key", default=None)
@@ -36,28 +47,52 @@ def ask(path: Path, message: admin.FromOperator, patience_s: float = _PATIENCE_S
     """Send one message to the daemon at `path`, as the operator whose key `operator_key` names, and return its answer,
     waited for `patience_s` seconds at most.
 
-    Raises `RunnerError`: what the daemon refused, or `unavailable` when no daemon answers there."""
+    Raises `RunnerError`: what the daemon refused; `unavailable` when no daemon answers there, and nothing was asked;
+    `interrupted` when its answer did not come, and the act may have been carried out."""
     chosen = operator_key.get()
     key = read_private(keys.read_secret(chosen), str(chosen))[0] if chosen else None
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(patience_s)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(patience_s)
+        try:
             connection.connect(str(path))
             if key is not None:
                 _prove(connection, key, path)
+        except OSError as error:
+            raise _nobody(path, error) from None
+        try:
             return _answer(connection, message)
-    except PermissionError:
-        raise refuse(
+        except OSError as error:
+            how = f"none came within {patience_s:.0f} s" if isinstance(error, TimeoutError) else error.strerror or error
+            raise refuse(
+                "interrupted",
+                f"the daemon took the request and gave no answer: {how}",
+                field=str(path),
+                next_step="it may have been carried out: `runner admin log` tells, before you ask again",
+            ) from None
+
+
+def _nobody(path: Path, error: OSError) -> RunnerError:
+    """Why nobody could be asked at `path`, and what helps."""
+    where = "name its admin.sock with --socket or RUNNER_ADMIN_SOCKET"
+    if isinstance(error, PermissionError):
+        return refuse(
             "unavailable",
-            f"not allowed to open {path}",
-            next_step="run it as an operator (root), or see operators_group in [users]",
-        ) from None
-    except OSError as error:
-        raise refuse(
+            f"uid {os.geteuid()} is not allowed to open {path}",
+            next_step="run it as root, or as a member of the group that operators_group in [users] names; "
+            "`runner doctor --config FILE` tells which operators can reach it",
+        )
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return refuse(
             "unavailable",
-            f"no daemon answers at {path}: {error.strerror or error}",
-            next_step="start it with `runner serve`, or name its admin.sock with --socket",
-        ) from None
+            f"no daemon runs here: there is no {path}",
+            next_step=f"start it (`systemctl start toolrunner`, or `runner serve`), or {where}",
+        )
+    if isinstance(error, ConnectionRefusedError):
+        reason = "nobody listens at" if path.is_socket() else "this is no socket:"
+        return refuse(
+            "unavailable", f"{reason} {path}", next_step=f"see whether the daemon still runs, and its log; or {where}"
+        )
+    return refuse("unavailable", f"no daemon answers at {path}: {error.strerror or error}", next_step=where)
 
 
 def _answer(connection: socket.socket, message: admin.FromOperator) -> admin.ToOperator:

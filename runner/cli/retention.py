@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from runner import config
-from runner.cli.credentials import ADMIN_SOCKET, ask
+from runner.cli.credentials import ADMIN_SOCKET, Socket, ask
 from runner.cli.tables import print_json, print_table
 from runner.errors import refuse
 from runner.evidence.read import Ledger, load_verifier
@@ -27,7 +27,6 @@ Why = Annotated[str, typer.Option(help="Recorded with the act.")]
 Task = Annotated[list[str] | None, typer.Option("--task", help="Only calls of this task; may be repeated.")]
 Agent = Annotated[list[str] | None, typer.Option("--agent", help="Only calls of this agent; may be repeated.")]
 Tool = Annotated[list[str] | None, typer.Option("--tool", help="Only calls of this tool; may be repeated.")]
-Socket = Annotated[Path, typer.Option(help="The daemon's admin.sock.", envvar="RUNNER_ADMIN_SOCKET")]
 State = Annotated[
     Path, typer.Option("--state", envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder.")
 ]

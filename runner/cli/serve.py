@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from runner.cli.credentials import ADMIN_SOCKET, ask
+from runner.cli.credentials import ADMIN_SOCKET, Socket, ask
 from runner.cli.tables import print_json, print_table
 from runner.errors import refuse
 from runner.wire import admin
@@ -17,7 +17,6 @@ from runner.wire import admin
 DEFAULT_CONFIG = Path("/etc/toolrunner/runner.toml")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Socket = Annotated[Path, typer.Option("--socket", help="The daemon's admin.sock.", envvar="RUNNER_ADMIN_SOCKET")]
 
 app = typer.Typer(help="Tasks: who works in which sandbox.", no_args_is_help=True)
 

@@ -1,4 +1,4 @@
-"""`runner token`: mint, attenuate, inspect and revoke.
+"""`runner token`: mint, attenuate, inspect, revoke and release.
 
 Token text comes from a file or stdin, and goes to a 0600 file or a pipe."""
 
@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from runner.cli import attenuate, credentials, execute, keys
+from runner.cli.credentials import Socket
 from runner.config import Limits
 from runner.errors import refuse
 from runner.token import credentials as handed
@@ -30,7 +31,6 @@ app = typer.Typer(help="Capability tokens: what an agent may do, for whom, and u
 app.command("attenuate", epilog=attenuate.EPILOG)(attenuate.command)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Socket = Annotated[Path, typer.Option(help="The daemon's admin.sock.")]
 
 
 @app.command(
@@ -154,7 +154,7 @@ def inspect(
     epilog='Example: runner token revoke --task t-42 --why "the branch was abandoned"\n\n'
     "A jti is printed by `runner token mint` and `inspect`, and `runner trace show CALL` names the whole chain of a "
     "call. A token and a task are revoked for ever; an agent, an owner and everything as of now: tokens minted "
-    "afterwards stand. A daemon that restarts forgets none of it."
+    "afterwards stand, unless --until-released keeps any from being minted. A daemon that restarts forgets none of it."
 )
 def revoke(
     why: Annotated[str, typer.Option(help="The reason, for the record.")],
@@ -165,25 +165,72 @@ def revoke(
     ] = "",
     owner: Annotated[str, typer.Option(help="Every token of an owner so far.")] = "",
     everything: Annotated[bool, typer.Option("--everything", help="Every token of everybody so far.")] = False,
+    until_released: Annotated[
+        bool,
+        typer.Option(
+            "--until-released",
+            help="Also every token to come, until `runner token release`: with --agent, --owner or --everything.",
+        ),
+    ] = False,
     socket: Socket = credentials.ADMIN_SOCKET,
     json: Json = False,
 ) -> None:
     """Take authority back, at once and down the whole tree of derived tokens.
 
     No call begins on it any more when this returns, and no process of one that ran on it is left."""
-    given = {
-        kind: value for kind, value in (("token", token), ("task", task), ("agent", agent), ("owner", owner)) if value
-    } | ({"everything": ""} if everything else {})
-    if len(given) != 1:
-        raise typer.BadParameter("give exactly one of --token, --task, --agent, --owner, --everything")
-    ((kind, value),) = given.items()
-    answer = credentials.ask(socket, admin.Revoke(kind=kind, value=value, why=why))  # type: ignore[arg-type]  # mypy cannot narrow the keys
+    named = {"token": token, "task": task, "agent": agent, "owner": owner}
+    kind, value = _one(named, everything=everything)
+    if until_released and kind in ("token", "task"):
+        raise typer.BadParameter(f"a {kind} is revoked for ever: leave it out", param_hint="--until-released")
+    answer = credentials.ask(socket, admin.Revoke(kind=kind, value=value, why=why, until_released=until_released))  # type: ignore[arg-type]  # one of its literals
     if not isinstance(answer, admin.Done):
         raise refuse("protocol", "the daemon gave another answer than an acknowledgement")
-    facts = {"tokens": answer.tokens, "stopped": answer.affected, "position": answer.position}
+    facts: dict[str, Any] = {"tokens": answer.tokens, "stopped": answer.affected, "position": answer.position}
+    if until_released:
+        facts["until"] = f"runner token release --{kind} {value}".strip()
     keys.print_facts({"revoked": f"{kind} {value}".strip(), **facts}, json=json)
     if not answer.tokens and not answer.affected:
         print(_NOBODY[kind], file=sys.stderr)
+
+
+@app.command(
+    epilog='Example: runner token release --agent reader --why "the prompt was mended, ticket 812"\n\n'
+    "`runner status` shows what is closed. Where two_person in the configuration names `release`, another operator "
+    "confirms it (`runner admin confirm`)."
+)
+def release(
+    why: Annotated[str, typer.Option(help="The reason, for the record.")],
+    agent: Annotated[str, typer.Option(help="An agent that was revoked until released.")] = "",
+    owner: Annotated[str, typer.Option(help="An owner that was.")] = "",
+    everything: Annotated[bool, typer.Option("--everything", help="Everything, where that was.")] = False,
+    socket: Socket = credentials.ADMIN_SOCKET,
+    json: Json = False,
+) -> None:
+    """Let tokens be minted again under what was revoked with --until-released.
+
+    What was revoked stays revoked: no token from before the release is good again, nor what parents handed on under
+    that name. Mint new ones."""
+    kind, value = _one({"agent": agent, "owner": owner}, everything=everything)
+    answer = credentials.ask(socket, admin.Reopen(kind=kind, value=value, why=why))  # type: ignore[arg-type]  # one of its literals
+    what = f"{kind} {value}".strip()
+    if isinstance(answer, admin.Waits):
+        from runner.cli.admin import print_waits  # imported here: a client's `attenuate` has no tables of the daemon's
+
+        print_waits(answer, f"{what} stays closed", json=json)
+    elif isinstance(answer, admin.Done):
+        facts = {"released": what, "position": answer.position}
+        keys.print_facts(facts if json else facts | {"next": "mint new tokens: the old ones stay revoked"}, json=json)
+    else:
+        raise refuse("protocol", "the daemon gave another answer than an acknowledgement")
+
+
+def _one(named: dict[str, str], *, everything: bool) -> tuple[str, str]:
+    """The one kind that is given, and its name. Raises `typer.BadParameter`."""
+    given = {kind: value for kind, value in named.items() if value} | ({"everything": ""} if everything else {})
+    if len(given) != 1:
+        raise typer.BadParameter(f"give exactly one of {', '.join(f'--{kind}' for kind in named)}, --everything")
+    ((kind, value),) = given.items()
+    return kind, value
 
 
 _NOBODY = dict.fromkeys(

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.cli.credentials import ADMIN_SOCKET, ask
+from runner.cli.credentials import ADMIN_SOCKET, Socket, ask
 from runner.cli.tables import print_table
 from runner.errors import refuse
 from runner.evidence.content import ContentReader
@@ -33,9 +33,7 @@ def diff(
     state: Annotated[
         Path, typer.Option(envvar="RUNNER_STATE", metavar="DIR", help="The daemon's state folder, for calls.")
     ] = Path("/var/lib/toolrunner"),
-    socket: Annotated[
-        Path, typer.Option(help="The daemon's admin.sock, for now.", envvar="RUNNER_ADMIN_SOCKET")
-    ] = ADMIN_SOCKET,
+    socket: Socket = ADMIN_SOCKET,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What a task changed in its workspace: added, removed, changed, with mode, size and digest before and after.

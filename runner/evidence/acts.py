@@ -12,7 +12,10 @@ from runner.evidence.content import ContentReader
 from runner.evidence.read import Ledger
 from runner.ledger import entry as entries
 
-KINDS = ("start", "stop", "reload", "pending", "token", "revoke", "task_end", "hold", "release", "prune", "refusals")
+KINDS = (
+    *("start", "stop", "reload", "refused_reload", "pending", "withdraw", "token", "revoke", "reopen", "task_end"),
+    *("hold", "release", "prune", "refusals"),
+)
 _NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
 _REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
 _BY_HOLDER = "ended by its holder"  # an agent's own end of its task, which is no operator's act
@@ -76,7 +79,8 @@ class _Telling:
     def __init__(self) -> None:
         self._catalogue = ""
         self._policy = ""
-        self._revoked: dict[tuple[str, str], int] = {}
+        self._revoked: dict[tuple[str, str], str] = {}
+        self._closed: dict[tuple[str, str], int] = {}
 
     def of(self, position: int, entry: entries.AnyEntry) -> Act | None:
         """The act that this entry is, None when it is none of an operator's."""
@@ -88,35 +92,20 @@ class _Telling:
                     position, entry, what=f"instance {entry.instance}", why=entry.reason,
                     before="serving", after="stopped" if entry.clean else "stopped, with calls cut off",
                 )  # fmt: skip
-            case entries.Reload():
-                return self._reloaded(position, entry)
-            case entries.Pending():
-                return _act(
-                    position, entry, what=f"{entry.act} waits as {entry.id} for another: {_list(entry.changes)}",
-                    before=_in_force(entry.before, self._policy), after=f"the same, until {_time(entry.expires)}",
-                    why=entry.why, catalogues=(entry.before, entry.after),
-                )  # fmt: skip
+            case entries.Reload() | entries.RefusedReload() | entries.Pending() | entries.Withdraw():
+                return self._changing(position, entry)
             case entries.Token():
                 who = f"{entry.who.agent} for {entry.who.owner}, task {entry.who.task}"
                 what = f"token {entry.jti}: {who}, profile {entry.profile}, tools {' '.join(entry.tools)}"
                 return _act(position, entry, what=what, before="unknown", after=f"good until {_time(entry.expires)}")
             case entries.Revoke():
-                key = (entry.target, entry.value)
-                before = f"revoked at {self._revoked[key]}" if key in self._revoked else "not revoked"
-                self._revoked.setdefault(key, position)
-                what = f"{entry.target} {entry.value}"
-                return _act(position, entry, what=what, before=before, after="revoked", why=entry.why)
+                return self._taken_back(position, entry)
+            case entries.Reopen():
+                return self._released(position, entry)
             case entries.TaskEnd() if entry.operator or (entry.by >= 0 and entry.reason != _BY_HOLDER):
                 return _act(position, entry, what=f"task {entry.task}", before="live", after="ended", why=entry.reason)
-            case entries.Hold():
-                what = f"content of {_criteria(entry.of)}, as {entry.name}"
-                return _act(position, entry, what=what, before="may be pruned", after="held", why=entry.why)
-            case entries.Release():
-                what = f"holds named {entry.name}"
-                return _act(position, entry, what=what, before="held", after="may be pruned", why=entry.why)
-            case entries.Prune():
-                what = f"{entry.pieces} pieces, {entry.size} bytes, of {_criteria(entry.of)}; {entry.held} held back"
-                return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
+            case entries.Hold() | entries.Release() | entries.Prune():
+                return _retained(position, entry)
             case entries.Refusals() if entry.detail.startswith(_REFUSED):
                 times = f"{entry.count} times" if entry.count > 1 else "once"
                 return Act(
@@ -124,6 +113,57 @@ class _Telling:
                     known=f"uid {entry.uid}", what=f"{entry.code}, {times}", why=entry.detail.removeprefix(_REFUSED),
                 )  # fmt: skip
         return None
+
+    def _changing(
+        self, position: int, entry: entries.Reload | entries.RefusedReload | entries.Pending | entries.Withdraw
+    ) -> Act:
+        match entry:
+            case entries.Reload():
+                return self._reloaded(position, entry)
+            case entries.RefusedReload():
+                return self._refused(position, entry)
+            case entries.Pending():
+                return _act(
+                    position, entry, what=f"{entry.act} waits as {entry.id} for another: {_list(entry.changes)}",
+                    before="closed" if entry.target else _in_force(entry.before, self._policy),
+                    after=f"the same, until {_time(entry.expires)}",
+                    why=entry.why, catalogues=(entry.before, entry.after),
+                )  # fmt: skip
+            case entries.Withdraw():
+                return _act(
+                    position, entry, what=f"{entry.act} that waited as {entry.id}",
+                    before="waits", after="withdrawn", why=entry.why,
+                )  # fmt: skip
+
+    def _taken_back(self, position: int, entry: entries.Revoke) -> Act:
+        key = (entry.target, entry.value)
+        before = f"closed at {self._closed[key]}" if key in self._closed else self._revoked.get(key, "not revoked")
+        self._revoked.setdefault(key, f"revoked at {position}")
+        if entry.until_released:
+            self._closed[key] = position
+        closed = key in self._closed
+        after = "revoked, and closed until its release" if closed else "revoked"
+        what = f"{entry.target} {entry.value}".strip()
+        return _act(position, entry, what=what, before=before, after=after, why=entry.why)
+
+    def _released(self, position: int, entry: entries.Reopen) -> Act:
+        key = (entry.target, entry.value)
+        at = self._closed.pop(key, None)
+        self._revoked[key] = f"released at {position}"
+        return _act(
+            position, entry, what=f"{entry.target} {entry.value}".strip() + _confirmed(entry),
+            before="open" if at is None else f"closed at {at}", why=entry.why,
+            after="open for new tokens; what was announced before stays revoked",
+        )  # fmt: skip
+
+    def _refused(self, position: int, entry: entries.RefusedReload) -> Act:
+        place = f"{entry.field}: " if entry.field else ""
+        offered = f"catalogue {entry.offered[:16]}" if entry.offered else "files that could not be read whole"
+        in_force = _in_force(self._catalogue, self._policy)
+        return _act(
+            position, entry, what=f"{offered} refused, {entry.code}: {place}{entry.reason}{_confirmed(entry)}",
+            before=in_force, after=in_force, why=entry.why,
+        )  # fmt: skip
 
     def _started(self, position: int, entry: entries.Start) -> Act:
         catalogue, policy = self._catalogue, self._policy
@@ -137,12 +177,23 @@ class _Telling:
     def _reloaded(self, position: int, entry: entries.Reload) -> Act:
         policy, self._policy, self._catalogue = self._policy, entry.policy, entry.after
         what = "catalogue" if policy == entry.policy else "catalogue with its policy"
-        if entry.confirmed is not None:
-            what += f", {entry.pending} confirmed by {entry.confirmed.name} ({_known(entry.confirmed)})"
         return _act(
-            position, entry, what=what, before=_in_force(entry.before, policy), why=entry.why,
+            position, entry, what=what + _confirmed(entry), before=_in_force(entry.before, policy), why=entry.why,
             after=_in_force(entry.after, entry.policy), catalogues=(entry.before, entry.after),
         )  # fmt: skip
+
+
+def _retained(position: int, entry: entries.Hold | entries.Release | entries.Prune) -> Act:
+    match entry:
+        case entries.Hold():
+            what = f"content of {_criteria(entry.of)}, as {entry.name}"
+            return _act(position, entry, what=what, before="may be pruned", after="held", why=entry.why)
+        case entries.Release():
+            what = f"holds named {entry.name}"
+            return _act(position, entry, what=what, before="held", after="may be pruned", why=entry.why)
+        case entries.Prune():
+            what = f"{entry.pieces} pieces, {entry.size} bytes, of {_criteria(entry.of)}; {entry.held} held back"
+            return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
 
 
 def _criteria(of: entries.Criteria) -> str:
@@ -178,6 +229,13 @@ def _act(
 
 def _known(operator: entries.Operator) -> str:
     return f"key {operator.key}" if operator.key else f"uid {operator.uid}"
+
+
+def _confirmed(entry: entries.Reload | entries.Reopen | entries.RefusedReload) -> str:
+    """Who the second person was, where there was one."""
+    if entry.confirmed is None:
+        return ""
+    return f", {entry.pending} confirmed by {entry.confirmed.name} ({_known(entry.confirmed)})"
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from runner.errors import refuse
+from runner.ledger.operators import Pending, RefusedReload, Reopen, Withdraw
 from runner.ledger.part import (
     VERSION,
     Content,
@@ -29,10 +30,10 @@ from runner.ledger.part import (
 )
 from runner.ledger.retention import Criteria, Hold, Prune, Release
 
-# What others name by way of this module, although it lies in `part` and `retention`.
+# What others name by way of this module, although it lies in `part`, `operators` and `retention`.
 __all__ = [
     "VERSION", "Content", "Context", "Criteria", "Delegated", "Entry", "Environment", "Hold", "Int", "Operator",
-    "Part", "PeerProcess", "Prune", "Release", "Who",
+    "Part", "PeerProcess", "Pending", "Prune", "RefusedReload", "Release", "Reopen", "Who", "Withdraw",
 ]  # fmt: skip
 
 MAX_ENTRY = 65_535  # an entry bundle of tlog-tiles prefixes each entry with a uint16 length
@@ -103,23 +104,6 @@ class Reload(Entry, frozen=True, kw_only=True, tag="reload"):
     why: str = ""
 
 
-class Pending(Entry, frozen=True, kw_only=True, tag="pending"):
-    """An operator asked for an act that takes another's confirmation until `expires` (epoch seconds).
-
-    `subject` is the digest that the confirmation is bound to; `before` and `after` are catalogues, where it is one."""
-
-    id: str
-    act: str
-    subject: str
-    before: str = ""
-    after: str = ""
-    changes: tuple[str, ...] = ()
-    why: str = ""
-    by: Int
-    operator: Operator
-    expires: Int
-
-
 class Repair(Entry, frozen=True, tag="repair"):
     """Bytes of an unfinished, never acknowledged write at the ledger's end were dropped at start."""
 
@@ -174,10 +158,11 @@ class Token(Entry, frozen=True, kw_only=True, tag="token"):
 
 
 class Revoke(Entry, frozen=True, kw_only=True, tag="revoke"):
-    """Authority was taken back."""
+    """Authority was taken back: what was announced so far; with `until_released`, also what comes until `Reopen`."""
 
     target: str
     value: str
+    until_released: bool = False
     why: str = ""
     by: Int
     operator: Operator | None = None
@@ -360,13 +345,16 @@ AnyEntry = (
     Start
     | Stop
     | Reload
+    | RefusedReload
     | Pending
+    | Withdraw
     | Repair
     | Rotate
     | Beacon
     | Degraded
     | Token
     | Revoke
+    | Reopen
     | TaskBegin
     | TaskEnd
     | Refusals

@@ -9,7 +9,10 @@ import msgspec
 from runner.ledger.sequence import PERMITS
 
 STATE_KINDS = frozenset(
-    {"token", "revoke", "task_begin", "task_end", "sandbox", "sandbox_end", "call", "outcome", "reload", "pending"}
+    {
+        *("token", "revoke", "reopen", "task_begin", "task_end", "sandbox", "sandbox_end", "call", "outcome"),
+        *("reload", "pending", "withdraw"),
+    }
 )  # calls only when they were allowed
 
 

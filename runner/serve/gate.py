@@ -25,11 +25,9 @@ import uvloop
 
 from runner import VERSION
 from runner.admin.operations import Operations
-from runner.admin.reload import Offered, Reloads, standing
-from runner.admin.roster import roster, uids_of
+from runner.admin.reload import Offered, Reloads
 from runner.admin.second import SecondPerson
 from runner.admin.socket import AdminServer
-from runner.catalog import Catalog, compile_bundle
 from runner.errors import RunnerError, refuse
 from runner.gate import pruned
 from runner.gate.authenticate import Authenticator
@@ -40,7 +38,6 @@ from runner.gate.images import Images
 from runner.gate.parts import Clock, Parts
 from runner.gate.provenance import Provenances
 from runner.gate.serving import Serving
-from runner.gate.signature import check as check_signature
 from runner.gate.strangers import Strangers
 from runner.gate.tasks import Tasks
 from runner.ledger import entry as entries
@@ -50,9 +47,10 @@ from runner.sandbox.claim import Claims
 from runner.sandbox.execute import Executor
 from runner.sandbox.snapshot import Snapshots
 from runner.serve import log, privilege
-from runner.serve.anchors import anchors_of, thumbprints
+from runner.serve.anchors import thumbprints
 from runner.serve.channel import Channel
 from runner.serve.environment import environment
+from runner.serve.offered import compiled
 from runner.server import Server
 from runner.state.authority import Authority
 from runner.state.store import Store
@@ -184,7 +182,7 @@ class GateProcess:
             tasks.remember(known, token=row.token, profile=row.profile)
         await self._claims.keep_disks(tasks.live)
         await pruned.let_go(caller, self._store, calls)
-        authority = Authority(self._store)
+        authority = self._authority = Authority(self._store)
         audience = f"runner:{self._instance}"
         self._parts = Parts(
             serving=serving,
@@ -294,6 +292,7 @@ class GateProcess:
             catalogue=serving.catalog.digest,
             policy=serving.policies.digest,
             engine=not self._engine.closed.is_set(),
+            closed=tuple(f"{target} {value}".strip() for target, value in self._authority.closed()),
         )
 
     # --- engine, recorder, parent ---------------------------------------------------------------------------
@@ -360,22 +359,10 @@ class GateProcess:
 
     def _offer(self, offer: parent.Offer) -> None:
         try:
-            catalog: Catalog = compile_bundle(offer.bundle)
-            signer = check_signature(catalog, catalog.config.policy, offer.bundle.keys)
-            serving = Serving.compile(catalog)
-            anchors = anchors_of(catalog.config, offer.bundle.keys)
-            agents = uids_of(catalog.config.peers.agents, "peers.agents")
-            operators = roster(catalog.config)
-            offered = standing(offer.bundle, catalog.config, serving.policies.digest)
-            self._reloads.judge(offer.asked, offered, catalog.contents)
+            self._offered[offer.generation] = compiled(offer, self._reloads)
         except RunnerError as error:
             self._upward.post(parent.Rejected(generation=offer.generation, refusal=error.refused))
             return
-        _log.info("policy %s, signed by %s", serving.policies.digest[:16], signer or "no trusted key")
-        if not serving.policies.all_rules:
-            _log.warning("there is no rule in it: every call is refused")
-        request = self._reloads.request(offer.asked)
-        self._offered[offer.generation] = Offered(serving, anchors, agents, operators, offered, request)
         self._config_bytes = offer.bundle.config
         self._upward.post(parent.Compiled(generation=offer.generation))
 

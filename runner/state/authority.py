@@ -1,7 +1,9 @@
 """What was announced and what was revoked, as authentication asks it on every call: a view of state and its ledger.
 
 A token and a task are revoked for ever: their names are never used again. An agent, an owner and everything are
-revoked as of that entry: tokens announced after it stand, or nobody of that name could ever be trusted again.
+revoked as of that entry: tokens announced after it stand, or nobody of that name could ever be trusted again. Closed
+until released, they take whatever comes with them, until an operator releases them; what was announced before the
+release stays revoked, also what parents handed on under that name.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ class Authority:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._revocations = store.revocations
+        self._closed = store.closed
         self._announced_at = lru_cache(_KNOWN)(store.announced_at)
         self._ahead: list[tuple[str, str]] = []  # being written to the ledger
 
@@ -43,9 +46,11 @@ class Authority:
             return ""
         for target, value in _named(who, chain):
             at = self._revocations.get((target, value))
-            stands = at is None or (target not in _FOR_EVER and at <= self._announced_at(chain[0]))
+            closed = at is not None and (target, value) in self._closed
+            stands = at is None or (target not in _FOR_EVER and not closed and at <= self._announced_at(chain[0]))
             if not stands or (target, value) in self._ahead:
-                return "everything was revoked" if target == EVERYTHING else f"the {target} was revoked"
+                what = EVERYTHING if target == EVERYTHING else f"the {target}"
+                return f"{what} was revoked" + (", until an operator releases it" if closed else "")
         return ""
 
     @contextmanager
@@ -56,6 +61,18 @@ class Authority:
             yield
         finally:
             self._ahead.remove((target, value))
+
+    def being_revoked(self, target: str, value: str) -> bool:
+        """Whether an entry that revokes it is being written."""
+        return (target, value) in self._ahead
+
+    def closed_at(self, target: str, value: str) -> int:
+        """Where in the ledger it was closed until its release; -1 when it is open."""
+        return self._closed.get((target, value), -1)
+
+    def closed(self) -> tuple[tuple[str, str], ...]:
+        """What is closed now, as (target, value), in order."""
+        return tuple(sorted(self._closed))
 
     def for_ever(self, target: str, value: str) -> bool:
         """Whether a token or task of this name was revoked: nothing can be announced under it."""

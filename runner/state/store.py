@@ -26,7 +26,8 @@ CREATE TABLE IF NOT EXISTS tokens (
   jti TEXT PRIMARY KEY, digest TEXT NOT NULL, agent TEXT NOT NULL, owner TEXT NOT NULL, task TEXT NOT NULL,
   expires INTEGER NOT NULL, position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS revoked (
-  target TEXT NOT NULL, value TEXT NOT NULL, position INTEGER NOT NULL, PRIMARY KEY (target, value)) WITHOUT ROWID;
+  target TEXT NOT NULL, value TEXT NOT NULL, position INTEGER NOT NULL, closed INTEGER NOT NULL,
+  opened INTEGER NOT NULL, PRIMARY KEY (target, value)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS tasks (
   task TEXT PRIMARY KEY, token TEXT NOT NULL, agent TEXT NOT NULL, owner TEXT NOT NULL, session TEXT NOT NULL,
   profile TEXT NOT NULL, began TEXT NOT NULL, ended TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
@@ -100,10 +101,10 @@ class Store:
         # Most calls are no rows: they are only counted, and written with the next entry that changes more.
         self._counts: Counter[str] = Counter()
         self._open = {str(row[0]) for row in self._db.execute("SELECT call FROM kept WHERE outcome IS NULL")}
-        self._revoked: dict[tuple[str, str], int] = {
-            (str(target), str(value)): int(position)
-            for target, value, position in self._db.execute("SELECT target, value, position FROM revoked")
-        }
+        self._revoked: dict[tuple[str, str], int] = {}
+        self._closed: dict[tuple[str, str], int] = {}
+        for target, value, *marks in self._db.execute("SELECT target, value, position, closed, opened FROM revoked"):
+            self._remember((str(target), str(value)), *marks)
         self._ahead: set[int] = set()  # applied before an earlier entry was: answers of fsyncs come late
 
     def close(self) -> None:
@@ -126,6 +127,7 @@ class Store:
         self._counts.clear()
         self._open.clear()
         self._revoked.clear()
+        self._closed.clear()
 
     def flush(self) -> None:
         """Write what was only counted."""
@@ -182,7 +184,9 @@ class Store:
                 return entry.call in self._open
             case entries.Reload():
                 return bool(entry.pending)
-        return isinstance(entry, entries.Token | entries.Revoke | entries.TaskBegin | entries.TaskEnd | entries.Pending)
+            case entries.Token() | entries.Revoke() | entries.Reopen() | entries.TaskBegin() | entries.TaskEnd():
+                return True
+        return isinstance(entry, entries.Pending | entries.Withdraw)
 
     def _moved(self, position: int) -> None:
         for task, count in self._counts.items():
@@ -196,25 +200,14 @@ class Store:
     ) -> None:
         run = self._db.execute
         match entry:
-            case entries.Token():
-                who = entry.who
-                run(  # announced twice, it is as old as its first announcement: what was revoked since stays so
-                    "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)"
-                    " ON CONFLICT DO UPDATE SET position = min(position, excluded.position)",
-                    (entry.jti, entry.digest, who.agent, who.owner, who.task, entry.expires, position),
-                )
-            case entries.Revoke():
-                run(
-                    "INSERT INTO revoked VALUES (?, ?, ?)"
-                    " ON CONFLICT DO UPDATE SET position = max(position, excluded.position)",
-                    (entry.target, entry.value, position),
-                )
-                named = (entry.target, entry.value)
-                self._revoked[named] = max(position, self._revoked.get(named, -1))
+            case entries.Token() | entries.Revoke() | entries.Reopen():
+                self._apply_authority(position, entry)
             case entries.Pending():
                 run("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (entry.id, entry.expires, entries.encode(entry)))
             case entries.Reload():
-                run("DELETE FROM pending WHERE id = ?", (entry.pending,))
+                self._settled(entry.pending)
+            case entries.Withdraw():
+                self._settled(entry.id)
             case entries.TaskBegin():
                 who = entry.who
                 run(
@@ -254,6 +247,42 @@ class Store:
             case _:
                 pass
 
+    def _apply_authority(self, position: int, entry: entries.Token | entries.Revoke | entries.Reopen) -> None:
+        if isinstance(entry, entries.Token):
+            who = entry.who
+            # Announced twice, it is as old as its first announcement: what was revoked since stays so.
+            self._db.execute(
+                "INSERT INTO tokens VALUES (?, ?, ?, ?, ?, ?, ?)"
+                " ON CONFLICT DO UPDATE SET position = min(position, excluded.position)",
+                (entry.jti, entry.digest, who.agent, who.owner, who.task, entry.expires, position),
+            )
+        elif isinstance(entry, entries.Revoke):
+            self._mark((entry.target, entry.value), position, closed=position if entry.until_released else -1)
+        else:
+            self._mark((entry.target, entry.value), position, opened=position)
+            self._settled(entry.pending)
+
+    def _settled(self, pending: str) -> None:
+        """What waited under this id waits no more."""
+        self._db.execute("DELETE FROM pending WHERE id = ?", (pending,))
+
+    def _mark(self, named: tuple[str, str], position: int, *, closed: int = -1, opened: int = -1) -> None:
+        """What was taken back, by the latest of each: entries may come out of order, and twice."""
+        row = self._db.execute(
+            "INSERT INTO revoked VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET"
+            " position = max(position, excluded.position), closed = max(closed, excluded.closed),"
+            " opened = max(opened, excluded.opened) RETURNING position, closed, opened",
+            (*named, position, closed, opened),
+        ).fetchone()
+        self._remember(named, *row)
+
+    def _remember(self, named: tuple[str, str], position: int, closed: int, opened: int) -> None:
+        self._revoked[named] = position
+        if closed > opened:
+            self._closed[named] = closed
+        else:
+            self._closed.pop(named, None)
+
     # --- what gate asks ------------------------------------------------------------------------------------
 
     def announced(self, jti: str) -> str | None:
@@ -268,8 +297,14 @@ class Store:
 
     @property
     def revocations(self) -> Mapping[tuple[str, str], int]:
-        """What was revoked, as (target, value), and where in the ledger that is said last. Follows the ledger."""
+        """What was revoked, as (target, value), and where in the ledger that is said last. A release says it once more:
+        what it opens is open for what is announced after it. Follows the ledger."""
         return self._revoked
+
+    @property
+    def closed(self) -> Mapping[tuple[str, str], int]:
+        """Of those, what is closed until its release, and where in the ledger that is said last. Follows the ledger."""
+        return self._closed
 
     def announced_at(self, jti: str) -> int:
         """Where in the ledger a root token was announced first; -1 for one that was not."""

@@ -70,9 +70,20 @@ class Announce(Message, frozen=True, tag="announce"):
 
 class Revoke(Message, frozen=True, tag="revoke"):
     """Take back a token and what was derived from it, a task, all that an agent or owner was given so far, or all that
-    anybody was; also running calls. `value` names it, "" for everything."""
+    anybody was; also running calls. `value` names it, "" for everything. With `until_released`, an agent, owner or
+    everything is given nothing more until `Reopen`."""
 
     kind: Literal["token", "task", "agent", "owner", "everything"]
+    value: str = ""
+    why: str = ""
+    until_released: bool = False
+
+
+class Reopen(Message, frozen=True, tag="reopen"):
+    """Release what was revoked until released: tokens announced from now on stand. What was revoked stays revoked.
+    Answered by `Done`, or by `Waits`."""
+
+    kind: Literal["agent", "owner", "everything"]
     value: str = ""
     why: str = ""
 
@@ -167,6 +178,14 @@ class Confirm(Message, frozen=True, tag="confirm"):
     id: str
 
 
+class Withdraw(Message, frozen=True, tag="withdraw"):
+    """What waits under `id` is wanted no more. Whoever asked for it may, and whoever has the role that the act needs:
+    it leaves everything as it is."""
+
+    id: str
+    why: str = ""
+
+
 class PendingView(Message, frozen=True, tag="pending_view"):
     """One act that waits. `subject` is the digest that a confirmation is bound to; `can` names who could give it."""
 
@@ -240,6 +259,7 @@ class StatusView(Message, frozen=True, tag="status_view"):
     policy: str
     engine: bool
     isolation: str = ""
+    closed: tuple[str, ...] = ()  # what was revoked until released, "agent a", "everything"
 
 
 class Done(Message, frozen=True, tag="done"):
@@ -263,6 +283,7 @@ FromOperator = (
     | Whoami
     | Announce
     | Revoke
+    | Reopen
     | ListTasks
     | ShowTask
     | EndTask
@@ -273,6 +294,7 @@ FromOperator = (
     | Reload
     | ListPending
     | Confirm
+    | Withdraw
     | Status
 )
 ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Pruned | PendingActs | Waits | Done | Refused

@@ -247,11 +247,11 @@ PERMIT, NARROWED = 'permit (principal, action in [Action::"shell_run", ', "permi
 def guarded(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Callable[..., tuple[Daemon, Path]]:
     """Daemons whose policy takes two operators, and their policy file."""
 
-    def make(config: str = "") -> tuple[Daemon, Path]:
+    def make(config: str = "", *, acts: str = '"activate-policy"') -> tuple[Daemon, Path]:
         lay_out(tmp_path / "catalogue")
         daemon = make_daemon(start=False, catalogue=tmp_path / "catalogue", config=TWO + config)
         file = daemon.place / "runner.toml"
-        file.write_text('two_person = ["activate-policy"]\n' + file.read_text())
+        file.write_text(f"two_person = [{acts}]\n" + file.read_text())
         daemon.start()
         return daemon, tmp_path / "catalogue/policies/base.cedar"
 
@@ -355,6 +355,68 @@ def test_what_decides_who_decides_takes_two_as_well(
     assert json.loads(runner(daemon, "admin", "reload", "--why", "words", "--json").stdout)["state"] == "in force"
     (swap,) = daemon.entries(entries.Reload)
     assert (swap.operator, swap.confirmed, swap.why) == (entries.Operator(name="ann", uid=0), None, "words")
+    assert daemon.verifies()
+
+
+def test_releasing_takes_two(guarded: Callable[..., tuple[Daemon, Path]]) -> None:
+    daemon, _ = guarded(
+        "[[operators]]\nname = 'dora'\nuid = 'runner-demo'\nroles = ['containment']\n", acts='"release"'
+    )
+    agent = {"agent": "a-closed", "task": "t-1"}
+    old = daemon.credentials(**agent)
+    closed = runner(
+        daemon, "token", "revoke", "--agent", "a-closed", "--until-released", "--why", "odd calls", "--json"
+    )
+    assert json.loads(closed.stdout)["until"] == "runner token release --agent a-closed"
+    release = ("token", "release", "--agent", "a-closed", "--why", "the prompt was mended")
+    # Not by one without the role; by one with it, it waits, and nothing is open.
+    assert "role containment" in runner(daemon, *release, user="nobody").stderr
+    asked = json.loads(runner(daemon, *release, "--json").stdout)
+    assert (asked["state"], asked["act"], asked["can"]) == ("waits", "release", ["dora"])
+    mint = ("token", "mint", "--agent", "a-closed", "--owner", "o", "--task", "t-2", "--tool", "shell_run")
+    mint += ("--key", str(daemon.place / "issuer.key"))
+    mint += ("--holder-key", str(daemon.place / "h"), "--out", str(daemon.place / "t"))
+    refused = runner(daemon, *mint)
+    assert refused.returncode == 3
+    assert "runner token release --agent a-closed" in refused.stderr
+    assert not (daemon.place / "t").exists()
+    # Not by herself; not by bob, who may do other things; and not what has been closed again since.
+    assert "you are ann, who asked" in confirm(daemon, asked["id"], "root").stderr
+    assert "role containment" in confirm(daemon, asked["id"]).stderr
+    daemon.ask(admin.Revoke(kind="agent", value="a-closed", why="again", until_released=True))
+    again = confirm(daemon, asked["id"], "runner-demo")
+    assert again.returncode == 3
+    assert "has revoked it again since ann asked" in again.stderr
+    gone = runner(daemon, "admin", "withdraw", asked["id"], "--why", "stale", user="nobody")
+    assert "may not `withdraw release`" in gone.stderr
+    assert runner(daemon, "admin", "withdraw", asked["id"], "--why", "stale").returncode == 0
+    asked = json.loads(runner(daemon, *release, "--json").stdout)
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    assert asked["id"] in runner(daemon, "admin", "pending").stdout
+    assert "a-closed" in runner(daemon, "status").stdout
+    assert confirm(daemon, asked["id"], "runner-demo").returncode == 0
+    (entry,) = daemon.entries(entries.Reopen)
+    assert (entry.operator, entry.confirmed) == (
+        entries.Operator(name="ann", uid=0),
+        entries.Operator(name="dora", uid=DEMO),
+    )
+    assert runner(daemon, *mint).returncode == 0
+    with daemon.connect(**agent | {"task": "t-3"}) as later:
+        assert later.call("shell_run", {"argv": ["true"]}).ok
+    with pytest.raises(CallError) as dead:
+        daemon.connect(old)
+    assert dead.value.code == "revoked"
+    # One alone does not take the second person out either.
+    config = daemon.place / "runner.toml"
+    config.write_text(config.read_text().replace("two_person", "# two_person", 1))
+    assert json.loads(runner(daemon, "admin", "reload", "--json").stdout)["state"] == "waits"
+    said = subprocess.run(
+        [sys.executable, "-m", "runner", "admin", "log", "--state", str(daemon.state), "--kind", "reopen"],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    for words in ("ann (uid 0): agent a-closed", f"confirmed by dora (uid {DEMO})", "closed at", "-> open", "mended"):
+        assert words in said
     assert daemon.verifies()
 
 

@@ -12,6 +12,7 @@ import pytest
 from house import Daemon, programs
 
 from runner.client import CallError, Credentials, Runner, attenuate, connect
+from runner.errors import RunnerError
 from runner.ledger import entry as entries
 from runner.token import credentials
 from runner.token.issue import own_claims
@@ -28,6 +29,13 @@ def kinds(task: str) -> dict[str, admin.Revoke]:
         "owner": admin.Revoke(kind="owner", value=f"o-{task}", why="a test"),
         "everything": admin.Revoke(kind="everything", why="a test"),
     }
+
+
+CLOSABLE = {
+    "agent": {"kind": "agent", "value": "a-mine"},
+    "owner": {"kind": "owner", "value": "o-mine"},
+    "everything": {"kind": "everything"},
+}
 
 
 def refused(act: Callable[[], Any]) -> str:
@@ -79,6 +87,111 @@ def test_what_runs_is_dead_when_the_operator_is_answered(kind: str, make_daemon:
         with daemon.connect(handed["t-other"]) as other:
             assert other.call("shell_run", QUICK).ok
     assert daemon.verifies()
+
+
+def announces(daemon: Daemon, **wish: Any) -> Any:
+    """A root token that was announced, or the refusal."""
+    try:
+        return daemon.credentials(**wish)
+    except RunnerError as error:
+        return error.refused
+
+
+@pytest.mark.parametrize("kind", sorted(CLOSABLE))
+def test_what_was_closed_takes_nothing_new_until_its_release(kind: str, make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    mine = {"agent": "a-mine", "owner": "o-mine"}
+    old = daemon.credentials(**mine)
+    daemon.ask(admin.Revoke(**CLOSABLE[kind], why="a test", until_released=True))  # type: ignore[arg-type]  # parametrized
+    (revoked,) = daemon.entries(entries.Revoke)
+    assert (revoked.target, revoked.until_released) == (kind, True)
+    named = " ".join(filter(None, CLOSABLE[kind].values()))
+    assert daemon.ask(admin.Status()).closed == (named,)
+
+    def closed() -> None:
+        told = announces(daemon, **mine)
+        assert (told.code, told.field) == ("revoked", kind)
+        assert f"runner token release --{named} --why" in told.next_step
+        other = announces(daemon, agent="a-other", owner="o-other")
+        if kind == "everything":
+            assert other.code == "revoked"
+        else:  # the twin: who is not meant goes on
+            with daemon.connect(other) as agent:
+                assert agent.call("shell_run", QUICK).ok
+        assert refused(lambda: daemon.connect(old)) == "revoked"
+
+    closed()
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    closed()
+    with pytest.raises(RunnerError) as nothing:  # another name is not what is closed
+        daemon.ask(admin.Reopen(kind="agent", value="a-nobody", why="a test"))
+    assert nothing.value.refused.allowed == named
+    position = daemon.ask(admin.Reopen(**CLOSABLE[kind], why="it was mended")).position  # type: ignore[arg-type]  # parametrized
+    entry = daemon.entries()[position]
+    assert isinstance(entry, entries.Reopen)
+    assert (entry.target, entry.why, entry.operator) == (kind, "it was mended", entries.Operator(name="root", uid=0))
+
+    def opened() -> None:
+        with daemon.connect(**mine) as agent:
+            assert agent.call("shell_run", QUICK).ok
+        assert refused(lambda: daemon.connect(old)) == "revoked"
+        assert daemon.ask(admin.Status()).closed == ()
+
+    opened()
+    daemon.stop(signal.SIGKILL)
+    daemon.start()
+    opened()
+    daemon.stop(signal.SIGKILL)  # and where state is lost, from the ledger alone
+    for left in (daemon.state / "gate").glob("state.db*"):
+        left.unlink()
+    daemon.start()
+    opened()
+    assert daemon.verifies()
+
+
+def test_a_closed_name_is_closed_to_sub_agents_too(make_daemon: Callable[..., Daemon]) -> None:
+    """Derived tokens are made offline, by parents whose own root token stands: they are refused where they are used."""
+    daemon = make_daemon()
+
+    def child(root: Credentials, name: str) -> Credentials:
+        return attenuate(["shell_run"], agent=name, credentials=root)
+
+    before = credentials.parse(daemon.credentials(depth=1))
+    with connect(credentials=child(before, "low")) as low:
+        running = begin(low)
+        daemon.ask(admin.Revoke(kind="agent", value="low", why="a test", until_released=True))
+        assert daemon.outcome(running[1].call).outcome == "killed"
+    during = credentials.parse(daemon.credentials(depth=1))  # its own name is open
+    for root in (before, during):
+        with pytest.raises(CallError) as told:
+            connect(credentials=child(root, "low"))
+        assert (told.value.code, told.value.reason) == (
+            "revoked",
+            "the agent was revoked, until an operator releases it",
+        )
+        with connect(credentials=child(root, "high")) as high:  # the twin
+            assert high.call("shell_run", QUICK).ok
+    daemon.ask(admin.Reopen(kind="agent", value="low", why="a test"))
+    for root in (before, during):  # authority from before the release is not raised from the dead by it
+        assert refused(lambda root=root: connect(credentials=child(root, "low"))) == "revoked"  # type: ignore[misc]  # bound at once
+    after = credentials.parse(daemon.credentials(depth=1))
+    with connect(credentials=child(after, "low")) as low:
+        assert low.call("shell_run", QUICK).ok
+    assert daemon.verifies()
+
+
+def test_what_is_for_ever_is_not_released(daemon: Daemon) -> None:
+    for kind in ("token", "task"):
+        with pytest.raises(RunnerError) as told:
+            daemon.ask(admin.Revoke(kind=kind, value="t-for-ever", why="a test", until_released=True))  # type: ignore[arg-type]  # parametrized
+        assert "for ever" in told.value.refused.reason
+    daemon.ask(admin.Revoke(kind="agent", value="a-as-of-now", why="a test"))
+    with pytest.raises(RunnerError) as told:  # revoked as of now, it is open: there is nothing to release
+        daemon.ask(admin.Reopen(kind="agent", value="a-as-of-now", why="a test"))
+    assert "is not closed" in told.value.refused.reason
+    with daemon.connect(agent="a-as-of-now") as agent:
+        assert agent.call("shell_run", QUICK).ok
 
 
 def test_no_call_begins_after_the_operator_was_answered(daemon: Daemon) -> None:

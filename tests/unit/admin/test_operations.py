@@ -51,9 +51,14 @@ class House:
             tasks=SimpleNamespace(live=self.live, end=self._end),
         )
         self.gone: set[str] = set()
+        self.closed: dict[tuple[str, str], int] = {}
+        self.revoking: set[tuple[str, str]] = set()
         authority: Any = SimpleNamespace(
             taken=lambda who, chain: "gone" if self.gone & {*chain, *who.asserted, who.agent} else "",
             for_ever=lambda target, value: value in self.gone,
+            closed_at=lambda target, value: self.closed.get((target, value), -1),
+            closed=lambda: tuple(self.closed),
+            being_revoked=lambda target, value: (target, value) in self.revoking,
             revoking=self._revoking,
         )
         status: Any = None
@@ -122,6 +127,42 @@ def test_an_id_names_one_token_for_ever() -> None:
     with pytest.raises(RunnerError) as refused:
         house.does(TOKEN)
     assert refused.value.refused.field == "jti"
+
+
+@pytest.mark.parametrize("named", [("agent", "a"), ("owner", "o"), ("everything", "")])
+def test_nothing_is_announced_for_what_is_closed(named: tuple[str, str]) -> None:
+    house = House()
+    house.closed[named] = 7
+    with pytest.raises(RunnerError) as refused:
+        house.does(TOKEN)
+    told = refused.value.refused
+    assert (told.code, told.field) == ("revoked", named[0])
+    assert f"runner token release --{' '.join(named).strip()} --why" in told.next_step
+    assert house.log == []
+    house.closed = {("agent", "b"): 7, ("owner", "p"): 8}  # the twin
+    assert house.does(TOKEN).position == 5
+
+
+def test_a_release_names_what_is_closed_and_says_why() -> None:
+    house = House()
+    house.closed[("agent", "a")] = 7
+    wrong = (admin.Reopen(kind="owner", value="a", why="w"), admin.Reopen(kind="agent", value="b", why="w"))
+    for message in wrong:
+        with pytest.raises(RunnerError) as refused:
+            house.does(message)
+        assert refused.value.refused.allowed == "agent a"
+    for why in ("", "w" * 501):
+        with pytest.raises(RunnerError) as refused:
+            house.does(admin.Reopen(kind="agent", value="a", why=why))
+        assert refused.value.refused.field == "why"
+    house.revoking.add(("agent", "a"))  # what is being closed again is not opened by who has not seen that
+    with pytest.raises(RunnerError) as refused:
+        house.does(admin.Reopen(kind="agent", value="a", why="w"))
+    assert refused.value.refused.code == "conflict"
+    assert house.log == []
+    house.revoking.clear()
+    assert house.does(admin.Reopen(kind="agent", value="a", why="w")) == admin.Done(position=5)
+    assert house.log == ["Reopen"]
 
 
 class Call:

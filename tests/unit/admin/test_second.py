@@ -122,7 +122,7 @@ def test_what_was_carried_out_waits_no_longer(house: House) -> None:
 
 def test_state_follows_what_waits_after_a_crash() -> None:
     """The recorder hands out only the kinds that state follows: both must be among them."""
-    assert {"pending", "reload"} <= STATE_KINDS
+    assert {"pending", "reload", "withdraw", "reopen"} <= STATE_KINDS
 
 
 def test_the_same_waits_once_and_not_too_much_waits(house: House) -> None:
@@ -147,12 +147,59 @@ def test_an_act_of_another_version_is_nobodys(house: House) -> None:
 
 
 def test_two_persons_need_two() -> None:
-    two: Any = tuple(ACTS)
-    roster(Config(operators=PEOPLE[:2], two_person=two, users=Users(operators_group="g")))
-    for operators in ((), PEOPLE[:1], (PEOPLE[0], PEOPLE[2])):
+    def found(operators: tuple[Operator, ...], *acts: Any) -> Roster:
+        return roster(Config(operators=operators, two_person=acts, users=Users(operators_group="g")))
+
+    both = tuple(msgspec.structs.replace(each, roles=("policy-author", "containment")) for each in PEOPLE[:2])
+    found(both, *ACTS)
+    found(PEOPLE[:2], ACT)
+    found(both, "release")
+    for operators, act in (
+        ((), ACT), (PEOPLE[:1], ACT), ((PEOPLE[0], PEOPLE[2]), ACT), (PEOPLE[:2], "release"),
+        # Two who contain, and one alone who could say that it takes one.
+        ((both[0], msgspec.structs.replace(PEOPLE[1], roles=("containment",))), "release"),
+    ):  # fmt: skip
         with pytest.raises(RunnerError) as refused:
-            roster(Config(operators=operators, two_person=two, users=Users(operators_group="g")))
+            found(operators, act)
         assert refused.value.refused.field == "two_person"
+
+
+def test_a_new_name_for_the_same_uid_or_key_is_no_second_person(house: House) -> None:
+    """A reload, or a start with another file, may call ann something else: she asked all the same."""
+    pending = house.waits()
+    house.roster = people(
+        msgspec.structs.replace(PEOPLE[0], name="anna"), PEOPLE[1], Operator(name="ann", uid=3, roles=AUTHOR)
+    )
+    assert "you are anna, who asked for it" in house.refused(pending.id, 0)
+    assert "you are ann, who asked for it" in house.refused(pending.id, 3)  # and whoever took her name is not another
+    assert house.second.who_can(pending) == ("bob",)
+    assert house.second.confirmed(pending.id, house.who(1)) == pending
+
+
+def test_withdrawn_by_who_asked_or_by_who_could_have(house: House) -> None:
+    first, second, third = house.waits(), house.waits("s2"), house.waits("s3")
+    with pytest.raises(RunnerError) as refused:
+        asyncio.run(house.second.withdraw(first.id, house.who(2), "no"))
+    assert "may not `withdraw activate-policy`" in refused.value.refused.reason
+    assert house.second.waiting() == [first, second, third]
+    asyncio.run(house.second.withdraw(first.id, house.who(0), "mine"))
+    asyncio.run(house.second.withdraw(second.id, house.who(1), "no"))
+    house.roster = people(msgspec.structs.replace(PEOPLE[0], roles=("auditor",)), PEOPLE[1])
+    asyncio.run(house.second.withdraw(third.id, house.who(0), "it was mine, though I could not ask for it any more"))
+    assert house.second.waiting() == []
+    told = [each for each in house.written if isinstance(each, entries.Withdraw)]
+    assert [(each.id, each.operator.name) for each in told] == [
+        (first.id, "ann"),
+        (second.id, "bob"),
+        (third.id, "ann"),
+    ]
+    assert "nothing waits" in house.refused(first.id, 1)
+    house.store.close()
+    house.open()
+    assert house.second.waiting() == []
+    house.store.reset()
+    house.store.follow([(i, entries.encode(each)) for i, each in enumerate(house.written)], len(house.written))
+    assert house.second.waiting() == []
 
 
 # --- reloads ------------------------------------------------------------------------------------------------
@@ -226,6 +273,12 @@ def test_what_is_in_force_says_whether_it_takes_two() -> None:
     parent = Parent(NEW)
     parent.reloads.in_force = msgspec.structs.replace(OLD, two_person=())
     assert parent.ask(Request(operator=ANN)) == 7
+    # Where only releases take two, the policy is one operator's; who the two are, and that it takes two, is not.
+    parent.reloads.in_force = msgspec.structs.replace(OLD, two_person=("release",))
+    assert parent.ask(Request(operator=ANN)) == 7
+    parent.offered = msgspec.structs.replace(OLD, authority="a2")
+    assert isinstance(parent.ask(Request(operator=ANN)), Held)
+    parent.offered = NEW
     parent.reloads.in_force = None  # the daemon starts
     parent.reloads.judge(0, NEW, {})
 

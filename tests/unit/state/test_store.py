@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -310,3 +311,56 @@ def test_a_file_of_another_layout_is_filled_again_from_the_ledger(tmp_path: Path
     assert again.position == 2
     assert again.revocations == {("task", "t"): 1}
     again.close()
+
+
+def reopen(value: str) -> entries.Reopen:
+    ann = entries.Operator(name="ann", uid=0)
+    return entries.Reopen(time=TIME, target="agent", value=value, why="w", by=0, operator=ann)
+
+
+def close(value: str) -> entries.Revoke:
+    return entries.Revoke(time=TIME, target="agent", value=value, until_released=True, by=0)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
+def test_what_is_closed_is_told_by_positions_whatever_order_answers_come_in(
+    tmp_path: Path, order: tuple[int, ...]
+) -> None:
+    """Closed, released, closed again; and a revocation as of now, which neither closes nor opens."""
+    story = [close("a"), reopen("a"), close("a"), entries.Revoke(time=TIME, target="agent", value="a", by=0)]
+    for length, closed in ((1, {("agent", "a"): 0}), (2, {}), (3, {("agent", "a"): 2}), (4, {("agent", "a"): 2})):
+        place = tmp_path / f"{length}.db"
+        store = Store(place)
+        for position in (each for each in order if each < length):
+            store.apply(position, story[position])
+        assert store.closed == closed
+        assert store.revocations == {("agent", "a"): length - 1}
+        store.close()
+        store = Store(place)
+        assert store.closed == closed
+        store.follow([(i, entries.encode(each)) for i, each in enumerate(story[:length])], length)  # once more
+        assert store.closed == closed
+        store.reset()
+        assert store.closed == {}
+        store.close()
+
+
+def test_what_was_announced_before_a_release_stays_revoked(store: Store) -> None:
+    authority = Authority(store)
+    who = Principal(agent="a", owner="o", task="t", session="s")
+    below = Principal(agent="boss", owner="o", task="t", session="s", asserted=("a",))
+    store.apply(0, token("before"))
+    store.apply(1, close("a"))
+    store.apply(2, token("during"))
+    assert [authority.taken(who, (jti,)) for jti in ("before", "during")] == [
+        "the agent was revoked, until an operator releases it"
+    ] * 2
+    assert authority.closed_at("agent", "a") == 1
+    store.apply(3, reopen("a"))
+    assert authority.closed_at("agent", "a") == -1
+    store.apply(4, token("after"))
+    for principal in (who, below):
+        assert [authority.taken(principal, (jti, "leaf")) for jti in ("before", "during")] == [
+            "the agent was revoked"
+        ] * 2
+        assert authority.taken(principal, ("after", "leaf")) == ""

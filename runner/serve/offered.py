@@ -1,0 +1,31 @@
+"""What parent offers, compiled by gate: whole, signed as it must be, and allowed on this word; or refused."""
+
+from __future__ import annotations
+
+import logging
+
+from runner.admin.reload import Offered, Reloads, standing
+from runner.admin.roster import roster, uids_of
+from runner.catalog import compile_bundle
+from runner.gate.serving import Serving
+from runner.gate.signature import check
+from runner.serve.anchors import anchors_of
+from runner.wire import parent
+
+_log = logging.getLogger(__name__)
+
+
+def compiled(offer: parent.Offer, reloads: Reloads) -> Offered:
+    """What would be put into force. Raises `RunnerError` with what is wrong with it first."""
+    catalog = compile_bundle(offer.bundle)
+    signer = check(catalog, catalog.config.policy, offer.bundle.keys)
+    serving = Serving.compile(catalog)
+    anchors = anchors_of(catalog.config, offer.bundle.keys)
+    agents = uids_of(catalog.config.peers.agents, "peers.agents")
+    operators = roster(catalog.config)
+    offered = standing(offer.bundle, catalog.config, serving.policies.digest)
+    reloads.judge(offer.asked, offered, catalog.contents)
+    _log.info("policy %s, signed by %s", serving.policies.digest[:16], signer or "no trusted key")
+    if not serving.policies.all_rules:
+        _log.warning("there is no rule in it: every call is refused")
+    return Offered(serving, anchors, agents, operators, offered, reloads.request(offer.asked))
