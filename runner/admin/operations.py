@@ -12,12 +12,13 @@ from msgspec.structs import replace
 
 from runner import config
 from runner.admin.release import Releases, named
-from runner.admin.reload import ACT, Reloads, Request
+from runner.admin.reload import ACT, Reloads, Request, Swap
 from runner.admin.retention import Retention
 from runner.admin.roster import Asker
 from runner.admin.second import SecondPerson
 from runner.errors import refuse
 from runner.gate import pruned
+from runner.gate.authenticate import RETIRED
 from runner.gate.parts import Parts
 from runner.gate.tasks import Task
 from runner.ledger import entry as entries
@@ -136,16 +137,16 @@ class Operations:
         if pending.act != ACT:
             return admin.Done(position=await self._releases.confirmed(pending, asker))
         done = await self._reloads.ask(Request(operator=asker.entry, pending=pending))
-        assert isinstance(done, int)  # what is confirmed waits for nobody
-        return admin.Done(position=done)
+        assert isinstance(done, Swap)  # what is confirmed waits for nobody
+        return admin.Done(position=done.position, affected=done.stopped)
 
     def _two_person(self) -> tuple[str, ...]:
         return self._reloads.in_force.two_person if self._reloads.in_force else ()
 
     async def _reload(self, message: admin.Reload, asker: Asker) -> admin.ToOperator:
         done = await self._reloads.ask(Request(operator=asker.entry, why=message.why[:500]))
-        if isinstance(done, int):
-            return admin.Done(position=done)
+        if isinstance(done, Swap):
+            return admin.Done(position=done.position, affected=done.stopped)
         self._second.refuse_twin(ACT, done.offered.subject)
         for content in done.contents:  # what the entry names can be looked at before it is confirmed
             await self._parts.journal.recorder.store(content)
@@ -274,6 +275,16 @@ class Operations:
             await asyncio.wait([running.finished for running in stopped])
         self._on_revoked()
         return len(stopped) + sum(counts)
+
+    async def stop_retired(self, by: int, operator: entries.Operator | None) -> int:
+        """End every task whose root token was signed by a key that is in force no more, with what runs detached in it.
+        Returns how many calls were stopped; none of their processes is left."""
+        parts = self._parts
+        over = [
+            task for task in parts.tasks.live.values() if task.anchor and not parts.authenticator.trusts(*task.anchor)
+        ]
+        ends = [parts.tasks.end(task.id, RETIRED, by=by, operator=operator) for task in over]
+        return sum(await asyncio.gather(*ends))
 
     def _taken(self, task: Task, asserted: tuple[str, ...], chain: tuple[str, ...]) -> str:
         return self._authority.taken(replace(task.principal, asserted=asserted), chain)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -77,19 +77,23 @@ class Request(Value, frozen=True):
 
     def entry(self, *, time: str, before: str, after: str, policy: str, anchors: tuple[str, ...]) -> entries.Reload:
         """The entry of a reload that was carried out for it."""
-        first = self.pending.operator if self.pending else self.operator
-        return entries.Reload(
-            time=time,
-            before=before,
-            after=after,
-            policy=policy,
-            anchors=anchors,
-            by=first.uid,
-            operator=first,
-            confirmed=self.operator if self.pending else None,
-            pending=self.pending.id if self.pending else "",
-            why=self.pending.why if self.pending else self.why,
-        )
+        return entries.Reload(time=time, before=before, after=after, policy=policy, anchors=anchors, **self.said)
+
+    @property
+    def first(self) -> entries.Operator:
+        """Who asked for it first."""
+        return self.pending.operator if self.pending else self.operator
+
+    @property
+    def said(self) -> dict[str, Any]:
+        """Who wanted it, and why, as both kinds of its entries say it."""
+        return {
+            "by": self.first.uid,
+            "operator": self.first,
+            "confirmed": self.operator if self.pending else None,
+            "pending": self.pending.id if self.pending else "",
+            "why": self.pending.why if self.pending else self.why,
+        }
 
 
 class Offered(NamedTuple):
@@ -101,6 +105,13 @@ class Offered(NamedTuple):
     operators: Roster
     standing: Standing
     request: Request | None  # whose reload it is; None at start and by a signal
+
+
+class Swap(NamedTuple):
+    """A reload in force: its entry's position, and how many calls it stopped, whose issuer's key it retired."""
+
+    position: int
+    stopped: int = 0
 
 
 class Held(Value, frozen=True):
@@ -122,7 +133,7 @@ class Reloads:
         self._held: Held | None = None
         self._answer: asyncio.Future[Refusal | None] | None = None
         self.in_force: Standing | None = None
-        self.swap: asyncio.Future[int] | None = None  # the newest swap, with the position of its entry
+        self.swap: asyncio.Future[Swap] | None = None  # the newest
 
     def request(self, asked: int) -> Request | None:
         """Who asked for the reload of this number; None for a signal."""
@@ -156,6 +167,21 @@ class Reloads:
                 next_step="ask with `runner admin reload`, and have another operator confirm it",
             )
 
+    def refused(self, time: str, asked: int, refusal: Refusal, offered: str) -> entries.RefusedReload | None:
+        """The entry of a reload that changed nothing; None of one that waits for a second person, which has its own.
+        `offered` is the digest of the catalogue, "" where it was not read whole."""
+        request = self.request(asked)
+        if request is not None and self._held is not None:
+            return None
+        return entries.RefusedReload(
+            time=time,
+            offered=offered,
+            code=refusal.code,
+            field=_told(refusal.field),
+            reason=_told(refusal.reason),
+            **(request.said if request else {}),
+        )
+
     def _waits(self) -> Held | None:
         return self._held
 
@@ -164,8 +190,8 @@ class Reloads:
         if asked == self._number and self._answer is not None and not self._answer.done():
             self._answer.set_result(refusal)
 
-    async def ask(self, request: Request) -> int | Held:
-        """Have the files read anew and put into force. The position of the entry, or what waits for a second person.
+    async def ask(self, request: Request) -> Swap | Held:
+        """Have the files read anew and put into force. What came of it, or what waits for a second person.
 
         Raises `RunnerError` with what is wrong with the files; the old ones stay in force then."""
         async with self._one:
@@ -183,3 +209,8 @@ class Reloads:
                 return await asyncio.shield(self.swap)
             finally:
                 self._request = self._held = self._answer = None
+
+
+def _told(text: str) -> str:
+    """What a refusal says of files, which may be named in no encoding, as an entry can hold it."""
+    return text.encode("utf-8", "replace").decode()[:500]

@@ -156,7 +156,7 @@ def init(
 
 Dir = Annotated[Path, typer.Option("--dir", help="Where issuer.key and issuer.pub are.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-_RELOAD = "reload the daemon: `systemctl reload toolrunner`, or SIGHUP to `runner serve`"
+_RELOAD = "reload the daemon: `runner admin reload`, or `systemctl reload toolrunner`; until then nothing has changed"
 
 
 @app.command(
@@ -200,15 +200,17 @@ def list_(dir_: Dir = Path(), json: Json = False) -> None:
 @app.command(
     context_settings={"ignore_unknown_options": True},  # a thumbprint may begin with a hyphen
     epilog="Example: runner keys retire NzbLsXh8 --dir /etc/toolrunner\n\n"
-    "Then reload the daemon: it closes every connection that stands on the key, and refuses its tokens from then on. "
-    "To stop what runs on tokens that a thief may have minted, also `runner token revoke --everything`.",
+    "Then reload the daemon: it refuses every token of the key from then on, closes their connections, and ends their "
+    "tasks with what runs in them, detached or not. So retire a stolen key at once: when `runner admin reload` is "
+    "answered, nothing is left that stood on it. In a routine change wait until the key's tokens have expired (an hour "
+    "after the last was minted, where --ttl says nothing else): then nothing is cut off.",
 )
 def retire(
     thumbprint: Annotated[str, typer.Argument(help="The key, or the first characters of it; see `runner keys list`.")],
     dir_: Dir = Path(),
     json: Json = False,
 ) -> None:
-    """Take a key out of force, and with it every token it signed."""
+    """Take a key out of force, and with it every token it signed and every task that began with one."""
     public = dir_ / "issuer.pub"
     held, issuer = load_anchors(public)
     found = [key for key in held if thumbprint and key.thumbprint.startswith(thumbprint)]

@@ -79,6 +79,7 @@ class _Telling:
     def __init__(self) -> None:
         self._catalogue = ""
         self._policy = ""
+        self._anchors: tuple[str, ...] = ()
         self._revoked: dict[tuple[str, str], str] = {}
         self._closed: dict[tuple[str, str], int] = {}
 
@@ -167,7 +168,7 @@ class _Telling:
 
     def _started(self, position: int, entry: entries.Start) -> Act:
         catalogue, policy = self._catalogue, self._policy
-        self._catalogue, self._policy = entry.catalogue, entry.policy
+        self._catalogue, self._policy, self._anchors = entry.catalogue, entry.policy, entry.anchors
         return _act(
             position, entry, what=f"instance {entry.instance}, the run before ended {entry.previous}",
             before=_in_force(catalogue, policy), after=_in_force(entry.catalogue, entry.policy),
@@ -177,6 +178,9 @@ class _Telling:
     def _reloaded(self, position: int, entry: entries.Reload) -> Act:
         policy, self._policy, self._catalogue = self._policy, entry.policy, entry.after
         what = "catalogue" if policy == entry.policy else "catalogue with its policy"
+        anchors, self._anchors = self._anchors, entry.anchors
+        for word, changed in (("retires", {*anchors} - {*entry.anchors}), ("adds", {*entry.anchors} - {*anchors})):
+            what += f", {word} issuer's key {' '.join(sorted(changed))}" if changed else ""
         return _act(
             position, entry, what=what + _confirmed(entry), before=_in_force(entry.before, policy), why=entry.why,
             after=_in_force(entry.after, entry.policy), catalogues=(entry.before, entry.after),

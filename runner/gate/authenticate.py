@@ -22,10 +22,12 @@ from runner.gate.tokens import ChainCache, Registry, ReplayWindow
 from runner.model import Authenticated, Peer, ToolCall
 from runner.token.capability import violation
 from runner.token.claims import Anchors, VerifiedChain
+from runner.token.keys import PublicKey
 from runner.token.narrow import shown
 from runner.token.proof import verify_call, verify_hello
 from runner.token.strict import NotAccepted, unauthenticated
 
+RETIRED = "the issuer's key was retired"
 _NAMED_TOOLS = 24  # granted tools named in a refusal
 
 
@@ -48,8 +50,11 @@ class Authenticator:
 
     def retired(self, verified: VerifiedChain) -> str:
         """Why a chain is trusted no longer, "" while its trust anchor is in force."""
-        in_force = verified.anchor in self._anchors.get(verified.issuer, ())
-        return "" if in_force else "the issuer's key was retired"
+        return "" if self.trusts(verified.issuer, verified.anchor) else RETIRED
+
+    def trusts(self, issuer: str, anchor: PublicKey) -> bool:
+        """Whether this key of this issuer is in force."""
+        return anchor in self._anchors.get(issuer, ())
 
     def open(self, chain: Sequence[str], hello: str, nonce: str, now: float, peer: Peer) -> VerifiedChain:
         """The identity of a new connection challenged with `nonce`. Raises `RunnerError`: unauthenticated, revoked."""

@@ -17,6 +17,7 @@ from runner.gate.context import Context
 from runner.gate.entries import Journal, who
 from runner.ledger import entry as entries
 from runner.model import Principal
+from runner.token.keys import PublicKey
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Task:
         self.context = Context()
         self.used = now  # monotonic time of the last sign of life
         self.connections = 0
+        self.anchor: tuple[str, PublicKey] | None = None  # whose key signed its root token; unknown until it is joined
         self.ending = ""
 
 

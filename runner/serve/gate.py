@@ -25,7 +25,7 @@ import uvloop
 
 from runner import VERSION
 from runner.admin.operations import Operations
-from runner.admin.reload import Offered, Reloads
+from runner.admin.reload import Offered, Reloads, Swap
 from runner.admin.second import SecondPerson
 from runner.admin.socket import AdminServer
 from runner.errors import RunnerError, refuse
@@ -214,7 +214,7 @@ class GateProcess:
         )
         tasks.on_end.append(self._server.task_ended)
         server = self._server
-        operations = Operations(
+        operations = self._operations = Operations(
             self._parts,
             self._store,
             authority,
@@ -338,7 +338,7 @@ class GateProcess:
             case parent.Commit():
                 self._commit(message.generation)
             case parent.Swapped():
-                self._reloads.answered(message.asked, message.refusal)
+                self._beside(self._answer_reload(message))
             case parent.Engine() if descriptor is not None:
                 self._engine_back(socket.socket(fileno=descriptor))
             case parent.Stop():
@@ -376,12 +376,23 @@ class GateProcess:
         self._reloads.in_force = offered.standing  # the next one offered is judged against it
         self._reloads.swap = self._beside(self._swap(offered))
 
-    async def _swap(self, offered: Offered) -> int:
+    async def _answer_reload(self, swapped: parent.Swapped) -> None:
+        """A refused one is an entry before whoever asked is told. One that waits is written by who lets it wait."""
+        try:
+            refused = swapped.refusal and self._reloads.refused(
+                stamp(), swapped.asked, swapped.refusal, swapped.offered
+            )
+            if refused:
+                await self._journal.write(refused, sync=True)
+        finally:
+            self._reloads.answered(swapped.asked, swapped.refusal)
+
+    async def _swap(self, offered: Offered) -> Swap:
         """Put the new catalogue into force between two calls. A call that has begun keeps the one it has."""
         async with self._swapping:  # one after the other: each entry names what was in force before it
             return await self._put_into_force(offered)
 
-    async def _put_into_force(self, offered: Offered) -> int:
+    async def _put_into_force(self, offered: Offered) -> Swap:
         serving = offered.serving
         assert self._server is not None
         for content in serving.catalog.contents.values():
@@ -402,7 +413,9 @@ class GateProcess:
         self._stock(serving)
         settle()
         _log.info("catalogue %s is in force", serving.catalog.digest[:16])
-        return written.position
+        first = offered.request.first if offered.request else None
+        stopped = await self._operations.stop_retired(first.uid if first else -1, first)
+        return Swap(written.position, stopped)
 
     # --- time -------------------------------------------------------------------------------------------------
 

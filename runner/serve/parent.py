@@ -359,6 +359,7 @@ class Daemon:
     async def _swap(self, asked: int) -> None:
         """SIGHUP, or an operator's word: read all anew. Whatever is wrong with it, the old catalogue stays in force."""
         _notify("RELOADING=1")
+        offered = ""
         try:
             config, config_bytes = load_config(self._config_path)
             for fixed in ("state", "run", "users", "sandboxes", "limits", "telemetry"):
@@ -366,15 +367,17 @@ class Daemon:
                     raise refuse(
                         "config", f"`{fixed}` cannot change while the daemon runs", field=str(self._config_path)
                     )
-            refused = await self._offer(self._read(config, config_bytes), asked)
+            bundle = self._read(config, config_bytes)
+            offered = bundle.digest
+            refused = await self._offer(bundle, asked)
         except RunnerError as error:
             refused = error.refused
         except OSError as error:
             refused = refusal("config", f"it could not be read: {error}", field=str(self._config_path))
         if refused is not None:
             _log.error("the new catalogue is refused and the old one stays: %s", refused.line())
-        if asked:
-            self._children["gate"].channel.post(wire.Swapped(asked=asked, refusal=refused))
+        if asked or refused is not None:
+            self._children["gate"].channel.post(wire.Swapped(asked=asked, refusal=refused, offered=offered))
         _notify("READY=1")
 
     # --- ending ---------------------------------------------------------------------------------------------

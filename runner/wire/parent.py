@@ -61,10 +61,12 @@ class Reread(Message, frozen=True, tag="reread"):
 
 
 class Swapped(Message, frozen=True, tag="swapped"):
-    """What became of a `Reread`: committed, or why not."""
+    """What became of a `Reread`: committed, or why not. Of a signal (`asked` is 0) it says only why not. `offered` is
+    the digest of what was read, "" when it could not be read whole."""
 
     asked: int
     refusal: Refusal | None = None
+    offered: str = ""
 
 
 class Ready(Message, frozen=True, tag="ready"):

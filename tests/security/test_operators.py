@@ -232,6 +232,47 @@ def test_a_configuration_that_locks_everybody_out_does_not_start(make_daemon: Ca
         daemon.ask(admin.Whoami())
 
 
+def test_a_refused_reload_is_an_entry(make_daemon: Callable[..., Daemon], tmp_path: Path) -> None:
+    lay_out(tmp_path / "catalogue")
+    daemon = make_daemon(catalogue=tmp_path / "catalogue")
+    before = daemon.ask(admin.Status())
+    policy, config = tmp_path / "catalogue/policies/base.cedar", daemon.place / "runner.toml"
+    good = policy.read_text(), config.read_text()
+
+    def hangup(count: int) -> None:
+        os.kill(daemon.pid, signal.SIGHUP)
+        daemon.wait(lambda: len(daemon.entries(entries.RefusedReload)) == count, 30)
+
+    policy.write_text(good[0] + "\npermit (principal, action, resource) when { nonsense };\n")
+    hangup(1)
+    refused = runner(daemon, "admin", "reload", "--why", "a try")
+    assert refused.returncode == 5
+    policy.write_text(good[0])
+    config.write_text(good[1] + "\nunheard_of = 1\n")
+    hangup(3)
+    one, two, three = daemon.entries(entries.RefusedReload)
+    assert (one.by, one.operator, two.by, two.operator) == (-1, None, 0, entries.Operator(name="root", uid=0))
+    assert (one.code, two.code, three.code, two.why) == ("policy", "policy", "config", "a try")
+    assert one.offered == two.offered  # of the same files
+    assert len(one.offered) == 64
+    assert one.offered != before.catalogue
+    assert three.offered == ""
+    assert "nonsense" in one.reason + one.field
+    assert "runner.toml" in three.field
+    config.write_text(good[1])
+    assert daemon.ask(admin.Status()).catalogue == before.catalogue
+    assert daemon.ask(admin.Reload()).position  # the twin: nothing was wrong with these
+    assert len(daemon.entries(entries.RefusedReload)) == 3
+    said = subprocess.run(
+        [sys.executable, "-m", "runner", "admin", "log", "--state", str(daemon.state), "--kind", "refused_reload"],
+        capture_output=True, text=True, timeout=60, check=True,
+    ).stdout  # fmt: skip
+    assert f"host (its process): catalogue {one.offered[:16]} refused, policy: " in said
+    assert "root (uid 0): catalogue" in said
+    assert "files that could not be read whole refused, config: " in said
+    assert daemon.verifies()
+
+
 # --- a second person ------------------------------------------------------------------------------------
 
 TWO = (
@@ -282,6 +323,7 @@ def test_activating_policy_takes_two(guarded: Callable[..., tuple[Daemon, Path]]
     policy.write_text(new)
     os.kill(daemon.pid, signal.SIGHUP)
     daemon.wait(lambda: "takes two operators" in daemon.said(), 30)
+    daemon.wait(lambda: daemon.entries(entries.RefusedReload), 30)
     # Ann asks; it waits, and nothing has changed.
     asked = json.loads(runner(daemon, "admin", "reload", "--why", "no shell", "--json").stdout)
     assert (asked["state"], asked["changes"], asked["can"]) == ("waits", ["policies/base.cedar"], ["bob"])
@@ -299,6 +341,10 @@ def test_activating_policy_takes_two(guarded: Callable[..., tuple[Daemon, Path]]
     assert altered.returncode == 3
     assert "altered since" in altered.stderr
     assert daemon.ask(admin.Status()).policy == first.policy
+    by_signal, by_two = daemon.entries(entries.RefusedReload)  # and none of what waits
+    assert (by_signal.operator, by_signal.code) == (None, "denied")
+    assert (by_two.operator, by_two.confirmed) == (pending.operator, entries.Operator(name="bob", uid=NOBODY))
+    assert (by_two.pending, by_two.code) == (pending.id, "conflict")
     # It survives a restart, of which the old files are in force again.
     policy.write_text(old)
     assert daemon.stop() == 0

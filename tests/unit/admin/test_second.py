@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.admin.reload import ACT, Held, Reloads, Request, Standing, standing
+from runner.admin.reload import ACT, Held, Reloads, Request, Standing, Swap, standing
 from runner.admin.roster import ACTS, Asker, Roster, roster
 from runner.admin.second import SecondPerson
 from runner.config import Config, Limits, Operator, Users
@@ -246,11 +246,11 @@ class Parent:
             self.reloads.answered(asked, refusal("policy", "engine says no"))
             return
         self.reloads.swap = asyncio.get_running_loop().create_future()
-        self.reloads.swap.set_result(7)
+        self.reloads.swap.set_result(Swap(7))
         self.reloads.answered(asked, None)
 
-    def ask(self, request: Request) -> int | Held:
-        async def work() -> int | Held:
+    def ask(self, request: Request) -> Swap | Held:
+        async def work() -> Swap | Held:
             return await self.reloads.ask(request)
 
         return asyncio.run(work())
@@ -261,7 +261,7 @@ def test_what_changes_the_policy_waits_and_what_does_not_is_done() -> None:
     assert isinstance(held, Held)
     assert (held.offered, held.before, held.contents) == (NEW, OLD, (b"content",))
     assert NEW.changes(OLD) == ["policies/x"]
-    assert Parent(msgspec.structs.replace(OLD, catalogue="c2")).ask(Request(operator=ANN)) == 7
+    assert Parent(msgspec.structs.replace(OLD, catalogue="c2")).ask(Request(operator=ANN)) == Swap(7)
     held = Parent(msgspec.structs.replace(OLD, authority="a2")).ask(Request(operator=ANN))
     assert isinstance(held, Held)
     assert "operators" in held.offered.changes(OLD)[0]
@@ -272,10 +272,10 @@ def test_what_is_in_force_says_whether_it_takes_two() -> None:
     assert isinstance(Parent(msgspec.structs.replace(NEW, two_person=())).ask(Request(operator=ANN)), Held)
     parent = Parent(NEW)
     parent.reloads.in_force = msgspec.structs.replace(OLD, two_person=())
-    assert parent.ask(Request(operator=ANN)) == 7
+    assert parent.ask(Request(operator=ANN)) == Swap(7)
     # Where only releases take two, the policy is one operator's; who the two are, and that it takes two, is not.
     parent.reloads.in_force = msgspec.structs.replace(OLD, two_person=("release",))
-    assert parent.ask(Request(operator=ANN)) == 7
+    assert parent.ask(Request(operator=ANN)) == Swap(7)
     parent.offered = msgspec.structs.replace(OLD, authority="a2")
     assert isinstance(parent.ask(Request(operator=ANN)), Held)
     parent.offered = NEW
@@ -295,7 +295,7 @@ def test_a_signal_is_nobodys_word() -> None:
 
 def test_a_confirmation_is_for_the_very_same() -> None:
     bob = entries.Operator(name="bob", uid=1)
-    assert Parent(NEW).ask(Request(operator=bob, pending=pending_for(NEW))) == 7
+    assert Parent(NEW).ask(Request(operator=bob, pending=pending_for(NEW))) == Swap(7)
     for offered in (OLD, *(msgspec.structs.replace(NEW, **{name: "x"}) for name in ("catalogue", "authority"))):
         with pytest.raises(RunnerError) as refused:
             Parent(offered).ask(Request(operator=bob, pending=pending_for(NEW)))
@@ -314,7 +314,7 @@ def test_a_refusal_of_the_files_is_the_operators_to_read() -> None:
         parent.ask(Request(operator=ANN))
     assert refused.value.refused.reason == "engine says no"
     parent.swap = True
-    assert parent.ask(Request(operator=ANN)) == 7  # and the next one is served
+    assert parent.ask(Request(operator=ANN)) == Swap(7)  # and the next one is served
 
 
 def bundle(**change: Any) -> Bundle:

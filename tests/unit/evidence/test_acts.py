@@ -153,3 +153,46 @@ def test_other_bytes_are_no_archive(data: bytes) -> None:
     except ValueError:
         return
     assert archive(files) == data
+
+
+MORE: list[entries.AnyEntry] = [
+    entries.Start(
+        time=at(0), instance="i", version="0", host="h", boot="b", config=entries.Content(digest="c", size=1),
+        catalogue=digest(OLD), policy="p1", previous="none", anchors=("key-1",),
+    ),
+    entries.Revoke(time=at(1), target="agent", value="a", until_released=True, why="w", by=1000, operator=ANN),
+    entries.Revoke(time=at(2), target="agent", value="a", by=1000, operator=ANN),
+    entries.Pending(
+        time=at(3), id="p1", act="release", subject="s", target="agent", value="a", changes=("agent a",), by=1000,
+        operator=ANN, expires=100,
+    ),
+    entries.Withdraw(time=at(4), id="p1", act="release", why="no", by=1000, operator=ANN),
+    entries.Reopen(
+        time=at(5), target="agent", value="a", why="mended", by=1000, operator=ANN, pending="p2",
+        confirmed=entries.Operator(name="bob", uid=7),
+    ),
+    entries.Revoke(time=at(6), target="agent", value="a", by=1000, operator=ANN),
+    entries.RefusedReload(time=at(7), offered="d" * 64, code="policy", field="policies/x:3", reason=HOSTILE),
+    entries.Reload(time=at(8), before=digest(OLD), after=digest(OLD), policy="p1", anchors=("key-2",)),
+]  # fmt: skip
+
+
+def test_what_was_closed_released_and_refused(sample: ModuleType, tmp_path: Path) -> None:
+    recorder = sample.open_recorder(tmp_path)
+    for entry in MORE:
+        recorder.append(entries.encode(entry))
+    recorder.close()
+    (tmp_path / "ledger/key.pub").write_text(sample.VKEY + "\n")
+    _, closed, again, waits, withdrawn, released, last, refused, reload = told(tmp_path)
+    assert (closed.before, closed.after) == ("not revoked", "revoked, and closed until its release")
+    assert (again.before, again.after) == ("closed at 1", "revoked, and closed until its release")
+    assert (waits.before, waits.what) == ("closed", "release waits as p1 for another: agent a")
+    assert (withdrawn.before, withdrawn.after, withdrawn.why) == ("waits", "withdrawn", "no")
+    assert (released.before, released.why) == ("closed at 1", "mended")
+    assert released.after == "open for new tokens; what was announced before stays revoked"
+    assert released.what == "agent a, p2 confirmed by bob (uid 7)"
+    assert (last.before, last.after) == ("released at 5", "revoked")
+    assert (refused.operator, refused.before) == (HOST, refused.after)
+    assert refused.what == f"catalogue {'d' * 16} refused, policy: policies/x:3: {HOSTILE}"
+    assert reload.what == "catalogue, retires issuer's key key-1, adds issuer's key key-2"
+    assert "\x1b" not in run(tmp_path, "--kind", "refused_reload")
