@@ -105,7 +105,8 @@ class Users(_Section, frozen=True):
     """The users the processes drop to, and the groups that may open the sockets. `scripts/setup` makes them.
 
     agent.sock is for `agents_group`. admin.sock is root's alone (0600) unless `operators_group` names a group (0660):
-    named operators who are not root need it, and whom [[operators]] does not name is refused all the same."""
+    named operators who are not root need it, and whom [[operators]] does not name is refused all the same. For it
+    scripts/setup makes `runner-operators`, with nobody in it; `runner doctor` tells who cannot reach the socket."""
 
     gate: str = "runner-gate"
     recorder: str = "runner-recorder"

@@ -200,7 +200,8 @@ def _named(each: Named, field: str, keys: dict[str, PublicKey], *, root_only: bo
             "config",
             "admin.sock is root's alone, so this uid could never connect",
             field=f"{field}.uid",
-            next_step="name a group of your operators as operators_group in [users], and restart",
+            next_step="name a group of your operators as operators_group in [users] (scripts/setup makes "
+            "runner-operators), put this user into it, and restart",
         )
     if not uids and not each.key:
         raise refuse("config", "neither a uid nor a key: nobody could be this operator", field=field)

@@ -10,6 +10,7 @@ import typer
 from runner.catalog import compile_bundle, read_folders, shared
 from runner.cli.checks import Finding, engine_findings, host_findings, place_findings
 from runner.cli.keys import read_public_file
+from runner.cli.operator_checks import operator_findings
 from runner.cli.tables import print_json, print_table
 from runner.config import Config, load_config
 from runner.engine import image
@@ -26,7 +27,8 @@ def doctor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check kernel, Docker, cgroups, users, folders, sockets, disk and image. Exit status 4 when something fails."""
+    """Check kernel, Docker, cgroups, users, operators, folders, sockets, disk and image. Exit status 4 when something
+    fails."""
     settings = load_config(config)[0] if config else Config()
     findings = examine(settings)
     if json:
@@ -43,7 +45,7 @@ def doctor(
 
 def examine(config: Config) -> list[Finding]:
     """Every finding about this host, for this configuration."""
-    return [*host_findings(config), *_engine(config), *place_findings(config)]
+    return [*host_findings(config), *operator_findings(config), *_engine(config), *place_findings(config)]
 
 
 def status(findings: list[Finding]) -> int:

@@ -38,7 +38,10 @@ operators = [0]
 # Named operators, once root alone is not enough: each by uid, by key (`runner admin key FILE`), or either, with roles
 # out of policy-author, approver, containment, secrets, forensics, auditor. Then nobody else is an operator, and
 # [peers] has no operators. Acts in two_person (it stands above every section) need another operator's confirmation.
-# two_person = ["activate-policy"]
+# An operator who is not root must be in the group that may open admin.sock; `runner doctor` says who is not.
+# two_person = ["activate-policy", "release"]
+# [users]
+# operators_group = "runner-operators"
 # [[operators]]
 # name = "ann"
 # uid = 0

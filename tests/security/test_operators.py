@@ -159,7 +159,10 @@ def test_each_operator_is_known_and_held_to_its_roles(make_daemon: Callable[...,
 
 def test_everybody_else_is_a_stranger(make_daemon: Callable[..., Daemon]) -> None:
     daemon = make_daemon(config=OPERATORS)
-    assert "not allowed to open" in runner(daemon, "admin", "whoami", user="runner-demo", group=False).stderr
+    for command in ("status", "task list", "token revoke --everything --why x", "trace hold x --why x", "admin whoami"):
+        closed = runner(daemon, *command.split(), user="runner-demo", group=False)
+        assert closed.returncode == 4, closed.stderr
+        assert "not allowed to open" in closed.stderr
     stranger = runner(daemon, "admin", "whoami", user="runner-demo")  # past the mode, and named by nobody
     assert stranger.returncode == 3
     assert f"uid {DEMO} is no operator" in stranger.stderr

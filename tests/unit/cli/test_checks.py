@@ -12,8 +12,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from runner.cli import checks, doctor
-from runner.config import Config, Users
+from runner.admin import roster
+from runner.cli import checks, doctor, operator_checks
+from runner.config import Config, Operator, Users
 from runner.engine.cgroup import CgroupTree
 from runner.engine.docker import INPUTS_LABEL, HostFacts, Image
 from runner.model import Ceilings, TaskProfile
@@ -183,3 +184,71 @@ def test_a_user_that_does_not_exist_is_found():
     assert statuses["user no-such-user-here"] == "fail"
     assert statuses["user root"] == "ok"
     assert "interpreter for no-such-user-here" not in statuses
+
+
+# --- operators ------------------------------------------------------------------------------------------------
+
+BOB = roster.Operator(name="bob", roles=frozenset(("auditor",)), uids=frozenset((1000,)))
+KEYED = roster.Operator(name="carl", roles=frozenset(("auditor",)), keyed="thumb")
+ROOT = roster.Operator(name="ann", roles=frozenset(("auditor",)), uids=frozenset((0,)))
+
+
+def account(*groups: int) -> operator_checks.Account:
+    return operator_checks.Account(name="robert", gid=1000, groups=frozenset((1000, *groups)))
+
+
+@pytest.mark.parametrize(
+    ("operator", "group", "who", "status", "words"),
+    [
+        (BOB, "ops", account(7), "ok", "uid 1000: auditor"),
+        (BOB, "ops", account(), "fail", "robert is not in group ops"),
+        (BOB, "ops", None, "fail", "uid 1000 is no user"),
+        (KEYED, "ops", None, "ok", "key thumb"),
+        (KEYED, "", None, "warn", "root alone"),
+        (ROOT, "", None, "ok", "uid 0"),
+        (ROOT, "ops", None, "ok", "uid 0"),
+    ],
+)
+def test_an_operator_reaches_the_socket_or_is_told_why_not(
+    operator: roster.Operator, group: str, who: operator_checks.Account | None, status: str, words: str
+) -> None:
+    found = operator_checks.reach(operator, group, 7, dict.fromkeys(operator.uids, who), Path("/nowhere"))
+    assert found.status == status
+    assert words in found.found
+    assert bool(found.remedy) == (status != "ok")
+
+
+def test_a_folder_that_is_closed_above_the_socket_is_named(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        place.chmod(0o700)
+        (place / "run").mkdir(mode=0o711)
+        stranger = roster.Operator(name="bob", roles=frozenset(("auditor",)), uids=frozenset((4_000_000,)))
+        for mode, status in ((0o700, "fail"), (0o711, "ok")):
+            place.chmod(mode)
+            found = operator_checks.reach(stranger, "ops", 7, {4_000_000: account(7)}, place / "run")
+            assert found.status == status
+            assert (str(place) in found.found) == (status == "fail")
+
+
+def test_a_socket_that_was_made_otherwise_needs_a_restart() -> None:
+    assert operator_checks.opened("ops", 7, SOCKET | 0o660, 7).status == "ok"
+    assert operator_checks.opened("", 0, SOCKET | 0o600, 0).status == "ok"
+    for named, gid, mode, found in (("ops", 7, 0o600, 0), ("ops", 7, 0o660, 8), ("", 0, 0o660, 7)):
+        told = operator_checks.opened(named, gid, SOCKET | mode, found)
+        assert (told.status, "restart" in told.remedy) == ("fail", True)
+
+
+def test_operators_of_a_configuration() -> None:
+    def told(*operators: Operator, group: str = "") -> list[tuple[str, str]]:
+        config = Config(operators=operators, users=Users(operators_group=group), run="/nowhere/run")
+        return [(each.name, each.status) for each in operator_checks.operator_findings(config)]
+
+    ann = Operator(name="ann", uid=0, roles=("auditor",))
+    bob = Operator(name="bob", uid="nobody", roles=("auditor",))
+    assert told() == []
+    assert told(ann) == [("operator ann", "ok")]
+    assert told(ann, bob) == [("operators", "fail")]  # the daemon would not start: its own words
+    assert told(ann, bob, group="nogroup") == [("operator ann", "ok"), ("operator bob", "ok")]
+    assert told(ann, bob, group="root") == [("operator ann", "ok"), ("operator bob", "fail")]
+    assert told(ann, group="no-such-group") == [("group no-such-group", "fail")]

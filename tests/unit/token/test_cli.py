@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from runner.cli import credentials, keys, token
+from runner.cli import commands, credentials, keys, token
 from runner.client import descriptor
 from runner.config import Limits
 from runner.errors import Refusal, RunnerError
@@ -404,6 +405,48 @@ def test_ask_without_a_daemon(tmp_path: Path) -> None:
         credentials.ask(tmp_path / "nobody.sock", admin.Status())
     assert caught.value.refused.code == "unavailable"
     assert "runner serve" in caught.value.refused.next_step
+
+
+def test_why_nobody_can_be_asked_is_told_apart(tmp_path: Path) -> None:
+    def told(path: Path) -> str:
+        with pytest.raises(RunnerError) as caught:
+            credentials.ask(path, admin.Status())
+        assert caught.value.refused.code == "unavailable"
+        assert "--socket" in caught.value.refused.next_step
+        return caught.value.refused.reason
+
+    assert "there is no" in told(tmp_path / "nobody.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead.sock"))  # as a daemon leaves it that was killed
+        assert "nobody listens" in told(tmp_path / "dead.sock")
+    (tmp_path / "file").write_text("")
+    assert "no socket" in told(tmp_path / "file")
+    assert "there is no" in told(tmp_path / "file/admin.sock")
+    assert "no daemon answers" in told(tmp_path / ("x" * 200))  # longer than a socket's path can be
+
+
+def test_an_answer_that_does_not_come_leaves_the_act_open(operator: Operator) -> None:
+    operator.answer = b""  # it hangs up once it was asked
+    with pytest.raises(RunnerError) as caught:
+        credentials.ask(operator.path, admin.Revoke(kind="everything"))
+    assert caught.value.refused.code == "interrupted"
+    assert "may have been carried out" in caught.value.refused.next_step
+    assert operator.asked == [admin.Revoke(kind="everything")]
+
+
+def test_every_command_takes_the_socket_alike() -> None:
+    found: dict[str, Any] = {}
+
+    def walk(command: Any, name: str) -> None:
+        for each, below in getattr(command, "commands", {}).items():
+            walk(below, f"{name} {each}")
+        for option in command.params:
+            if "--socket" in option.opts:
+                found[name] = option.help, option.envvar
+
+    walk(get_command(commands.app), "runner")
+    assert {f"runner {name}" for name in ("status", "task end", "task diff", "token mint", "trace prune")} <= set(found)
+    assert set(found.values()) == {("The daemon's admin.sock.", "RUNNER_ADMIN_SOCKET")}
 
 
 def test_ask_a_daemon_that_answers_otherwise(operator: Operator) -> None:
