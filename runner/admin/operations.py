@@ -13,7 +13,7 @@ from msgspec.structs import replace
 from runner import config
 from runner.admin.release import Releases, named
 from runner.admin.reload import ACT, Reloads, Request, Swap
-from runner.admin.retention import Retention
+from runner.admin.retention import Images, Retention
 from runner.admin.roster import Asker
 from runner.admin.second import SecondPerson
 from runner.errors import refuse
@@ -79,6 +79,7 @@ class Operations:
         workspace: Callable[[str], Awaitable[bytes]],
         reloads: Reloads,
         second: SecondPerson,
+        images: Images,
     ) -> None:
         self._parts = parts
         self._state = state
@@ -86,7 +87,7 @@ class Operations:
         self._status = status
         self._on_revoked = on_revoked  # connections that stood on it are closed
         self._retention = Retention(
-            parts.journal, lambda: pruned.let_go(parts.journal.recorder, self._state, parts.calls)
+            parts.journal, images, lambda: pruned.let_go(parts.journal.recorder, self._state, parts.calls)
         )
         self._workspace = workspace  # lines of the manifest of a task's workspace
         self._reloads = reloads

@@ -1,10 +1,13 @@
-"""Retention: holds, releases and prunes, each an entry; one at a time, so that a hold and a prune never cross."""
+"""Retention: holds, releases and prunes, each an entry; one at a time, so that a hold and a prune never cross.
+
+A prune takes content first, and then the archives of images that no kept call names any more."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from runner import config
 from runner.admin.roster import Asker
@@ -12,6 +15,8 @@ from runner.errors import refuse
 from runner.gate.entries import Journal
 from runner.ledger import entry as entries
 from runner.wire import admin
+from runner.wire.engine import Archive
+from runner.wire.recorder import Selected
 
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z")
 _LABELS = 64  # names in one criterion
@@ -19,11 +24,22 @@ _HASH = 32
 _LARGEST = (1 << 53) - 1
 
 
+class Images(Protocol):
+    """The archives of images (`runner/gate/images.py`)."""
+
+    async def idle(self) -> list[Archive]:
+        """Those that no sandbox needs. Raises `RunnerError` (unavailable)."""
+
+    async def prune(self, archive: Archive, *, why: str, by: int, operator: entries.Operator | None) -> int:
+        """Remove one: its tombstone's position, -1 when it is needed again."""
+
+
 class Retention:
     """The three operations."""
 
-    def __init__(self, journal: Journal, let_go: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, journal: Journal, images: Images, let_go: Callable[[], Awaitable[None]]) -> None:
         self._journal = journal
+        self._images = images
         self._let_go = let_go  # gate's own copies of what is pruned
         self._turn = asyncio.Lock()
 
@@ -46,13 +62,30 @@ class Retention:
             )
         if not message.dry:
             _why(message.why)
+        idle = await self._images.idle()
         # The recorder judges holds by its own ledger; nothing changes until the entry below is on disk.
         found = await self._journal.recorder.select(
-            before=of.before, larger=of.larger, tasks=of.tasks, agents=of.agents, tools=of.tools, keep=not message.dry
-        )
-        answer = admin.Pruned(pieces=found.pieces, size=found.size, held=found.held, more=found.more)
-        if message.dry or not found.pieces:
-            return answer
+            before=of.before, larger=of.larger, tasks=of.tasks, agents=of.agents, tools=of.tools, keep=not message.dry,
+            images=tuple({each.image for each in idle if each.image}),
+        )  # fmt: skip
+        unnamed = [each for each in idle if not each.image or each.image in found.images]
+        position = -1 if message.dry or not found.pieces else await self._remove(found, of, message.why, asker)
+        removed = []
+        for each in unnamed:
+            at = (
+                -1
+                if message.dry
+                else await self._images.prune(each, why=message.why, by=asker.uid, operator=asker.entry)
+            )
+            if message.dry or at >= 0:
+                removed.append(admin.PrunedImage(image=each.image, archive=each.digest, size=each.size, position=at))
+        return admin.Pruned(
+            pieces=found.pieces, size=found.size, held=found.held, more=found.more, position=position,
+            images=tuple(removed),
+        )  # fmt: skip
+
+    async def _remove(self, found: Selected, of: entries.Criteria, why: str, asker: Asker) -> int:
+        """The tombstone of what was selected, and its removal: the tombstone's position."""
         written = await self._journal.write(
             entries.Prune(
                 time=self._journal.stamp(),
@@ -61,7 +94,7 @@ class Retention:
                 pieces=found.pieces,
                 size=found.size,
                 held=found.held,
-                why=message.why,
+                why=why,
                 by=asker.uid,
                 operator=asker.entry,
             ),
@@ -70,9 +103,7 @@ class Retention:
         # From here on a crash only delays the removal: the next start goes on with it.
         await self._journal.recorder.remove(found.pruned)
         await self._let_go()
-        return admin.Pruned(
-            pieces=found.pieces, size=found.size, held=found.held, more=found.more, position=written.position
-        )
+        return written.position
 
     async def _hold(self, message: admin.Hold, asker: Asker) -> admin.Done:
         _name(message.name)

@@ -249,7 +249,7 @@ def archives(size: int, count: int, config: Config) -> Finding:
     """What the archives of images take of the disk."""
     found = f"{count}, {size >> 20} MiB" + ("" if config.sandboxes.archive else "; none is made: archive = false")
     if size > 0.9 * config.sandboxes.archive_bytes:
-        remedy = "raise sandboxes.archive_bytes, or move archives that no kept call needs away"
+        remedy = "`runner trace prune` removes those that no kept call names; or raise sandboxes.archive_bytes"
         return Finding(name="image archives", status="warn", found=found, remedy=remedy)
     return Finding(name="image archives", status="ok", found=found)
 

@@ -56,8 +56,9 @@ def prune(
     """Remove what ended calls kept: arguments, plans, output, results, workspace manifests. Each option narrows.
 
     Their entries stay, with every digest, and a tombstone says what went, why and by whom: the ledger verifies as
-    before. What a hold is on, what another call needs, and what calls that run have kept so far, stays. Removal is
-    for good."""
+    before. What a hold is on, what another call needs, and what calls that run have kept so far, stays. Archives of
+    images that no kept call names any more go too, each with a tombstone of its own; the lists of their packages stay.
+    Removal is for good."""
     found = ask(
         socket,
         admin.Prune(
@@ -75,18 +76,35 @@ def prune(
         raise refuse("protocol", "the daemon answered something else")
     if as_json:
         print_json({"pruned": yes, "pieces": found.pieces, "bytes": found.size, "held": found.held,
-                    "more": found.more, "position": found.position if found.position >= 0 else None})  # fmt: skip
+                    "more": found.more, "position": _entry(found.position),
+                    "images": [{"image": each.image, "archive": each.archive, "bytes": each.size,
+                                "position": _entry(each.position)} for each in found.images]})  # fmt: skip
         return
-    what = f"{found.pieces} pieces of content, {found.size} bytes"
     held = f"; {found.held} more are on hold" if found.held else ""
-    if not yes:
-        print(f"would prune {what}{held}" + (": add --yes and --why to do it" if found.pieces else ""))
-    elif found.position >= 0:
-        print(f"pruned {what}{held}; the tombstone is entry {found.position}")
+    if not found.pieces:
+        print(f"no content to prune{held}")
+    elif not yes:
+        print(f"would prune {_pieces(found)}{held}")
     else:
-        print(f"nothing to prune{held}")
+        print(f"pruned {_pieces(found)}{held}; the tombstone is entry {found.position}")
+    for each in found.images:
+        what = (
+            f"the archive of image {each.image[:19]}" if each.image else f"an archive of no image, {each.archive[:12]}"
+        )
+        done = f"removed {what}, {each.size} bytes; the tombstone is entry {each.position}"
+        print(done if yes else f"would remove {what}, {each.size} bytes: no call that is kept names it")
+    if not yes and (found.pieces or found.images):
+        print("add --yes and --why to do it")
     if found.more:
         print("there is more: run it again")
+
+
+def _entry(position: int) -> int | None:
+    return position if position >= 0 else None
+
+
+def _pieces(found: admin.Pruned) -> str:
+    return f"{found.pieces} pieces of content, {found.size} bytes"
 
 
 def hold(

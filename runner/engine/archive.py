@@ -1,40 +1,35 @@
 """Images as evidence: what sandboxes of an image id were made of, saved once, with a list of its packages beside it.
 
-    STATE/engine/images/{<digest of the archive>.tar, <image id>.json}
+    STATE/engine/images/{<digest of the archive>.tar, <digest of the archive>.cdx.json, <image id>.json}
 
 Done in the background when the first sandbox of an image exists. The archive is `docker save`, streamed; the record is
-written last, so that what a crash cuts off is done again. Nothing of the image is run: its package list is read from
-dpkg's own files in the layers, as data, within bounds.
+written last, so that what a crash cuts off is done again, and removed first. The list of packages lies beside the
+archive for whoever scans it; the ledger names the same bytes. Nothing is removed but by `remove`, which gate asks for
+once the ledger says so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import os
 import re
 import shutil
-import tarfile
 import threading
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import quote
+from typing import NamedTuple
 
 import msgspec
 
 from runner.engine.docker import Docker
+from runner.engine.packages import check_config, packages
 from runner.errors import RunnerError, refuse
 
 RESERVE = 1 << 30  # stays free on the host's disk: ledger and logs live there too
-_MANIFEST = 4 << 20  # bytes of the archive's manifest and of the image's config
-_STATUS = 32 << 20  # bytes of dpkg's status; Debian's largest installations have 10
-_SBOM = 768 << 10  # bytes of the list: some 5,000 packages
 _ID = re.compile(r"sha256:([0-9a-f]{64})")
-_STATUS_FILE, _STATUS_FOLDER = "var/lib/dpkg/status", "var/lib/dpkg/status.d/"
-_WHITEOUT, _OPAQUE = ".wh.", ".wh..wh..opq"
-_URL = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")  # RFC 9562's name space for URLs
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_BILL = ".cdx.json"
 
 
 class Archived(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +40,14 @@ class Archived(msgspec.Struct, frozen=True, kw_only=True):
     sbom: str = ""  # CycloneDX 1.5, JSON
     packages: int = 0
     problem: str = ""
+
+
+class Standing(NamedTuple):
+    """An archive that is there. `image` is "" when no record says of which."""
+
+    image: str
+    digest: str
+    size: int
 
 
 class Archives:
@@ -77,11 +80,47 @@ class Archives:
             except OSError as error:
                 return Archived(problem=f"it could not be saved: {error.strerror}")
 
-    def _known(self, name: str) -> Archived | None:
+    def standing(self) -> list[Standing]:
+        """Every archive that is there. Raises `RunnerError` (unavailable) when the folder cannot be read."""
+        with self._turn, _told("the archives cannot be listed"):
+            if not self._folder.is_dir():
+                return []
+            images = {found.digest: name for name, found in self._records()}
+            sizes = {path.stem: path.stat().st_size for path in sorted(self._folder.glob("*.tar"))}
+            return [Standing(images.get(digest, ""), digest, size) for digest, size in sizes.items()]
+
+    def remove(self, digest: str) -> None:
+        """Remove one archive and what names it; what is gone is no error. Raises `RunnerError`: internal for what is no
+        digest, unavailable when the disk does not take it."""
+        if not _DIGEST.fullmatch(digest):
+            raise refuse("internal", "an archive is named by its SHA-256")
+        with self._turn, _told("the archive cannot be removed"):
+            if not self._folder.is_dir():
+                return
+            for name, found in self._records():
+                if found.digest == digest:
+                    (self._folder / f"{name.removeprefix('sha256:')}.json").unlink()
+            # A crash here leaves an archive without a record, which the next start removes by the same digest.
+            (self._folder / f"{digest}{_BILL}").unlink(missing_ok=True)
+            (self._folder / f"{digest}.tar").unlink(missing_ok=True)
+            _sync(self._folder)
+
+    def _records(self) -> list[tuple[str, Archived]]:
+        """(image id, record) of each record that can be read."""
+        names = sorted(path.stem for path in self._folder.glob("*.json") if _DIGEST.fullmatch(path.stem))
+        return [(f"sha256:{name}", found) for name in names if (found := self._record(name)) is not None]
+
+    def _record(self, name: str) -> Archived | None:
         try:
-            found = msgspec.json.decode((self._folder / f"{name}.json").read_bytes(), type=Archived)
-            whole = (self._folder / f"{found.digest}.tar").stat().st_size == found.size
+            return msgspec.json.decode((self._folder / f"{name}.json").read_bytes(), type=Archived)
         except (OSError, msgspec.MsgspecError):
+            return None
+
+    def _known(self, name: str) -> Archived | None:
+        found = self._record(name)
+        try:
+            whole = found is not None and (self._folder / f"{found.digest}.tar").stat().st_size == found.size
+        except OSError:
             return None
         return found if whole else None
 
@@ -93,26 +132,26 @@ class Archives:
         new = self._folder / "archive.new"
         try:
             digest, size = self._save(docker, image, new)
-            _check_config(new, name)
-            sbom, packages, problem = "", 0, ""
-            try:
-                installed = list(_packages(_status(new)))
-                sbom, packages = _sbom(image, installed), len(installed)
-            except (tarfile.TarError, ValueError, KeyError, EOFError) as error:
-                problem = f"its packages could not be listed: {error}"[:200]
+            check_config(new, name)
+            sbom, count, problem = packages(new, image)
             new.rename(self._folder / f"{digest}.tar")
         finally:
             new.unlink(missing_ok=True)
-        made = Archived(digest=digest, size=size, sbom=sbom, packages=packages, problem=problem)
-        record = self._folder / "record.new"
-        with record.open("wb") as file:
-            file.write(msgspec.json.encode(made))
+        made = Archived(digest=digest, size=size, sbom=sbom, packages=count, problem=problem)
+        if sbom:
+            self._write(f"{digest}{_BILL}", sbom.encode())
+        # A crash before this: the archive is made once more, under the same name or another.
+        self._write(f"{name}.json", msgspec.json.encode(made))
+        return made
+
+    def _write(self, name: str, data: bytes) -> None:
+        new = self._folder / "record.new"
+        with new.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        # A crash before this rename: the archive is made once more, under the same name or another.
-        record.rename(self._folder / f"{name}.json")
+        new.rename(self._folder / name)
         _sync(self._folder)
-        return made
 
     def _check_room(self, docker: Docker, image: str) -> None:
         found = docker.image(image)
@@ -141,6 +180,15 @@ class Archives:
         return total.hexdigest(), size
 
 
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """An error of the disk as a refusal."""
+    try:
+        yield
+    except OSError as error:
+        raise refuse("unavailable", f"{what}: {error.strerror}") from error
+
+
 def usage(folder: Path) -> tuple[int, int]:
     """Bytes and number of the archives in a folder."""
     try:
@@ -148,110 +196,6 @@ def usage(folder: Path) -> tuple[int, int]:
     except PermissionError:  # root's to look at
         return 0, 0
     return sum(sizes), len(sizes)
-
-
-def _check_config(path: Path, name: str) -> None:
-    """An image's id is the digest of its config: raises `RunnerError` unless the archive holds that one."""
-    try:
-        with tarfile.open(path, "r:") as archive:
-            config = _read(archive, str(_manifest(archive)["Config"]), _MANIFEST)
-    except (tarfile.TarError, KeyError, ValueError) as error:
-        raise refuse("unavailable", f"what was saved is no archive of an image: {error}") from None
-    if hashlib.sha256(config).hexdigest() != name:
-        raise refuse("unavailable", "what was saved is another image")
-
-
-def _manifest(archive: tarfile.TarFile) -> dict[str, Any]:
-    (only,) = json.loads(_read(archive, "manifest.json", _MANIFEST))
-    return dict(only)
-
-
-def _read(archive: tarfile.TarFile, name: str, most: int) -> bytes:
-    member = archive.getmember(name)
-    if not member.isreg() or member.size > most:
-        raise ValueError(f"{name} is no file, or larger than {most} bytes")
-    file = archive.extractfile(member)
-    assert file is not None
-    with file:
-        return file.read()
-
-
-def _status(path: Path) -> dict[str, bytes]:
-    """dpkg's status files as the layers leave them, by name: a later layer replaces or removes an earlier one's."""
-    found: dict[str, bytes] = {}
-    with tarfile.open(path, "r:") as archive:
-        for layer in _manifest(archive)["Layers"]:
-            file = archive.extractfile(layer)
-            if file is None:
-                raise ValueError(f"layer {layer} is no file")
-            with file:
-                _apply(file, found)
-    return found
-
-
-def _apply(layer: IO[bytes], found: dict[str, bytes]) -> None:
-    added: dict[str, bytes] = {}
-    with tarfile.open(fileobj=layer, mode="r:*") as files:
-        for member in files:
-            name = member.name.removeprefix("./")
-            folder, _, base = name.rpartition("/")
-            if base == _OPAQUE:
-                _drop(found, folder)
-            elif base.startswith(_WHITEOUT):
-                _drop(found, f"{folder}/{base.removeprefix(_WHITEOUT)}".lstrip("/"))
-            elif member.isreg() and (name == _STATUS_FILE or name.startswith(_STATUS_FOLDER)):
-                if member.size + sum(map(len, added.values())) > _STATUS:
-                    raise ValueError(f"dpkg's status is larger than {_STATUS} bytes")
-                data = files.extractfile(member)
-                assert data is not None
-                added[name] = data.read()
-    found.update(added)
-
-
-def _drop(found: dict[str, bytes], place: str) -> None:
-    for name in [name for name in found if name == place or name.startswith(f"{place}/")]:
-        del found[name]
-
-
-def _packages(status: dict[str, bytes]) -> Iterator[tuple[str, str, str]]:
-    """(name, version, architecture) of every installed package, each once, sorted."""
-    seen = set()
-    for name, data in status.items():
-        for stanza in data.decode("utf-8", "replace").split("\n\n"):
-            fields = dict(line.split(": ", 1) for line in stanza.splitlines() if ": " in line and line[0] not in " \t")
-            # A file in status.d is a package that is there: it has no Status field.
-            installed = (
-                "Status" not in fields if name != _STATUS_FILE else fields.get("Status", "").endswith(" installed")
-            )
-            if installed and "Package" in fields and "Version" in fields:
-                seen.add((fields["Package"], fields["Version"], fields.get("Architecture", "")))
-    yield from sorted(seen)
-
-
-def _sbom(image: str, packages: list[tuple[str, str, str]]) -> str:
-    """The packages as CycloneDX 1.5. The same for the same image: it has no time, and its serial is its name's."""
-    components = [
-        {
-            "type": "library",
-            "bom-ref": (url := f"pkg:deb/debian/{quote(name)}@{quote(version, safe='')}?arch={quote(architecture)}"),
-            "name": name,
-            "version": version,
-            "purl": url,
-        }
-        for name, version, architecture in packages
-    ]
-    whole = {
-        "bomFormat": "CycloneDX",
-        "specVersion": "1.5",
-        "serialNumber": f"urn:uuid:{uuid.uuid5(_URL, image)}",
-        "version": 1,
-        "metadata": {"component": {"type": "container", "bom-ref": image, "name": "image", "version": image}},
-        "components": components,
-    }
-    text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
-    if len(text) > _SBOM:
-        raise ValueError(f"the list of {len(packages)} packages is longer than {_SBOM} bytes")
-    return text
 
 
 def _sync(folder: Path) -> None:

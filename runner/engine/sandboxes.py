@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from runner.config import Config
-from runner.engine.archive import Archived, Archives
+from runner.engine.archive import Archived, Archives, Standing
 from runner.engine.cgroup import CgroupTree
 from runner.engine.containers import Container, Workshop
 from runner.engine.disk import Disks
@@ -209,6 +209,14 @@ class Engine:
         docker = self._docker
         assert docker is not None
         return await anyio.to_thread.run_sync(lambda: self._archives.archive(docker, image), limiter=self._archivers)
+
+    async def archives(self) -> list[Standing]:
+        """The archives that stand. Raises `RunnerError` (unavailable) when the disk does not tell."""
+        return await anyio.to_thread.run_sync(self._archives.standing, limiter=self._archivers)
+
+    async def remove_archive(self, digest: str) -> None:
+        """Remove an archive; one that is not there is no error. Raises as `archives`."""
+        await anyio.to_thread.run_sync(lambda: self._archives.remove(digest), limiter=self._archivers)
 
     async def keep_disks(self, tasks: Collection[str]) -> tuple[str, ...]:
         """Of what an earlier run left, keep the disks of `tasks` and remove the others. Returns who has a disk."""

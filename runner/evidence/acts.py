@@ -14,7 +14,7 @@ from runner.ledger import entry as entries
 
 KINDS = (
     *("start", "stop", "reload", "refused_reload", "pending", "withdraw", "token", "revoke", "reopen", "task_end"),
-    *("hold", "release", "prune", "refusals"),
+    *("hold", "release", "prune", "prune_image", "refusals"),
 )
 _NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
 _REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
@@ -98,14 +98,14 @@ class _Telling:
             case entries.Token():
                 who = f"{entry.who.agent} for {entry.who.owner}, task {entry.who.task}"
                 what = f"token {entry.jti}: {who}, profile {entry.profile}, tools {' '.join(entry.tools)}"
-                return _act(position, entry, what=what, before="unknown", after=f"good until {_time(entry.expires)}")
+                return _act(position, entry, what=what, before="unknown", after=f"good until {moment(entry.expires)}")
             case entries.Revoke():
                 return self._taken_back(position, entry)
             case entries.Reopen():
                 return self._released(position, entry)
             case entries.TaskEnd() if entry.operator or (entry.by >= 0 and entry.reason != _BY_HOLDER):
                 return _act(position, entry, what=f"task {entry.task}", before="live", after="ended", why=entry.reason)
-            case entries.Hold() | entries.Release() | entries.Prune():
+            case entries.Hold() | entries.Release() | entries.Prune() | entries.PruneImage():
                 return _retained(position, entry)
             case entries.Refusals() if entry.detail.startswith(_REFUSED):
                 times = f"{entry.count} times" if entry.count > 1 else "once"
@@ -187,7 +187,7 @@ class _Telling:
         )  # fmt: skip
 
 
-def _retained(position: int, entry: entries.Hold | entries.Release | entries.Prune) -> Act:
+def _retained(position: int, entry: entries.Hold | entries.Release | entries.Prune | entries.PruneImage) -> Act:
     match entry:
         case entries.Hold():
             what = f"content of {_criteria(entry.of)}, as {entry.name}"
@@ -197,6 +197,9 @@ def _retained(position: int, entry: entries.Hold | entries.Release | entries.Pru
             return _act(position, entry, what=what, before="held", after="may be pruned", why=entry.why)
         case entries.Prune():
             what = f"{entry.pieces} pieces, {entry.size} bytes, of {_criteria(entry.of)}; {entry.held} held back"
+            return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
+        case entries.PruneImage():
+            what = f"archive {entry.archive.digest[:16]}, {entry.archive.size} bytes, of {entry.image or 'no image'}"
             return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
 
 
@@ -217,18 +220,20 @@ def _act(
     why: str = "",
     catalogues: tuple[str, str] = ("", ""),
 ) -> Act:
-    operator: entries.Operator | None = getattr(entry, "operator", None)
-    uid = getattr(entry, "by", -1)
-    if operator is not None:
-        name, known = operator.name, _known(operator)
-    elif uid >= 0:
-        name = known = f"uid {uid}"
-    else:
-        name, known = HOST, "its process"
+    name, known = operator_of(entry)
     return Act(
         position=position, time=entry.time, kind=str(entry.__struct_config__.tag), operator=name, known=known,
         what=what, before=before, after=after, why=why, catalogues=catalogues,
     )  # fmt: skip
+
+
+def operator_of(entry: entries.AnyEntry) -> tuple[str, str]:
+    """Whose act an entry is, and how that one was known."""
+    operator: entries.Operator | None = getattr(entry, "operator", None)
+    uid = getattr(entry, "by", -1)
+    if operator is not None:
+        return operator.name, _known(operator)
+    return (f"uid {uid}", f"uid {uid}") if uid >= 0 else (HOST, "its process")
 
 
 def _known(operator: entries.Operator) -> str:
@@ -250,7 +255,8 @@ def _in_force(catalogue: str, policy: str) -> str:
     return f"catalogue {catalogue[:16]} policy {policy[:16]}" if catalogue else "nothing"
 
 
-def _time(seconds: int) -> str:
+def moment(seconds: int) -> str:
+    """Epoch seconds as a time that people read, UTC."""
     try:
         return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
 from pathlib import Path
 
 from runner.evidence import report as found
+from runner.evidence.archives import ArchiveCheck
 from runner.evidence.content import ContentReader, Reference
 from runner.evidence.report import Findings
 from runner.ledger import entry as entries
 
 _REMEMBER = 8192  # artefacts repeat in every call; hashing them once is enough
-_DIGEST = re.compile(r"[0-9a-f]{64}")
-_PIECE = 1 << 20
 _AT_ONCE = 400  # references looked up in one query
 
 
@@ -53,8 +49,7 @@ class ContentCheck:
         self._wanted: list[Reference] = []
         self._known: dict[tuple[str, int], None] = {}
         self._tombstones: dict[str, tuple[int, entries.Prune]] = {}  # by the list they name
-        self._archives = folder.parent / "engine" / "images" if folder else None
-        self._images: set[str] = set()  # archives that were looked at
+        self._archives = ArchiveCheck(folder.parent / "engine" / "images", findings) if folder else None
         self._gone: dict[str, tuple[int, str, str]] = {}  # by list: pieces that are gone, and the first of them
 
     def want(self, position: int, entry: entries.AnyEntry) -> None:
@@ -65,9 +60,8 @@ class ContentCheck:
             self._tombstones[entry.pruned.digest] = (position, entry)
             if not self._reader.listed(entry.pruned.digest):
                 self._findings.add(found.MISSING, f"position {position}, pruned", "the list of what went is missing")
-        if isinstance(entry, entries.Image) and entry.archive and entry.archive.digest not in self._images:
-            self._images.add(entry.archive.digest)
-            self._look(position, entry.archive)
+        if self._archives is not None:
+            self._archives.want(position, entry)
         for reference in references(position, entry):
             key = (reference.digest, reference.size)
             if key not in self._known:
@@ -91,31 +85,12 @@ class ContentCheck:
         while len(self._known) > _REMEMBER:
             del self._known[next(iter(self._known))]
 
-    def _look(self, position: int, named: entries.Content) -> None:
-        """Hash an image's archive. Engine keeps it; whoever reads the ledger elsewhere may not have it: a note then."""
-        assert self._archives is not None
-        if not _DIGEST.fullmatch(named.digest):
-            self._findings.add(found.WRONG, f"position {position}, archive", "it is not a digest")
-            return
-        total, size = hashlib.sha256(), 0
-        try:
-            descriptor = os.open(
-                self._archives / f"{named.digest}.tar", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            )
-            with os.fdopen(descriptor, "rb") as file:
-                while piece := file.read(_PIECE):
-                    total.update(piece)
-                    size += len(piece)
-        except OSError as error:
-            self._findings.note(f"position {position}: the image's archive cannot be read: {error.strerror}")
-            return
-        if (total.hexdigest(), size) != (named.digest, named.size):
-            self._findings.add(found.WRONG, f"position {position}, archive", "the image's archive is another one")
-
     def finish(self, signed: int) -> None:
         """At the end, when every tombstone was met: check what waits, and that a tombstone among the `signed` entries
         stands for all that is gone. Behind them whoever can write the tail could have put one."""
         self.flush()
+        if self._archives is not None:
+            self._archives.finish(signed)
         self._tombstones = {name: found for name, found in self._tombstones.items() if found[0] < signed}
         for listed, (count, place, digest) in self._gone.items():
             if listed not in self._tombstones:

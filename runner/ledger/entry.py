@@ -28,12 +28,12 @@ from runner.ledger.part import (
     PeerProcess,
     Who,
 )
-from runner.ledger.retention import Criteria, Hold, Prune, Release
+from runner.ledger.retention import Criteria, Hold, Prune, PruneImage, Release
 
 # What others name by way of this module, although it lies in `part`, `operators` and `retention`.
 __all__ = [
     "VERSION", "Content", "Context", "Criteria", "Delegated", "Entry", "Environment", "Hold", "Int", "Operator",
-    "Part", "PeerProcess", "Pending", "Prune", "RefusedReload", "Release", "Reopen", "Who", "Withdraw",
+    "Part", "PeerProcess", "Pending", "Prune", "PruneImage", "RefusedReload", "Release", "Reopen", "Who", "Withdraw",
 ]  # fmt: skip
 
 MAX_ENTRY = 65_535  # an entry bundle of tlog-tiles prefixes each entry with a uint16 length
@@ -234,7 +234,7 @@ class SandboxBegin(Entry, frozen=True, tag="sandbox"):
 class Image(Entry, frozen=True, tag="image"):
     """What sandboxes of this image id are made of. `archive` is a `docker save` whose config has the id as its digest,
     kept by engine beside the ledger (state/engine/images); `sbom` its packages as CycloneDX, in the content store.
-    `problem` says why one of them is not there."""
+    `problem` says why one of them is not there. Written once, and again when the archive had to be made anew."""
 
     image: str
     archive: Content | None = None
@@ -366,6 +366,7 @@ AnyEntry = (
     | Hold
     | Release
     | Prune
+    | PruneImage
 )
 
 

@@ -1,4 +1,4 @@
-"""Retention as entries: legal holds, and the tombstones of what was pruned."""
+"""Retention as entries: legal holds, and the tombstones of what was pruned, content and archives of images."""
 
 from __future__ import annotations
 
@@ -58,3 +58,14 @@ class Prune(Entry, frozen=True, tag="prune"):
     by: Int
     operator: Operator | None = None
     held: Int = 0
+
+
+class PruneImage(Entry, frozen=True, tag="prune_image"):
+    """A tombstone: the archive of an image that no kept call names was removed, after this was on disk. `image` is ""
+    for an archive that engine has no record of. The list of the image's packages stays, and so does every entry."""
+
+    image: str
+    archive: Content
+    why: str
+    by: Int
+    operator: Operator | None = None

@@ -35,6 +35,7 @@ from runner.ledger.merkle import TILE_WIDTH
 from runner.ledger.tile import DUE, PACKS, PRUNED, TEMPORARY, pack_contents, pack_path, pack_prefix, split_pack
 from runner.recorder import durability as disk
 from runner.recorder.content import ContentStore
+from runner.recorder.images import NamedImages
 from runner.recorder.journal import Journal
 
 MAX_PIECES = 250_000  # of one list: some 50 MB of memory while it is made; what is left goes into the next
@@ -48,13 +49,14 @@ _PACK = re.compile(r"(?P<number>[0-9]{3})-[0-9a-f]{32}")
 
 
 class Selection(NamedTuple):
-    """What may go: the list's name ("" when it was not kept), and what is in it."""
+    """What may go: the list's name ("" when it was not kept), what is in it, and images that nobody needs then."""
 
     pruned: str
     pieces: int
     size: int
     held: int
     more: bool
+    images: tuple[str, ...] = ()
 
 
 class _Peek(msgspec.Struct):
@@ -92,16 +94,20 @@ class Retention:
 
     # --- selecting -----------------------------------------------------------------------------------------
 
-    def select(self, of: entries.Criteria, *, keep: bool) -> Job:
-        """Find what fits, in calls that have ended, oldest first; with `keep`, keep the list."""
+    def select(self, of: entries.Criteria, *, keep: bool, images: Collection[str] = ()) -> Job:
+        """Find what fits, in calls that have ended, oldest first; with `keep`, keep the list. Of `images`, find those
+        that no kept call names any more."""
         end = self._journal.size
         holds: dict[str, list[entries.Criteria]] = {}
+        named = NamedImages(images)
         for run in self._walk(end):
             for _, data in run:
+                named.meet(data)
                 if _HOLD in data or _RELEASE in data:
                     _follow(holds, entries.decode(data))
             yield
-        choice = _Choice(of, [each for named in holds.values() for each in named], self._earlier())
+        held = [each for of_name in holds.values() for each in of_name]
+        choice = _Choice(of, held, self._earlier())
         for run in self._walk(end):
             for position, data in run:
                 if not choice.full:
@@ -112,6 +118,10 @@ class Retention:
             for _, data in run:
                 choice.spare(data)
             yield
+        for run in self._walk(end) if named.unnamed else ():
+            for _, data in run:
+                named.look(data, held, choice.goes)
+            yield
         listed = lists.build(choice.found)
         name = ""
         if keep and listed:
@@ -119,7 +129,9 @@ class Retention:
             disk.make_folder(self._lists)
             disk.replace(self._lists / (name + DUE), listed)
             self._bundles[name] = choice.bundles
-        return Selection(name, len(choice.found), sum(choice.found.values()), choice.held, more)
+        return Selection(
+            name, len(choice.found), sum(choice.found.values()), choice.held, more, tuple(sorted(named.unnamed))
+        )
 
     def _walk(self, end: int) -> Iterator[list[tuple[int, bytes]]]:
         for start in range(0, end, TILE_WIDTH):
@@ -247,6 +259,10 @@ class _Choice:
     @property
     def full(self) -> bool:
         return len(self.found) >= MAX_PIECES
+
+    def goes(self, digest: bytes) -> bool:
+        """Whether this content is chosen, or gone already."""
+        return digest in self.found or any(lists.holds(listed, digest) for listed in self._earlier)
 
     def look(self, position: int, data: bytes) -> None:
         """One entry: a call that fits is chosen when it has its outcome, or never gets one."""

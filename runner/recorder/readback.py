@@ -11,7 +11,7 @@ from runner.ledger.sequence import PERMITS
 STATE_KINDS = frozenset(
     {
         *("token", "revoke", "reopen", "task_begin", "task_end", "sandbox", "sandbox_end", "call", "outcome"),
-        *("reload", "pending", "withdraw"),
+        *("reload", "pending", "withdraw", "image", "prune_image"),
     }
 )  # calls only when they were allowed
 

@@ -141,6 +141,13 @@ class EngineProcess:
                     number=message.number, digest=made.digest, size=made.size, sbom=made.sbom.encode(),
                     packages=made.packages, problem=made.problem,
                 )  # fmt: skip
+            case wire.ListArchives():
+                return wire.Archives(
+                    number=message.number,
+                    archives=tuple(wire.Archive(*each) for each in await engine.archives()),
+                )
+            case wire.RemoveArchive():
+                await engine.remove_archive(message.digest)
             case wire.Describe():
                 facts = engine.facts
                 return wire.Described(

@@ -158,14 +158,11 @@ class GateProcess:
             keep_s=limits.detached_s,
             clock=time.monotonic,
         )
+        images = Images(self._journal, self._store, self._caller, wanted=config.sandboxes.archive)
         self._claims = Claims(
-            engine_wire.EngineCaller(self._engine),
+            self._caller(),
             self._journal,
-            describe=Images(
-                self._journal,
-                lambda image: engine_wire.EngineCaller(self._engine).archive(image),
-                wanted=config.sandboxes.archive,
-            ).describe,
+            describe=images.describe,
             new_sandbox=lambda: secrets.token_hex(6),
             start_s=limits.sandbox_start_s,
             spares=config.sandboxes.pool,
@@ -223,7 +220,9 @@ class GateProcess:
             self._read_workspace,
             self._reloads,
             SecondPerson(self._store, self._journal, limits, time.time, lambda: self._admin.roster),
+            images,
         )
+        await images.finish()
         await operations.stop_revoked("revoked before the daemon stopped")  # where a crash came between the two
         self._admin = AdminServer(
             operations, operators, self._strangers, audience=audience, nonce=lambda: secrets.token_urlsafe(24)
@@ -252,14 +251,14 @@ class GateProcess:
                 policy=serving.policies.digest,
                 previous=self._opened_as.previous,
                 interrupted=self._opened_as.interrupted,
-                environment=environment(await engine_wire.EngineCaller(self._engine).describe()),
+                environment=environment(await self._caller().describe()),
                 anchors=thumbprints(anchors),
             ),
             sync=True,
         )
 
     async def _identify(self, pid: int) -> engine_wire.Identified:
-        return await engine_wire.EngineCaller(self._engine).identify(pid)
+        return await self._caller().identify(pid)
 
     def _fatal(self, error: RunnerError) -> None:
         _log.critical("the ledger does not take entries: %s", error.refused.line())
@@ -296,6 +295,9 @@ class GateProcess:
         )
 
     # --- engine, recorder, parent ---------------------------------------------------------------------------
+
+    def _caller(self) -> engine_wire.EngineCaller:
+        return engine_wire.EngineCaller(self._engine)
 
     def _attach_engine(self, sock: socket.socket) -> None:
         self._engine = Channel(sock, engine_wire.FromEngine, self._from_engine, carriers=(engine_wire.Created,))
@@ -352,7 +354,7 @@ class GateProcess:
         self._engine.close()
         self._attach_engine(sock)
         if self._server is not None:
-            self._claims.engine = engine_wire.EngineCaller(self._engine)
+            self._claims.engine = self._caller()
             self._stock(self._parts.serving)
             self._beside(self._claims.keep_disks(self._parts.tasks.live))
             self._beside(self._journal.write(entries.Degraded(time=stamp(), part="engine", state="restored")))

@@ -106,7 +106,7 @@ class RecorderProcess:
                     before=message.before, larger=message.larger,
                     tasks=message.tasks, agents=message.agents, tools=message.tools,
                 )  # fmt: skip
-                self._job = (message.number, retention.select(of, keep=message.keep))
+                self._job = (message.number, retention.select(of, keep=message.keep, images=message.images))
             else:
                 self._job = (message.number, retention.remove(message.pruned))
         except RunnerError as error:

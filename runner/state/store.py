@@ -38,10 +38,13 @@ CREATE TABLE IF NOT EXISTS kept (
   value BLOB) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pending (
   id TEXT PRIMARY KEY, expires INTEGER NOT NULL, entry BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS archives (
+  image TEXT PRIMARY KEY, digest TEXT NOT NULL, problem TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS pruned (digest TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE UNIQUE INDEX IF NOT EXISTS kept_key ON kept (task, tool, key) WHERE key != '';
 """
 
-_TABLES = ("meta", "tokens", "revoked", "tasks", "kept", "pending")
+_TABLES = ("meta", "tokens", "revoked", "tasks", "kept", "pending", "archives", "pruned")
 _LAYOUT = zlib.crc32(_SCHEMA.encode()) >> 1  # a file of another layout is emptied, and filled again from the ledger
 
 
@@ -186,7 +189,7 @@ class Store:
                 return bool(entry.pending)
             case entries.Token() | entries.Revoke() | entries.Reopen() | entries.TaskBegin() | entries.TaskEnd():
                 return True
-        return isinstance(entry, entries.Pending | entries.Withdraw)
+        return isinstance(entry, entries.Pending | entries.Withdraw | entries.Image | entries.PruneImage)
 
     def _moved(self, position: int) -> None:
         for task, count in self._counts.items():
@@ -204,6 +207,8 @@ class Store:
                 self._apply_authority(position, entry)
             case entries.Pending():
                 run("INSERT OR IGNORE INTO pending VALUES (?, ?, ?)", (entry.id, entry.expires, entries.encode(entry)))
+            case entries.Image() | entries.PruneImage():
+                self._apply_image(entry)
             case entries.Reload():
                 self._settled(entry.pending)
             case entries.Withdraw():
@@ -283,6 +288,15 @@ class Store:
         else:
             self._closed.pop(named, None)
 
+    def _apply_image(self, entry: entries.Image | entries.PruneImage) -> None:
+        digest = entry.archive.digest if entry.archive else ""
+        if isinstance(entry, entries.Image):
+            self._db.execute("INSERT OR REPLACE INTO archives VALUES (?, ?, ?)", (entry.image, digest, entry.problem))
+            self._db.execute("DELETE FROM pruned WHERE digest = ?", (digest,))
+        else:
+            self._db.execute("DELETE FROM archives WHERE digest = ?", (digest,))
+            self._db.execute("INSERT OR IGNORE INTO pruned VALUES (?)", (digest,))
+
     # --- what gate asks ------------------------------------------------------------------------------------
 
     def announced(self, jti: str) -> str | None:
@@ -322,6 +336,25 @@ class Store:
         """Acts that wait for a second person, or waited and expired a little while ago; oldest first."""
         found = [entries.decode(row[0]) for row in self._db.execute("SELECT entry FROM pending")]
         return sorted((each for each in found if isinstance(each, entries.Pending)), key=lambda each: each.time)
+
+    def archived(self, image: str) -> tuple[str, str] | None:
+        """What the newest `image` entry says of an image, as long as its archive was not pruned: (digest, problem)."""
+        row = self._db.execute("SELECT digest, problem FROM archives WHERE image = ?", (image,)).fetchone()
+        return None if row is None else (str(row[0]), str(row[1]))
+
+    def image_of(self, digest: str) -> str:
+        """The image that the ledger says this archive is of; "" when it says nothing of it."""
+        row = self._db.execute("SELECT image FROM archives WHERE digest = ?", (digest,)).fetchone()
+        return "" if row is None else str(row[0])
+
+    def pruned_archives(self) -> list[str]:
+        """Archives that a tombstone says are removed, and that `archive_gone` was not told of."""
+        return [str(row[0]) for row in self._db.execute("SELECT digest FROM pruned ORDER BY digest")]
+
+    def archive_gone(self, digest: str) -> None:
+        """It is not on the disk any more: nothing is left to be done for its tombstone."""
+        with self._transaction():
+            self._db.execute("DELETE FROM pruned WHERE digest = ?", (digest,))
 
     def task(self, task: str) -> TaskRow | None:
         """One task, or None."""

@@ -133,6 +133,16 @@ class Prune(Message, frozen=True, tag="prune"):
     dry: bool = False
 
 
+class PrunedImage(msgspec.Struct, frozen=True):
+    """The archive of an image that no kept call names. `image` is "" when nothing says which it was; `position` is its
+    tombstone's, -1 when it would go."""
+
+    image: str
+    archive: str
+    size: int
+    position: int = -1
+
+
 class Pruned(Message, frozen=True, tag="pruned"):
     """The answer to `Prune`: what went, or would. `position` is the tombstone's, -1 for none. `held` counts pieces that
     fitted and were spared by holds. `more` when the rest needs another request."""
@@ -142,6 +152,7 @@ class Pruned(Message, frozen=True, tag="pruned"):
     held: int
     position: int = -1
     more: bool = False
+    images: tuple[PrunedImage, ...] = ()
 
 
 class Hold(Message, frozen=True, tag="hold"):

@@ -102,6 +102,34 @@ class ImageArchived(Message, frozen=True, tag="image_archived"):
     problem: str = ""
 
 
+class ListArchives(Message, frozen=True, tag="list_archives"):
+    """Say which archives there are. Answered by `Archives`."""
+
+    number: int
+
+
+class Archive(msgspec.Struct, frozen=True):
+    """An archive that stands: its SHA-256 and size. `image` is "" when there is no record of which it is of."""
+
+    image: str
+    digest: str
+    size: int
+
+
+class Archives(Message, frozen=True, tag="archives"):
+    """Every archive of an image, by image."""
+
+    number: int
+    archives: tuple[Archive, ...]
+
+
+class RemoveArchive(Message, frozen=True, tag="remove_archive"):
+    """Remove the archive of this SHA-256. Answered by `Done`, also when there is none."""
+
+    number: int
+    digest: str
+
+
 class Describe(Message, frozen=True, tag="describe"):
     """Say what sandboxes are made with. Answered by `Described`."""
 
@@ -155,8 +183,19 @@ class SandboxEnded(Message, frozen=True, tag="sandbox_ended"):
     oom: bool = False
 
 
-FromGate = Create | Destroy | KeepDisks | RemoveDisk | Snapshot | Identify | Describe | ArchiveImage
-FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped | Identified | Described | ImageArchived
+FromGate = (
+    Create
+    | Destroy
+    | KeepDisks
+    | RemoveDisk
+    | Snapshot
+    | Identify
+    | Describe
+    | ArchiveImage
+    | ListArchives
+    | RemoveArchive
+)
+FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped | Identified | Described | ImageArchived | Archives
 
 
 class Requester(Protocol):
@@ -215,6 +254,16 @@ class EngineCaller:
         answer = await self._ask(ArchiveImage(number=self._channel.number(), image=image))
         assert isinstance(answer, ImageArchived)
         return answer
+
+    async def archives(self) -> tuple[Archive, ...]:
+        """The archives that stand."""
+        answer = await self._ask(ListArchives(number=self._channel.number()))
+        assert isinstance(answer, Archives)
+        return answer.archives
+
+    async def remove_archive(self, digest: str) -> None:
+        """Remove one; gone when this returns."""
+        await self._ask(RemoveArchive(number=self._channel.number(), digest=digest))
 
     async def describe(self) -> Described:
         """What sandboxes are made with."""

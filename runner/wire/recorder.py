@@ -79,7 +79,9 @@ class Since(Message, frozen=True, tag="since"):
 
 class Select(Message, frozen=True, tag="select"):
     """Find what may be pruned: content of ended calls that fit, as `runner.ledger.entry.Criteria` has it, that no hold
-    and no other call needs. Answered by `Selected`. With `keep`, the list of it is kept for a `prune` entry."""
+    and no other call needs. Answered by `Selected`. With `keep`, the list of it is kept for a `prune` entry.
+
+    `images` are ids; `Selected` has those that no call names whose content is kept, this selection taken as gone."""
 
     number: int
     before: str = ""
@@ -87,6 +89,7 @@ class Select(Message, frozen=True, tag="select"):
     tasks: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
     keep: bool = False
 
 
@@ -120,6 +123,7 @@ class Selected(Message, frozen=True, tag="selected"):
     size: int
     held: int
     more: bool = False
+    images: tuple[str, ...] = ()
 
 
 class Removed(Message, frozen=True, tag="removed"):
@@ -223,6 +227,7 @@ class RecorderCaller:
         tasks: tuple[str, ...],
         agents: tuple[str, ...],
         tools: tuple[str, ...],
+        images: tuple[str, ...],
         keep: bool,
     ) -> Selected:
         """What may be pruned. Raises `RunnerError` (busy) while another selection or removal is under way."""
@@ -233,6 +238,7 @@ class RecorderCaller:
             tasks=tasks,
             agents=agents,
             tools=tools,
+            images=images,
             keep=keep,
         )
         answer, _ = await self._channel.request(asked)

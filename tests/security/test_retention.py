@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
+import secrets
 import signal
 import sqlite3
 import subprocess
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import docker as sdk
 import pytest
 from house import Daemon
 
@@ -62,7 +65,9 @@ def test_content_goes_and_the_record_stays(make_daemon: Callable[..., Daemon]) -
     refused = trace(daemon, "prune", "--before", FAR, "--yes")
     assert refused.returncode == EXIT_REFUSED, "no reason was given"
     dry = json.loads(trace(daemon, "prune", "--before", FAR, "--json").stdout)
-    assert dry == {"pruned": False, "pieces": 12, "bytes": dry["bytes"], "held": 12, "more": False, "position": None}
+    assert dry == {
+        "pruned": False, "pieces": 12, "bytes": dry["bytes"], "held": 12, "more": False, "position": None, "images": [],
+    }  # fmt: skip
     assert all(all(kept(daemon, call)) for calls in made.values() for call in calls)
 
     done = json.loads(trace(daemon, "prune", "--before", FAR, "--yes", "--why", "plan 7", "--json").stdout)
@@ -219,3 +224,116 @@ def test_a_recorder_killed_while_it_prunes_goes_on_at_the_next_start(make_daemon
     assert not any(any(kept(daemon, call)) for call in calls)
     daemon.stop()
     assert not holding(daemon.state / "content", SECRET.encode())
+
+
+# --- archives of images --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_image(tool_image: str) -> Iterator[str]:
+    """An image of another id that holds the same."""
+    with closing(sdk.APIClient(version="auto")) as api:
+        recipe = io.BytesIO(f"FROM {tool_image}\nLABEL other={secrets.token_hex(8)}\n".encode())
+        said = list(api.build(fileobj=recipe, rm=True, decode=True))
+        (image,) = [line["aux"]["ID"] for line in said if "ID" in line.get("aux", {})]
+        yield image
+        api.remove_image(image, noprune=False)
+
+
+def serve(daemon: Daemon, image: str, task: str) -> str:
+    """Start with this image, and call once; the call."""
+    path = daemon.place / "runner.toml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(f'image = "{image}"\n' if line.startswith("image = ") else line for line in lines))
+    daemon.start()
+    with daemon.connect(task=task) as runner:
+        return runner.call("shell_run", {"argv": ["/bin/echo", "x"]}).call
+
+
+def test_an_archive_that_no_kept_call_names_goes_with_a_tombstone(
+    make_daemon: Callable[..., Daemon], tool_image: str, other_image: str
+) -> None:
+    daemon = make_daemon(start=False, config="archive = true\n")
+    folder = daemon.state / "engine/images"
+
+    def archived(number: int) -> list[Any]:
+        daemon.wait(lambda: len(daemon.entries(entries.Image)) >= number)
+        return daemon.entries(entries.Image)
+
+    serve(daemon, other_image, "old")
+    (first,) = archived(1)
+    daemon.stop()
+    serve(daemon, tool_image, "new")
+    _, second = archived(2)
+    daemon.stop()
+    serve(daemon, tool_image, "newer")  # nothing new to say of it, so nothing is
+    assert (first.image, second.image) == (other_image, tool_image)
+    old, new = (folder / f"{each.archive.digest}.tar" for each in (first, second))
+
+    def plan(*words: str) -> Any:
+        return json.loads(trace(daemon, "prune", *words, "--json").stdout)
+
+    # An image stays while a call that is kept names it, while a hold is on such a call, and while it is in use.
+    assert plan("--task", "new")["images"] == []
+    assert trace(daemon, "hold", "case-1", "--task", "old", "--why", "counsel").returncode == 0
+    held = plan("--before", FAR, "--yes", "--why", "plan 7")
+    assert (held["held"], held["images"]) == (3, [])
+    assert trace(daemon, "release", "case-1", "--why", "settled", state=True).returncode == 0
+    gone = {"image": other_image, "archive": first.archive.digest, "bytes": first.archive.size, "position": None}
+    assert plan("--task", "old")["images"] == [gone]
+    assert f"would remove the archive of image {other_image[:19]}, {first.archive.size} bytes" in trace(
+        daemon, "prune", "--task", "old"
+    ).stdout  # fmt: skip
+    assert old.exists()
+    assert daemon.entries(entries.PruneImage) == []
+
+    # The archive will not go: the tombstone is written, and the daemon dies before the removal.
+    aside = daemon.place / "aside.tar"
+    old.rename(aside)
+    old.mkdir()
+    stuck = trace(daemon, "prune", "--task", "old", "--yes", "--why", "plan 8")
+    assert "the archive cannot be removed" in stuck.stderr, stuck
+    (tombstone,) = daemon.entries(entries.PruneImage)
+    assert (tombstone.image, tombstone.archive.digest) == (other_image, first.archive.digest)
+    assert (tombstone.why, tombstone.by) == ("plan 8", 0)
+    daemon.stop(signal.SIGKILL)
+    old.rmdir()
+    aside.rename(old)
+    shown = trace(daemon, "verify", state=True)
+    assert shown.returncode == 0, shown.stdout
+    assert "it is still here" in shown.stdout
+
+    # The next start does what the tombstone says, and no more; also by the ledger alone.
+    for left in daemon.state.glob("state.db*"):
+        left.unlink()
+    daemon.start()
+    assert not old.exists()
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        [f"{second.image.removeprefix('sha256:')}.json", new.name, f"{second.archive.digest}.cdx.json"]
+    )
+    shown = trace(daemon, "verify", state=True)
+    assert shown.returncode == 0, shown.stdout
+    assert f"the archive of image {other_image}" in shown.stdout
+    assert "still here" not in shown.stdout
+    acts = subprocess.run(
+        [daemon.python, "-m", "runner", "admin", "log", "--state", str(daemon.state)], capture_output=True, text=True
+    )
+    assert f"archive {first.archive.digest[:16]}" in acts.stdout
+    assert daemon.entries(entries.PruneImage) == [tombstone]
+    assert len(archived(2)) == 2
+
+    # An image that comes back is archived anew, and is an entry again; another start of it is none.
+    daemon.stop()
+    serve(daemon, other_image, "again")
+    third = archived(3)[2]
+    assert third.image == other_image
+    daemon.stop()
+    serve(daemon, other_image, "and-again")
+    again = folder / f"{third.archive.digest}.tar"
+    assert again.exists()
+    assert daemon.verifies()
+    daemon.stop()
+    assert len(daemon.entries(entries.Image)) == 3
+    # Nobody may take an archive away in silence.
+    again.unlink()
+    assert not daemon.verifies()

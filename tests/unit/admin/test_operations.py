@@ -63,6 +63,7 @@ class House:
         )
         status: Any = None
         second: Any = None
+        images: Any = None
         self.operations = Operations(
             parts,
             state,
@@ -72,6 +73,7 @@ class House:
             self._read,
             Reloads(lambda message: None),
             second,
+            images,
         )
 
     @contextlib.contextmanager

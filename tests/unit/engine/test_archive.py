@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from runner.engine import archive
+from runner.engine import packages as listing
 from runner.engine.archive import Archives, usage
 from runner.engine.docker import Image
 
@@ -80,6 +80,7 @@ def test_it_is_saved_once_and_named_by_its_digest(tmp_path: Path) -> None:
     assert Archives(tmp_path, 1 << 30).archive(docker, ID) == found  # the next daemon's too
     assert docker.saves == 1
     assert usage(tmp_path) == (len(data), 1)
+    assert (tmp_path / f"{found.digest}.cdx.json").read_text() == found.sbom  # for whoever scans it
     (component,) = json.loads(found.sbom)["components"]
     assert component["purl"] == "pkg:deb/debian/base-files@1%3A2.0-1?arch=amd64"
     (tmp_path / f"{found.digest}.tar").unlink()  # a record without its archive is none
@@ -115,7 +116,7 @@ def test_another_image_is_not_taken_for_it(tmp_path: Path) -> None:
 
 
 def test_packages_beyond_their_bound_leave_the_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive, "_STATUS", 100)
+    monkeypatch.setattr(listing, "_STATUS", 100)
     found = made(tmp_path, saved({STATUS: stanza("a") * 9}))
     assert "larger" in found.problem
     assert found.digest
@@ -140,4 +141,4 @@ def test_what_a_crash_left_is_removed_and_done_again(tmp_path: Path) -> None:
     (tmp_path / f"{ID.removeprefix('sha256:')}.json").write_bytes(b"{")
     found = made(tmp_path, saved({STATUS: stanza("a")}))
     assert found.problem == ""
-    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".tar"]
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".tar"]
