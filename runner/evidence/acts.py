@@ -127,7 +127,7 @@ class _Telling:
                 return _act(
                     position, entry, what=f"{entry.act} waits as {entry.id} for another: {_list(entry.changes)}",
                     before="closed" if entry.target else _in_force(entry.before, self._policy),
-                    after=f"the same, until {_time(entry.expires)}",
+                    after=f"the same, until {moment(entry.expires)}",
                     why=entry.why, catalogues=(entry.before, entry.after),
                 )  # fmt: skip
             case entries.Withdraw():

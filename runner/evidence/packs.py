@@ -5,7 +5,7 @@ Nothing here is trusted for its place or its name: whatever is found is hashed b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -46,6 +46,16 @@ class Packs:
             found = self._in_pack(number, name)
         return found
 
+    def lack(self, places: Mapping[bytes, int]) -> list[bytes]:
+        """Which of these (name -> position of an entry that names it) are not there. One look at the tail for all of
+        them, and no second one: this is for content that should be gone."""
+        self._read_tail()
+        return [
+            name
+            for name, position in places.items()
+            if name not in self._held and self._in_pack(position // TILE_WIDTH, name) is None
+        ]
+
     def _in_pack(self, number: int, name: bytes) -> bytes | None:
         if number != self._number:
             self._packed = {sha256(content).digest(): content for content in self._read(number)}
@@ -61,6 +71,9 @@ class Packs:
                 yield from split_pack(read_file(path, _MAX_PACK))
 
     def _in_tail(self, name: bytes) -> bytes | None:
+        return self._held.get(name) if self._read_tail() else None
+
+    def _read_tail(self) -> bool:
         try:
             status = self._tail.stat()
             if (status.st_ino, status.st_size) != self._seen:
@@ -68,5 +81,5 @@ class Packs:
                 self._held = {sha256(content).digest(): content for content in tails.contents(data)}
                 self._seen = (status.st_ino, status.st_size)
         except (OSError, RunnerError):
-            return None
-        return self._held.get(name)
+            return False
+        return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from runner.ledger import pruned as lists
@@ -22,6 +23,14 @@ class PrunedLists:
     def find(self, digest: bytes) -> str:
         """The name of a list that holds this digest; "" when none does."""
         self._look()
+        return self._find(digest)
+
+    def find_all(self, digests: Iterable[bytes]) -> dict[bytes, str]:
+        """The digests that are listed, each with its list's name. One look at the folder for all of them."""
+        self._look()
+        return {digest: name for digest in digests if (name := self._find(digest))} if self._maps else {}
+
+    def _find(self, digest: bytes) -> str:
         return next((name for name, listed in self._maps.items() if lists.holds(listed, digest)), "")
 
     def has(self, name: str) -> bool:

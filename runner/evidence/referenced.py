@@ -73,17 +73,24 @@ class ContentCheck:
     def flush(self) -> None:
         """Check what waits."""
         if self._reader is not None and self._wanted:
-            for problem in self._reader.check(self._wanted):
-                place = f"position {problem.reference.position}, {problem.reference.field}"
-                if problem.missing and (listed := self._reader.pruned(problem.reference.digest)):
-                    count, *first = self._gone.get(listed, (0, place, problem.reference.digest))
-                    self._gone[listed] = (count + 1, first[0], first[1])
+            gone = self._reader.gone(self._wanted)
+            for reference in self._wanted if gone else ():
+                if reference.digest in gone:
+                    self._count(gone[reference.digest], reference)
+            for problem in self._reader.check([each for each in self._wanted if each.digest not in gone]):
+                if problem.missing and (listed := self._reader.pruned(problem.reference.digest)):  # just now
+                    self._count(listed, problem.reference)
                     continue
                 check = found.MISSING if problem.missing else found.WRONG
-                self._findings.add(check, place, f"{problem.reason} ({problem.reference.digest[:16]}…)")
+                digest = problem.reference.digest
+                self._findings.add(check, _place(problem.reference), f"{problem.reason} ({digest[:16]}…)")
         self._wanted.clear()
         while len(self._known) > _REMEMBER:
             del self._known[next(iter(self._known))]
+
+    def _count(self, listed: str, reference: Reference) -> None:
+        count, *first = self._gone.get(listed, (0, _place(reference), reference.digest))
+        self._gone[listed] = (count + 1, first[0], first[1])
 
     def finish(self, signed: int) -> None:
         """At the end, when every tombstone was met: check what waits, and that a tombstone among the `signed` entries
@@ -110,3 +117,7 @@ class ContentCheck:
         """Let go of the store."""
         if self._reader is not None:
             self._reader.close()
+
+
+def _place(reference: Reference) -> str:
+    return f"position {reference.position}, {reference.field}"
