@@ -16,9 +16,9 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.cli import trace_key, trace_proof
+from runner.cli import trace_key, trace_proof, trace_tree
 from runner.cli.tables import print_table
-from runner.cli.trace_options import STATE, Json, Key, State, open_ledger
+from runner.cli.trace_options import STATE, Json, Key, LedgerDir, State, content_folder, open_ledger, print_plain
 from runner.errors import EXIT_UNVERIFIED, refuse
 from runner.evidence.content import SALT, ContentReader
 from runner.evidence.export import export as export_ledger
@@ -32,6 +32,7 @@ app = typer.Typer(
     help="Read the evidence: every call, decision and outcome, in a ledger that anyone can verify.",
     no_args_is_help=True,
 )
+app.command("tree", epilog=trace_tree.EPILOG)(trace_tree.show_tree)
 app.command()(trace_proof.anchor)
 app.command()(trace_proof.prove)
 app.command()(trace_proof.consistency)
@@ -45,6 +46,7 @@ _SHOWN = 4096  # characters of each piece of content on a terminal
 @app.command("list")
 def list_calls(
     state: State = STATE,
+    ledger: LedgerDir = None,
     key: Key = "",
     task: Annotated[str, typer.Option(help="Only this task.")] = "",
     agent: Annotated[str, typer.Option(help="Only this agent.")] = "",
@@ -59,22 +61,17 @@ def list_calls(
 
     Example: runner trace list --task nightly --effect deny --limit 10"""
     wanted = Filter(task=task, agent=agent, tool=tool, effect=effect, outcome=outcome, since=since)
-    found = islice(calls(open_ledger(state, key), wanted), limit)
+    found = islice(calls(open_ledger(state, key, ledger), wanted), limit)
     if as_json:
-        _print_json([_view(view) for view in found])
+        print_plain([_view(view) for view in found])
         return
     columns = ("time", "call", "agent/task", "tool", "decision", "outcome", "ms", "position")
     print_table(columns, [_row(view) for view in found])
 
 
-def _print_json(value: Any) -> None:
-    """As `tables.print_json`, but all ASCII: entries hold hostile text, and JSON lets bidi characters through."""
-    print(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True))
-
-
 def _row(view: CallView) -> tuple[str, ...]:
     call, used = view.call, view.outcome.used if view.outcome else None
-    who = f"{call.who.agent}/{call.who.task}"
+    who = f"{'>'.join((call.who.agent, *call.who.asserted))}/{call.who.task}"
     milliseconds = f"{used.wall_us / 1000:.1f}" if used else ""
     # Short for a person, and UTC as everywhere; --json has the whole of it.
     today = datetime.now(UTC).date().isoformat()
@@ -97,6 +94,7 @@ def _view(view: CallView) -> dict[str, Any]:
 def show(
     call: Annotated[str, typer.Argument(help="The call's id.")],
     state: State = STATE,
+    ledger: LedgerDir = None,
     key: Key = "",
     content: Annotated[bool, typer.Option("--content", help="Show output and plan too, not only arguments.")] = False,
     as_json: Json = False,
@@ -104,29 +102,34 @@ def show(
     """Show one call: who asked for what, what was decided and planned, how it ended, and where that is recorded.
 
     Example: runner trace show 0197f0c2a1b37cc2 --content"""
-    ledger = open_ledger(state, key)
-    view = find(ledger, call)
+    opened = open_ledger(state, key, ledger)
+    view = find(opened, call)
     if view is None:
         raise refuse("unknown_call", "no such call in this ledger", field=call, next_step="see `runner trace list`")
+    store = content_folder(state, ledger)
     end = view.outcome_position if view.outcome else view.position
-    steps = proven(ledger, end)
-    kept = dict(_content(ledger, state / "content", view, everything=content))
+    steps = proven(opened, end)
+    kept = dict(_content(opened, store, view, everything=content)) if store else {}
+    tokens = trace_tree.delegation(opened, [view], store, keep=1)
     if as_json:
-        proof = {"included": steps is not None, "signed_size": ledger.signed}
-        _print_json(_view(view) | proof | {"content": kept})
+        proof = {"included": steps is not None, "signed_size": opened.signed}
+        print_plain(_view(view) | proof | {"content": kept, "delegation": tokens})
         return
     where = (
-        f"in the tree of {ledger.signed} signed entries, by a proof of {steps} hashes, checked"
+        f"in the tree of {opened.signed} signed entries, by a proof of {steps} hashes, checked"
         if steps is not None
         else "not under a signed checkpoint"
     )
-    sections = {"call": msgspec.to_builtins(view.call)}
+    sections = {"call": _without_chain(view.call)}
     if view.outcome:
         sections["outcome"] = msgspec.to_builtins(view.outcome)
     for name, fields in sections.items():
         print(name)
         for path, value in _flat(fields):
             print(f"  {path:<24} {visible(str(value))}")
+    print("delegation")
+    for root in tokens:
+        trace_tree.draw(root, counted=False)
     print("record")
     print(f"  {'position':<24} {view.position}" + (f", outcome {view.outcome_position}" if view.outcome else ""))
     print(f"  {'receipt':<24} {view.receipt or 'none: the call has no outcome'}")
@@ -134,6 +137,12 @@ def show(
     for name, text in kept.items():
         print(name)
         print("  " + visible(text[:_SHOWN], lines=True).replace("\n", "\n  ") + ("…" if len(text) > _SHOWN else ""))
+
+
+def _without_chain(call: entries.Call) -> dict[str, Any]:
+    """The call's fields, but for what its tree of tokens shows better."""
+    fields: dict[str, Any] = msgspec.to_builtins(call)
+    return {name: value for name, value in fields.items() if name not in ("chain", "delegation")}
 
 
 def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -193,7 +202,7 @@ def verify(
     with _progress(hidden=as_json) as progress:
         report = verify_ledger(folder, verifier.text, content, progress, anchors)
     if as_json:
-        _print_json(report)
+        print_plain(report)
     else:
         _print_report(report, own_key=not key, anchors=len(anchors))
     if not report.ok:
@@ -279,6 +288,6 @@ def export(
     Example: runner trace export ./evidence"""
     count = export_ledger(open_ledger(state, key), target)
     if as_json:
-        _print_json({"entries": count, "folder": str(target)})
+        print_plain({"entries": count, "folder": str(target)})
         return
     print(f"{count} entries in {target}; verify with: runner trace verify --ledger {target}")

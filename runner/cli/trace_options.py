@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from runner.evidence.read import Ledger, load_verifier
@@ -21,10 +23,25 @@ Key = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+LedgerDir = Annotated[
+    Path | None, typer.Option("--ledger", metavar="DIR", help="A ledger folder, or an export of one, instead.")
+]
 STATE = Path("/var/lib/toolrunner")
 
 
-def open_ledger(state: Path, key: str) -> Ledger:
-    """The ledger under a state folder. Raises `RunnerError`."""
-    folder = state / "ledger"
+def open_ledger(state: Path, key: str, ledger: Path | None = None) -> Ledger:
+    """The ledger under a state folder, or the one in `ledger`. Raises `RunnerError`."""
+    folder = ledger or state / "ledger"
     return Ledger(folder, load_verifier(key, folder))
+
+
+def content_folder(state: Path, ledger: Path | None) -> Path | None:
+    """The content store that belongs to it; None beside an export, which has none."""
+    if ledger is None:
+        return state / "content"
+    return ledger.parent / "content" if (ledger.parent / "content").is_dir() else None
+
+
+def print_plain(value: Any) -> None:
+    """As `tables.print_json`, but all ASCII: entries hold hostile text, and JSON lets bidi characters through."""
+    print(json.dumps(msgspec.to_builtins(value), indent=2, sort_keys=True))

@@ -301,15 +301,45 @@ def test_three_levels_of_narrower_tokens(
     second = attenuate({"fs_read": within("src/a")}, agent="second-editor", credentials=people.lead)
     assert read(second, "src/a/e.txt") == "src/a/e.txt"
 
-    # The record shows the whole tree: who acted by whose word, and what was taken back.
-    jtis = [own_claims(who.leaf).jti for who in (people.boss, people.lead, people.editor)]
-    shown = runner("trace", "show", calls["reader"], *state).stdout
-    assert ", ".join(jtis) in shown
-    assert "lead, editor, reader" in shown
-    tree = {entry.chain[:place] for entry in daemon.entries(entries.Call) for place in range(1, len(entry.chain) + 1)}
-    below = {chain[-1] for chain in tree if chain[: len(chain) - 1] == tuple(jtis)}
-    assert {own_claims(people.reader.leaf).jti} < below  # two readers under one editor
-    assert {(*jtis[:2],), (*jtis[:2], own_claims(second.leaf).jti), tuple(jtis)} <= tree
+    # The record shows the whole tree: who acted by whose word, how often, and what was taken back.
+    def drawn(*words: Any) -> dict[str, Any]:
+        (root,) = json.loads(runner("trace", "tree", "t-story", "--json", "--calls", 50, *words).stdout)
+        return dict(root)
+
+    root = drawn(*state)
+    (lead_token,) = root["below"]
+    first, other = lead_token["below"]
+    readers = first["below"]
+    names = [each["name"] for each in (root, lead_token, first, other, *readers)]
+    assert names == ["boss", "lead", "editor", "second-editor", "reader", "reader"]
+    known = [own_claims(who.leaf).jti for who in (people.boss, people.lead, people.editor, second, people.reader)]
+    assert [each["token"] for each in (root, lead_token, first, other, readers[0])] == known
+    # Calls hang at the token they came with: what it was let do, and what it was refused.
+    counted = [(each["calls"], each["refused"]) for each in (root, lead_token, first, other, *readers)]
+    assert counted == [(6, 0), (7, 3), (5, 3), (1, 0), (9, 8), (1, 0)]
+    ends = {made["call"]: made["outcome"] for token in (lead_token, first, readers[1]) for made in token["made"]}
+    assert [ends[calls[name]].split()[0] for name in ("lead", "editor", "reader")] == ["cancelled", "killed", "killed"]
+    # What each may do is less than its parent may.
+    assert (root["announced"] >= 0, lead_token["announced"]) == (True, -1)
+    assert lead_token["grants"]["fs_read"] == within("src")
+    assert lead_token["dropped"] == ["fs_list"]
+    assert lead_token["narrowed"] == ["fs_read", "fs_write"]
+    assert (first["dropped"], first["narrowed"]) == (["fs_write"], ["fs_read"])
+    assert readers[0]["narrowed"] == ["fs_read", "shell_run"]
+    # One token was revoked, by whom and why; nobody else's.
+    (taken,) = first["revoked"]
+    assert (taken["by"], taken["target"], taken["value"], taken["why"]) == (
+        "root", "token", middle, "the editor was taken over",
+    )  # fmt: skip
+    assert [each["revoked"] for each in (root, lead_token, other, *readers)] == [[]] * 5
+    text = runner("trace", "tree", "t-story", *state).stdout
+    assert f"editor  {middle}  5 calls, 3 refused  REVOKED" in text
+    assert f"reader  {known[-1]}  9 calls, 8 refused  below a revoked token" in text
+    assert "task t-story: 6 tokens, 29 calls, 14 of them refused" in text
+    shown = runner("trace", "show", calls["reader"], *state).stdout.partition("\ndelegation\n")[2]
+    places = [shown.index(jti) for jti in (*known[:3], readers[1]["token"])]
+    assert places == sorted(places)  # from the root down, and nobody who had no part in it
+    assert known[3] not in shown
     (revoked,) = daemon.entries(entries.Revoke)
     assert (revoked.target, revoked.value, revoked.why) == ("token", middle, "the editor was taken over")
 
@@ -322,6 +352,13 @@ def test_three_levels_of_narrower_tokens(
     shutil.rmtree(daemon.state)
     check = ("trace", "verify", "--ledger", "evidence", "--key", "public.key", "--no-content")
     assert "verified" in runner(*check, cwd=open_folder).stdout
+    here = ("--ledger", open_folder / "evidence", "--key", open_folder / "public.key")
+    far = drawn(*here)
+
+    def bare(token: dict[str, Any]) -> dict[str, Any]:
+        return token | {"grants": None, "dropped": [], "narrowed": [], "below": [*map(bare, token["below"])]}
+
+    assert far == bare(root)  # all of it, but for what tokens grant: that is content, which stayed behind
     largest = max(
         (path for path in (open_folder / "evidence").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size
     )
