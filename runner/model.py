@@ -290,6 +290,15 @@ class SandboxPlan(Value, frozen=True):
     profile_digest: str
 
 
+class Spent(Value, frozen=True):
+    """What a whole sandbox used, by its cgroup, up to the moment before it was killed: every process in it, of no call
+    in particular. -1 = this kernel does not account it."""
+
+    cpu_us: int = -1
+    memory_peak: int = -1  # bytes; with page cache, and with what lies in its tmpfs
+    oom_kills: int = 0
+
+
 class Measured(Value, frozen=True):
     """What engine found in the container itself, not what it asked for. Written to the ledger with the sandbox."""
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.cli import trace_key, trace_proof, trace_tree
+from runner.cli import trace_key, trace_proof, trace_tree, trace_usage
 from runner.cli.tables import print_table
 from runner.cli.trace_options import STATE, Json, Key, LedgerDir, State, content_folder, open_ledger, print_plain
 from runner.errors import EXIT_UNVERIFIED, refuse
@@ -33,6 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 app.command("tree", epilog=trace_tree.EPILOG)(trace_tree.show_tree)
+app.command("usage", epilog=trace_usage.EPILOG)(trace_usage.show_usage)
 app.command()(trace_proof.anchor)
 app.command()(trace_proof.prove)
 app.command()(trace_proof.consistency)

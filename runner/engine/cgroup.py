@@ -8,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-from runner.errors import refuse
+from runner.errors import RunnerError, refuse
+from runner.model import Spent
 
 ROOT = Path("/sys/fs/cgroup")
 UNLIMITED = -1
@@ -69,6 +70,21 @@ class CgroupTree:
         except OSError:
             return 0
         return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)
+
+    def spent(self, membership: dict[str, str]) -> Spent | None:
+        """What the group has used so far; None when it is gone already."""
+        try:
+            if self.version == 2:
+                place = self._place(membership, "")
+                fields = dict(line.split() for line in (place / "cpu.stat").read_text().splitlines())
+                cpu_us, peak = int(fields["usage_usec"]), place / "memory.peak"  # Linux 5.19
+            else:
+                cpu_us = int((self._place(membership, "cpuacct") / "cpuacct.usage").read_text()) // 1000
+                peak = self._place(membership, "memory") / "memory.max_usage_in_bytes"
+            memory = int(peak.read_text()) if peak.exists() else -1
+        except (OSError, ValueError, KeyError, RunnerError):
+            return None
+        return Spent(cpu_us=cpu_us, memory_peak=memory, oom_kills=self.oom_kills(membership))
 
     def _place(self, membership: dict[str, str], controller: str) -> Path:
         key = "" if self.version == 2 else controller

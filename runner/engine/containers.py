@@ -32,7 +32,7 @@ from runner.engine.snapshot import Known
 from runner.engine.template import create_body
 from runner.engine.uids import UidLease, UidRange
 from runner.errors import RunnerError, refuse
-from runner.model import Measured
+from runner.model import Measured, Spent
 
 T = TypeVar("T")
 
@@ -111,6 +111,10 @@ class Container:
     def oom_kills(self) -> int:
         """Processes of it that the kernel killed for memory so far; 0 when its cgroup is gone."""
         return self._workshop.tree.oom_kills(self._membership)
+
+    def spent(self) -> Spent | None:
+        """What it used so far, by its cgroup; None when that is gone."""
+        return self._workshop.tree.spent(self._membership)
 
     async def make(self) -> None:
         """Make it and measure it. Raises `RunnerError`; then nothing of it is left."""

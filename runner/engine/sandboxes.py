@@ -25,7 +25,7 @@ from runner.engine.orphans import Orphans
 from runner.engine.snapshot import Bounds, Taken, open_workspace, take
 from runner.engine.uids import UidRange
 from runner.errors import RunnerError, refuse
-from runner.model import Measured, SandboxPlan, TaskProfile
+from runner.model import Measured, SandboxPlan, Spent, TaskProfile
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +61,7 @@ class Engine:
         self._live: dict[str, Container] = {}
         self._making: dict[str, asyncio.Event] = {}
         self._ending: dict[str, asyncio.Task[None]] = {}
+        self._spent: dict[str, Spent | None] = {}  # of sandboxes that ended, until gate destroys them
         self._tasks: set[asyncio.Task[None]] = set()
         self._readers = anyio.CapacityLimiter(2)  # hashing uses a core each; more only slow each other down
         self._closed = False
@@ -166,8 +167,9 @@ class Engine:
             raise refuse("busy", f"{maximum} sandboxes live already", next_step="end tasks, or raise sandboxes.maximum")
         return compiled
 
-    async def destroy(self, sandbox: str, reason: str) -> None:
-        """Kill and remove one sandbox; one that is gone is no error. Returns when no process and no container is left.
+    async def destroy(self, sandbox: str, reason: str) -> Spent | None:
+        """Kill and remove one sandbox; one that is gone is no error. Returns when no process and no container is left:
+        what the sandbox used, None when its cgroup was gone before it was asked.
 
         Raises `RunnerError` (unavailable) when Docker will not remove the container; its processes are gone even so."""
         making = self._making.get(sandbox)
@@ -179,6 +181,7 @@ class Engine:
         ending = self._ending.get(sandbox)
         if ending is not None:
             await asyncio.shield(ending)
+        return self._spent.pop(sandbox, None)
 
     async def snapshot(self, sandbox: str, *, full: bool) -> Taken:
         """What lies in the sandbox's workspace now; with `full` false, only what changed is read anew.
@@ -233,6 +236,7 @@ class Engine:
     def _begin_end(self, sandbox: str, how: Callable[[Container], Coroutine[Any, Any, None]]) -> None:
         """From here on the sandbox is nobody's; exactly one task takes it apart."""
         container = self._live.pop(sandbox)
+        self._spent[sandbox] = container.spent()  # while its cgroup is there
         asyncio.get_running_loop().remove_reader(container.pidfd)
         task = asyncio.get_running_loop().create_task(how(container))
         self._ending[sandbox] = task

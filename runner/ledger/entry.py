@@ -243,12 +243,24 @@ class Image(Entry, frozen=True, tag="image"):
     problem: str = ""
 
 
+class SandboxUsed(Part, frozen=True):
+    """What a whole sandbox used, as its cgroup counted from outside, up to the moment before it was killed: what the
+    guest says of calls can be held against it. The daemon's own processes in it (PID 1, launchers) are in it, and
+    memory is with page cache and tmpfs. -1 = the kernel does not account it."""
+
+    cpu_us: Int
+    memory_peak: Int  # bytes
+    oom_kills: Int = 0
+    source: Literal["cgroup"] = "cgroup"
+
+
 class SandboxEnd(Entry, frozen=True, tag="sandbox_end"):
-    """The container is gone."""
+    """The container is gone. Without `used` its cgroup was gone first, or engine was."""
 
     sandbox: str
     task: str
     reason: str
+    used: SandboxUsed | None = None
 
 
 class Call(Entry, frozen=True, kw_only=True, tag="call"):

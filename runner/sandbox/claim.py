@@ -10,7 +10,7 @@ from typing import Protocol
 
 from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
-from runner.model import Manifest, Measured, SandboxPlan, TaskProfile, ToolProfile
+from runner.model import Manifest, Measured, SandboxPlan, Spent, TaskProfile, ToolProfile
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.pool import Opened, Pool
 from runner.sandbox.turns import Turns
@@ -25,8 +25,8 @@ class Engine(Protocol):
     async def create(self, plan: SandboxPlan) -> tuple[Measured, int]:
         """A measured sandbox and the descriptor of its control connection."""
 
-    async def destroy(self, sandbox: str, reason: str) -> None:
-        """Kill and remove; done when this returns."""
+    async def destroy(self, sandbox: str, reason: str) -> Spent | None:
+        """Kill and remove; done when this returns: what the sandbox used, where it is known."""
 
     async def keep_disks(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """Keep the disks of these tasks and no others; returns the tasks that have one."""
@@ -294,14 +294,16 @@ class Claims:
         ending.add_done_callback(lambda _: self._ending.pop(sandbox.id, None))
 
     async def _end(self, sandbox: Sandbox, task: str, reason: str) -> None:
-        await self._destroy(sandbox.id, reason)
+        spent = await self._destroy(sandbox.id, reason)
         sandbox.close(reason)
         self._pool.refill()
         if not task:
             return  # a spare: no entry says that it began
         try:
             await self._journal.write(
-                entries.SandboxEnd(time=self._journal.stamp(), sandbox=sandbox.id, task=task, reason=reason[:500])
+                entries.SandboxEnd(
+                    time=self._journal.stamp(), sandbox=sandbox.id, task=task, reason=reason[:500], used=_used(spent)
+                )
             )
         except RunnerError:
             return  # the journal has stopped the daemon already
@@ -314,10 +316,17 @@ class Claims:
         except RunnerError as error:
             _log.error("the disk of task %s was not removed: %s", task, error.refused.line())
 
-    async def _destroy(self, sandbox: str, reason: str) -> None:
+    async def _destroy(self, sandbox: str, reason: str) -> Spent | None:
         if self.engine is None:
-            return  # its successor removes what it left
+            return None  # its successor removes what it left
         try:
-            await self.engine.destroy(sandbox, reason)
+            return await self.engine.destroy(sandbox, reason)
         except RunnerError as error:
             _log.error("sandbox %s was not removed: %s", sandbox, error.refused.line())
+            return None
+
+
+def _used(spent: Spent | None) -> entries.SandboxUsed | None:
+    if spent is None:
+        return None
+    return entries.SandboxUsed(cpu_us=spent.cpu_us, memory_peak=spent.memory_peak, oom_kills=spent.oom_kills)

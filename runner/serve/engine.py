@@ -123,7 +123,8 @@ class EngineProcess:
         """Every request that passes no descriptor."""
         match message:
             case wire.Destroy():
-                await engine.destroy(message.sandbox, message.reason)
+                spent = await engine.destroy(message.sandbox, message.reason)
+                return wire.Destroyed(number=message.number, spent=spent)
             case wire.KeepDisks():
                 return wire.Kept(number=message.number, tasks=await engine.keep_disks(message.tasks))
             case wire.Snapshot():

@@ -7,7 +7,7 @@ from typing import Protocol
 import msgspec
 
 from runner.errors import Refusal, RunnerError
-from runner.model import Measured, SandboxPlan
+from runner.model import Measured, SandboxPlan, Spent
 
 
 class Message(
@@ -24,7 +24,7 @@ class Create(Message, frozen=True, tag="create"):
 
 
 class Destroy(Message, frozen=True, tag="destroy"):
-    """Kill and remove one sandbox. Answered by `Done`, also when it was gone already."""
+    """Kill and remove one sandbox. Answered by `Destroyed`, also when it was gone already."""
 
     number: int
     sandbox: str
@@ -160,6 +160,13 @@ class Done(Message, frozen=True, tag="done"):
     number: int
 
 
+class Destroyed(Message, frozen=True, tag="destroyed"):
+    """The sandbox is gone. `spent` is what its cgroup said it used, None when that was gone first."""
+
+    number: int
+    spent: Spent | None = None
+
+
 class Created(Message, frozen=True, tag="created"):
     """The sandbox is measured and equal to its plan; the message carries one descriptor: its control connection."""
 
@@ -195,7 +202,19 @@ FromGate = (
     | ListArchives
     | RemoveArchive
 )
-FromEngine = Created | Done | Failed | Kept | SandboxEnded | Snapped | Identified | Described | ImageArchived | Archives
+FromEngine = (
+    Created
+    | Destroyed
+    | Done
+    | Failed
+    | Kept
+    | SandboxEnded
+    | Snapped
+    | Identified
+    | Described
+    | ImageArchived
+    | Archives
+)
 
 
 class Requester(Protocol):
@@ -223,9 +242,11 @@ class EngineCaller:
         assert descriptor is not None
         return answer.measured, descriptor
 
-    async def destroy(self, sandbox: str, reason: str) -> None:
-        """Kill and remove; done when this returns."""
-        await self._ask(Destroy(number=self._channel.number(), sandbox=sandbox, reason=reason))
+    async def destroy(self, sandbox: str, reason: str) -> Spent | None:
+        """Kill and remove; done when this returns: what the sandbox used, where it is known."""
+        answer = await self._ask(Destroy(number=self._channel.number(), sandbox=sandbox, reason=reason))
+        assert isinstance(answer, Destroyed)
+        return answer.spent
 
     async def keep_disks(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """Keep what these tasks have on disk, remove what others had. Returns those that have a disk."""

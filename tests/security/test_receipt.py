@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -159,6 +160,35 @@ def test_every_entry_of_a_daemons_life_validates_against_the_schema(make_daemon:
     for data in found:
         validator.validate(json.loads(data))
     assert daemon.verifies()
+
+
+BURN = {"argv": ["/usr/bin/python3", "-c", "b = b'x' * (40 << 20)\nfor _ in range(3_000_000): pass"]}
+
+
+def test_what_the_guest_says_is_held_against_what_the_kernel_counted(make_daemon: Callable[..., Daemon]) -> None:
+    daemon = make_daemon()
+    with daemon.connect(task="burns") as runner:
+        runner.call("shell_run", BURN, check=True)
+        runner.call("shell_run", ECHO, check=True)
+        running = usage(daemon, "burns")
+        assert (running["verdict"], running["cgroup_cpu_us"]) == ("running", -1)
+        runner.end_task()
+    daemon.wait(lambda: daemon.entries(entries.SandboxEnd))
+    (ended,) = daemon.entries(entries.SandboxEnd)
+    found = usage(daemon, "burns")
+    assert (found["calls"], found["unsaid"], found["verdict"]) == (2, 0, "consistent")
+    assert (found["cgroup_cpu_us"], found["cgroup_peak"]) == (ended.used.cpu_us, ended.used.memory_peak)
+    assert 0 < found["guest_cpu_us"] <= ended.used.cpu_us
+    assert 40 << 20 <= found["guest_peak"] <= ended.used.memory_peak
+    assert ended.used.source == "cgroup"
+    assert daemon.verifies()
+    jsonschema_rs.validator_for(schema()).validate(json.loads(entries.encode(ended)))
+
+
+def usage(daemon: Daemon, task: str) -> dict[str, Any]:
+    words = [daemon.python, "-m", "runner", "trace", "usage", task, "--state", str(daemon.state), "--json"]
+    (found,) = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    return dict(found)
 
 
 def test_an_image_is_archived_once_with_its_packages(make_daemon: Callable[..., Daemon]) -> None:

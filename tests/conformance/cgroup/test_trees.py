@@ -9,6 +9,7 @@ import pytest
 
 from runner.engine.cgroup import UNLIMITED, CgroupLimits, CgroupTree, parse_membership
 from runner.errors import RunnerError
+from runner.model import Spent
 
 UNLIMITED_V1 = "9223372036854771712\n"
 LIMITED = {
@@ -126,6 +127,24 @@ def test_a_controller_that_is_not_mounted_is_refused(tmp_path):
     files = {name: text for name, text in LIMITED.items() if not name.startswith("pids")}
     with pytest.raises(RunnerError, match="no pids cgroup"):
         tree(tmp_path, files).limits(parse_membership(MEMBER_V1))
+
+
+def test_what_a_group_used(tmp_path):
+    used = {
+        "cpu,cpuacct/docker/abc/cpuacct.usage": "2345678901\n",
+        "memory/docker/abc/memory.max_usage_in_bytes": "73400320\n",
+    }
+    found = tree(tmp_path / "1", {**LIMITED, **used}).spent(parse_membership(MEMBER_V1))
+    assert found == Spent(cpu_us=2_345_678, memory_peak=70 << 20, oom_kills=2)
+    place, member = "system.slice/docker-abc.scope", parse_membership("0::/system.slice/docker-abc.scope\n")
+    used = {f"{place}/cpu.stat": "usage_usec 2345678\nuser_usec 1\n", f"{place}/memory.peak": "73400320\n"}
+    assert tree(tmp_path / "2", {**UNIFIED, **used}).spent(member) == found
+    used.popitem()  # a kernel before 5.19
+    older = tree(tmp_path / "old", {**UNIFIED, **used}).spent(member)
+    assert older == Spent(cpu_us=2_345_678, memory_peak=-1, oom_kills=2)
+    assert tree(tmp_path / "gone", UNIFIED).spent({"": "/gone"}) is None
+    assert tree(tmp_path / "gone1", LIMITED).spent(parse_membership(ROOT_V1)) is None
+    assert tree(tmp_path / "none", LIMITED).spent({}) is None
 
 
 def test_a_group_that_is_gone_has_no_oom_kills(tmp_path):
