@@ -37,7 +37,8 @@ class NamedImages:
         if isinstance(entry, entries.Call) and entry.plan is not None:
             image = self._sandboxes.get(entry.plan.sandbox, "")
             if image in self.unnamed:
-                if _stays(entry, goes) or any(hold.fits(entry.time, entry.who, entry.tool) for hold in holds):
+                who = (entry.who.task, (entry.who.agent, *entry.who.asserted))
+                if _stays(entry, goes) or any(hold.fits(entry.time, *who, entry.tool) for hold in holds):
                     self.unnamed.discard(image)
                 else:
                     self._pruned[entry.call] = image
