@@ -222,3 +222,20 @@ def test_what_the_daemon_would_refuse_is_said_at_once(setup: tuple[Path, Admin])
     assert isinstance(done.exception, RunnerError)
     assert "chmod 600" in done.exception.refused.next_step
     assert not server.heard
+
+
+def test_a_tool_is_named_once_with_either_sign_before_its_map() -> None:
+    text = '{"path":{"constraint_type":"exact","value":"a=b:c"}}'
+    named = execute.once([execute.parse_allow(f"fs_read={text}"), execute.parse_allow("fs_list")])
+    assert named == execute.once([execute.parse_allow(f"fs_read:{text}"), execute.parse_allow("fs_list")])
+    assert named == {"fs_read": json.loads(text), "fs_list": {}}
+    for twice in (["fs_read", f"fs_read={text}"], [f"fs_read={text}", "fs_read"], ["fs_read"] * 2):
+        with pytest.raises(typer.BadParameter, match="named twice"):
+            execute.once(map(execute.parse_allow, twice))
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("30s", 30), ("1h", 3600), ("500ms", 1)])
+def test_a_time_to_live_is_at_least_a_second(text: str, seconds: int) -> None:
+    assert execute.seconds(text) == seconds
+    with pytest.raises(typer.BadParameter):
+        execute.seconds("0" + text.lstrip("0123456789"))

@@ -392,6 +392,7 @@ def test_a_rule_that_names_what_policy_cannot_see_is_refused(rule: str, at: str,
         " && ".join(["true"] * 50_000),
         "if true then true else " * 50_000 + "true",
         "context" + ".a" * 50_000,
+        "// hidden \r" + "(" * 100_000 + "true" + ")" * 100_000,
     ],
 )
 def test_a_rule_that_would_take_the_engine_down_is_refused_before_it_sees_it(body: str) -> None:

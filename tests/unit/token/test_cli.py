@@ -324,6 +324,8 @@ def test_mint_overwrites_nothing(tmp_path: Path, issuer: Path, operator: Operato
         ["--holder-key", "a", "--tool", "x:[]"],
         ["--holder-key", "a", "--tool", 'x:{"a":1,"a":2}'],
         ["--holder-key", "a", "--ttl", "soon"],
+        ["--holder-key", "a", "--ttl", "0s"],
+        ["--holder-key", "a", "--tool", "fs_read"],  # which would take the constraints away that it has
         ["--holder-key", "a", "--depth", "-1"],
     ],
 )
@@ -367,6 +369,10 @@ def test_inspect_says_what_is_wrong(tmp_path: Path, minted: Path) -> None:
     for data in ("", "a.b.c", "x" * 600_000, "\xff"):
         seen = RUN.invoke(token.app, ["inspect", "-"], input=data)
         assert isinstance(seen.exception, RunnerError)
+    (tmp_path / "chain").write_text(minted.read_text() + "x.y\n")
+    seen = RUN.invoke(token.app, ["inspect", str(tmp_path / "chain")])
+    assert isinstance(seen.exception, RunnerError)
+    assert seen.exception.refused.field == f"{tmp_path}/chain, token 1"
 
 
 def test_inspect_prints_no_control_characters(forge: Any, tmp_path: Path) -> None:
