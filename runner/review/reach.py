@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import islice, product
 
@@ -14,6 +15,7 @@ from runner.review.values import Change, changes, plain, rule_changes
 
 _BASES = 64  # cases of one tool that the grid is laid around
 _GRID = 20_000  # calls of one tool asked about
+_MOST_TEXT = 1 << 28  # and characters of their arguments: half a minute, where a case is long
 _TOGETHER = 2000  # calls in which a rule's own conditions are tried together
 
 
@@ -35,11 +37,12 @@ def reach(served: Serving, cases: Sequence[Case]) -> Reach:
         if not bases:
             bare.append(manifest.id)
         here = {rule.id for rule in served.policies.rules(manifest.id)}
-        count = 0
-        for point in islice(_grid(served, manifest, bases, here, missing), _GRID):
+        longest = max((len(json.dumps(base.question.arguments)) for base in bases), default=1)
+        count, most = 0, min(_GRID, _MOST_TEXT // longest)
+        for point in islice(_grid(served, manifest, bases, here, missing), most):
             count += 1
             missing -= set(point.matching(served))
-        if count == _GRID:
+        if count == most:
             cut.append(manifest.id)
         asked += count
     order = [rule.id for rule in served.policies.all_rules]

@@ -272,3 +272,16 @@ def test_a_case_that_would_not_be_run_is_refused(tmp_path: Path, name: str) -> N
     done = call("test", "--policies", made)
     assert isinstance(done.exception, RunnerError)
     assert done.exception.refused.field == f"policies/cases/{name}"
+
+
+def test_a_tool_whose_cases_are_long_is_asked_about_less_often_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = f'{ALL}@id("dead") forbid ({FS_READ}) when {{ context.depth < context.depth }};'
+    made = folder(tmp_path, dead, CASE.replace('"x"', '"' + "x/" * 2000 + '"'))
+    whole = json.loads(call("check", "--json", "--policies", made).output)["reach"]
+    assert (whole["unreached"], whole["cut"]) == (["dead"], [])
+    monkeypatch.setattr("runner.review.reach._MOST_TEXT", 50_000)
+    less = json.loads(call("check", "--json", "--policies", made).output)["reach"]
+    assert (less["unreached"], less["cut"]) == (["dead"], ["fs_read"])
+    assert less["asked"] < whole["asked"]
