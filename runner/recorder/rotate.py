@@ -48,14 +48,16 @@ def rotate_key(state: Path, now: Callable[[], str], *, by: int, why: str = "") -
         named = Verifier.parse((folder / PUBLIC_KEY).read_text(encoding="utf-8"))
         old = load_key(folder / KEY)
         # The lock comes first: whoever else writes here must have ended before a key is made.
-        recorder = Recorder.open(state, named.name, old, now, replacing=os.path.lexists(folder / NEXT_KEY))
+        resumed = os.path.lexists(folder / NEXT_KEY)
+        recorder = Recorder.open(state, named.name, old, now, replacing=resumed)
         try:
-            if not os.path.lexists(folder / NEXT_KEY):
+            held = [old, load_key(folder / NEXT_KEY)] if resumed else [old]
+            if named.text not in [Signer(named.name, key).verifier.text for key in held]:
+                raise refuse("key", "it does not name the key beside it", field=str(folder / PUBLIC_KEY))
+            if not resumed:
                 make_key(folder / NEXT_KEY)
             new = load_key(folder / NEXT_KEY)
             texts = [Signer(named.name, key).verifier.text for key in (old, new)]
-            if named.text not in texts:
-                raise refuse("key", "it does not name the key beside it", field=str(folder / PUBLIC_KEY))
             position = recorder.rotate(new, now(), by=by, why=why)
             publish_key(folder, texts[1])
             (folder / NEXT_KEY).rename(folder / KEY)

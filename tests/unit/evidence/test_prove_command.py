@@ -14,6 +14,9 @@ from typer.testing import CliRunner, Result
 from runner.cli.trace import app
 from runner.errors import EXIT_UNVERIFIED, RunnerError
 from runner.ledger import entry as entries
+from runner.ledger.merkle import leaf_hash
+from runner.ledger.note import Checkpoint, Signer
+from runner.ledger.proof import Inclusion
 from runner.recorder.keys import load_or_create_key
 
 
@@ -156,6 +159,7 @@ def test_consistency(place: Place) -> None:
 
 def test_rollback_and_fork_have_no_proof(place: Place, tmp_path: Path) -> None:
     shutil.copytree(place.state, tmp_path / "before")
+    first = place.keep("first", "anchor")
     place.grow(100, 3)
     anchor = place.keep("anchor", "anchor")
     place.grow(200, 3)
@@ -164,11 +168,24 @@ def test_rollback_and_fork_have_no_proof(place: Place, tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "before", place.state)
     told = run("consistency", anchor, "--state", place.state, "--json", status=EXIT_UNVERIFIED).stdout
     assert "only 42" in json.loads(told)["reason"]
+    assert place.check(anchor)["size"] == 50
+    told = run("consistency", first, anchor, "--state", place.state, status=EXIT_UNVERIFIED).stdout
+    assert "signs 50 entries, and only 42 are here" in told
     assert run("verify", "--anchor", anchor, "--state", place.state, status=EXIT_UNVERIFIED)
     place.grow(500, 9)
     told = run("consistency", anchor, "--state", place.state, status=EXIT_UNVERIFIED).stdout
     assert "NOT PROVEN: the ledger does not lead" in told
     assert run("verify", "--anchor", anchor, "--state", place.state, status=EXIT_UNVERIFIED)
+
+
+def test_what_is_signed_and_no_entry_proves_nothing(place: Place, sample: ModuleType) -> None:
+    signer = Signer(sample.ORIGIN, sample.KEY)
+    (place.away / "vkey").write_text(signer.verifier.text)
+    for data in (b"noise", entries.encode(sample.start()) + b" ", entries.encode(sample.start())):
+        note = signer.sign(Checkpoint(sample.ORIGIN, 1, leaf_hash(data)).text())
+        (place.away / "proof").write_bytes(Inclusion(0, data, (), note).text())
+        whole = data == entries.encode(sample.start())
+        assert place.check(place.away / "proof", status=0 if whole else EXIT_UNVERIFIED)["ok"] == whole
 
 
 def test_another_key_proves_nothing(place: Place, sample: ModuleType) -> None:

@@ -20,6 +20,7 @@ from runner.evidence.content import ContentReader
 from runner.evidence.report import Report
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
+from runner.ledger import pruned as lists
 from runner.ledger import tail as tails
 from runner.ledger.tile import PRUNED
 from runner.recorder import prune as pruning
@@ -255,6 +256,9 @@ def test_nothing_goes_without_a_tombstone(sample: ModuleType, tmp_path: Path) ->
     recorder = sample.open_recorder(tmp_path)
     assert list((tmp_path / "content" / PRUNED).iterdir()) == []  # nobody will ask for it any more
     assert all(there(sample, tmp_path, number) for number in range(20))
+    done = prune(recorder, before=NEW)
+    with pytest.raises(RunnerError, match="carried out before"):
+        recorder.retention.remove(done.pruned)
     recorder.close()
     checked(sample, tmp_path)
 
@@ -270,6 +274,7 @@ def test_a_list_without_a_tombstone_excuses_nothing(sample: ModuleType, tmp_path
     for name, listed in (
         (hashlib.sha256(digest).hexdigest(), digest),
         (honest.pruned, b"".join(sorted([digest, *[b"\0" * 32] * (honest.pieces - 1)]))),
+        (honest.pruned, b"".join(sorted([digest, *lists.split((folder / honest.pruned).read_bytes())]))),
     ):
         kept = (folder / name).read_bytes() if (folder / name).exists() else b""
         (folder / name).write_bytes(listed)
@@ -278,6 +283,19 @@ def test_a_list_without_a_tombstone_excuses_nothing(sample: ModuleType, tmp_path
         (folder / name).write_bytes(kept) if kept else (folder / name).unlink()
     (folder / honest.pruned).unlink()
     assert not verify(tmp_path / "ledger", sample.VKEY, tmp_path / "content").checks[7].ok
+
+
+def test_a_tombstone_without_its_list_is_found(sample: ModuleType, tmp_path: Path) -> None:
+    """Even while all that it says is gone is still there."""
+    recorder = fill(sample, tmp_path, 20)
+    found = choose(recorder, before=NEW)
+    tombstone(recorder, found)
+    recorder.commit()
+    recorder._release()
+    checked(sample, tmp_path)
+    (tmp_path / "content" / PRUNED / f"{found.pruned}.due").unlink()
+    report = verify(tmp_path / "ledger", sample.VKEY, tmp_path / "content")
+    assert [check.number for check in report.checks if not check.ok] == [8]
 
 
 def test_a_tombstone_that_nobody_signed_excuses_nothing(sample: ModuleType, tmp_path: Path) -> None:
@@ -307,6 +325,7 @@ def test_no_list_is_longer_than_its_bound(sample: ModuleType, tmp_path: Path, mo
     recorder = fill(sample, tmp_path, 60)
     found, rounds = prune(recorder, before=NEW), 1
     while found.more:
+        assert found.pieces <= 30 + 6  # what one call may add to the last place
         found, rounds = prune(recorder, before=NEW), rounds + 1
     assert rounds > 1
     assert not any(there(sample, tmp_path, number) for number in range(60))

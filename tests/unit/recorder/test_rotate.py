@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from runner.errors import RunnerError
 from runner.evidence.export import export
 from runner.evidence.read import Ledger, load_keys, load_verifier, read_rotations, rotation_files
-from runner.evidence.report import KEY, Report
+from runner.evidence.report import KEY, SIGNED, Report
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
 from runner.ledger.note import Checkpoint, Signer, Verifier
@@ -259,6 +259,29 @@ def test_handovers_that_are_no_chain(sample: ModuleType) -> None:
         Keys(fourth, whole)
 
 
+def test_a_handover_of_another_history_is_found(sample: ModuleType, tmp_path: Path) -> None:
+    """The same entry at the same place, signed by both keys, over other entries before it."""
+    from runner.ledger.merkle import leaf_hash, node_hash
+
+    life(sample, tmp_path, 0, 3)
+    first, old = public(tmp_path), load_or_create_key(tmp_path / "ledger", sample.ORIGIN)
+    rotate(sample, tmp_path)
+    new = load_or_create_key(tmp_path / "ledger", sample.ORIGIN)
+    path = tmp_path / "ledger/rotation.1"
+    honest = read_inclusion(path.read_bytes())
+    hashes = (b"h" * 32,) * len(honest.hashes)
+    root = leaf_hash(honest.entry)
+    for step in hashes:
+        root = node_hash(step, root)
+    text = Checkpoint(sample.ORIGIN, honest.position + 1, root).text()
+    note = f"{text}\n{''.join(Signer(sample.ORIGIN, key).line(text) for key in (old, new))}".encode()
+    path.write_bytes(honest._replace(hashes=hashes, note=note).text())
+    assert read_rotation(path.read_bytes()).entry == honest.entry
+    assert SIGNED in failed(check(tmp_path, first))
+    path.write_bytes(honest.text())
+    assert check(tmp_path, first).ok
+
+
 def test_a_handover_is_the_last_entry_of_what_both_signed(sample: ModuleType) -> None:
     from runner.ledger.merkle import leaf_hash, node_hash
 
@@ -294,6 +317,20 @@ def test_not_while_a_daemon_writes(sample: ModuleType, tmp_path: Path) -> None:
     assert not (tmp_path / "ledger/key.next").exists()
     recorder.close()
     assert rotate(sample, tmp_path).new == public(tmp_path)
+
+
+def test_a_public_key_of_another_is_left_alone(sample: ModuleType, tmp_path: Path) -> None:
+    """And no replacement is begun that could not be finished."""
+    life(sample, tmp_path, 0, 1)
+    honest = (tmp_path / "ledger/key.pub").read_text()
+    stranger = Signer(sample.ORIGIN, Ed25519PrivateKey.generate()).verifier.text
+    (tmp_path / "ledger/key.pub").write_text(f"{stranger}\n")
+    with pytest.raises(RunnerError, match="does not name the key beside it"):
+        rotate(sample, tmp_path)
+    assert not (tmp_path / "ledger/key.next").exists()
+    (tmp_path / "ledger/key.pub").write_text(honest)
+    life(sample, tmp_path, 10, 1)
+    rotate(sample, tmp_path)
 
 
 def test_no_ledger_no_key(sample: ModuleType, tmp_path: Path) -> None:
