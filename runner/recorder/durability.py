@@ -30,8 +30,9 @@ writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
 
 What retention removes has a table of its own, in `prune.py`.
 
-Creation is 11 (an empty tree), then 7 and 8: a folder with a checkpoint of size 0 and no tail is a creation that
-was cut off, and is done again. The writes of a replaced key are in `rotate.py`.
+Creation is key and key.pub, each written as 11 is, then 11 (an empty tree), then 7 and 8: a folder with a checkpoint
+of size 0 and no tail is a creation that was cut off, and is done again. The writes of a replaced key are in
+`rotate.py`.
 """
 
 from __future__ import annotations

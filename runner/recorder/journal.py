@@ -57,8 +57,8 @@ class Journal:
         self._file = os.open(self._folder / TAIL, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
 
     def repair(self) -> None:
-        """Go on in a new tail of what was readable and taken since, signed: one rename, so a crash before it repeats
-        the repair, and after it nothing is left to repair."""
+        """Go on in a new tail of what was acknowledged and taken since, signed: one rename, so a crash before it
+        repeats the repair, and after it nothing is left to repair."""
         self._sign()
         self.durable = self.size
         self._rewrite_tail()

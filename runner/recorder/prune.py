@@ -1,16 +1,21 @@
 """Retention: which content may go, and its removal, in steps that fit between two groups of entries.
 
-Order: select (nothing changes), keep the list as `pruned/<digest>.due`, have gate append the `prune` entry that names
-it, and only when that is durable remove. A crash at any point is harmless:
+Order: select (nothing changes), keep the list, have gate append the `prune` entry that names it, and only when that is
+durable remove. A failure ends the recorder, as any other (`durability.py`), and a crash at any point is harmless:
 
-| crash | leaves | the next start |
+| # | write | a failure or crash here leaves |
 | --- | --- | --- |
-| before the entry is durable | a list that no entry names | removes the list |
-| during the removal | an entry, a list that is due, part of the content | does the removal again |
-| after it | an entry, a list that is done | nothing |
+| 1 | pruned/L.due: .new, fsync, rename, fsync folder | a list that no entry names: the next start removes it |
+| 2 | tail: the `prune` entry, in its group. **Decides** | the same, or an entry and a list that is due |
+| 3 | tail without the content: .new, fsync, rename, fsync folder | a due list: the next start does 3 to 8 again |
+| 4 | rows of small.db, 64 in a transaction | the same |
+| 5 | large content: unlink, fsync folder | the same |
+| 6 | a pack without it: .new, fsync, rename, fsync folder; unlink the old, fsync folder | the same; either, or both |
+| 7 | SQLite's own log into the database, zeros over what was there | the same; also while a reader holds on |
+| 8 | pruned/L.due to pruned/L: rename, fsync folder | a list that is due, or done; its content is gone |
 
-A reader that holds the content store's database open on what was there, for longer than a few seconds, leaves the list
-due too.
+Each but 4 and 7, which are SQLite's, is tested as the last that happened, as one that did not happen any more, and as
+one that failed, with and without having been done (`test_prune.py`).
 
 A pack is replaced: the new one is whole under its name before the old one goes, so that a reader finds one of them.
 A pack that is damaged is left as it is: evidence of that is worth more than the room.

@@ -348,21 +348,28 @@ class Crash(BaseException):
     """The process ends here, as by kill -9."""
 
 
-def dying(real: Any, nth: int) -> Any:
-    """`real`, whose `nth` call and every later one never happens."""
-    left = iter(range(nth - 1))
+def dying(real: Any, nth: int, how: str) -> Any:
+    """`real`, whose `nth` call is the last ("after"), or never happens ("before"), or fails once without ("fails") or
+    after ("fails after") having done what it should."""
+    seen = iter(range(1, 1 << 30))
 
     def dies(*args: Any, **kwargs: Any) -> Any:
-        if next(left, None) is None:
-            raise Crash
-        return real(*args, **kwargs)
+        now = next(seen)
+        if now < nth or (now > nth and how.startswith("fails")):
+            return real(*args, **kwargs)
+        if how.endswith("after") and now == nth:
+            done = real(*args, **kwargs)
+            if real.__name__ == "open":
+                os.close(done)
+        raise OSError(5, "Input/output error") if how.startswith("fails") else Crash
 
     return dies
 
 
+@pytest.mark.parametrize("how", ["before", "after", "fails", "fails after"])
 @pytest.mark.parametrize("site", ["open", "write", "fsync", "fdatasync", "rename", "unlink", "mkdir"])
 def test_dead_at_any_moment_it_verifies_and_the_next_start_goes_on(
-    sample: ModuleType, tmp_path: Path, site: str
+    sample: ModuleType, tmp_path: Path, site: str, how: str
 ) -> None:
     whole = tmp_path / "whole"
     recorder = fill(sample, whole, FEW)
@@ -372,11 +379,11 @@ def test_dead_at_any_moment_it_verifies_and_the_next_start_goes_on(
         shutil.copytree(whole, state)
         with pytest.MonkeyPatch.context() as patch:
             recorder = sample.open_recorder(state)
-            patch.setattr(os, site, dying(getattr(os, site), nth))
+            patch.setattr(os, site, dying(getattr(os, site), nth, how))
             try:
                 prune(recorder, before=NEW)
                 died = False
-            except Crash:
+            except (Crash, RunnerError):
                 died = True
         recorder._release()
         if not died:
