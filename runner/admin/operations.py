@@ -93,7 +93,8 @@ class Operations:
         self._reloads = reloads
         self._second = second
         self._releases = Releases(parts.journal, authority, second, self._two_person)
-        self._settling = asyncio.Lock()  # what waits is confirmed or withdrawn once
+        self._releasing = asyncio.Lock()
+        self._settling: set[str] = set()  # what is being confirmed or withdrawn: once, and nobody waits for a reload
 
     async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -102,6 +103,27 @@ class Operations:
                 return await self._announce(message, asker)
             case admin.Revoke():
                 return await self._revoke(message, asker.uid, asker.entry)
+            case admin.ListTasks() | admin.ShowTask() | admin.EndTask() | admin.ReadWorkspace():
+                return await self._of_tasks(message, asker)
+            case admin.Prune() | admin.Hold() | admin.Release():
+                return await self._retention.carry_out(message, asker)
+            case admin.Reload():
+                return await self._reload(message, asker)
+            case admin.ListPending():
+                return admin.PendingActs(acts=tuple(map(self._pending, self._second.waiting())))
+            case admin.Reopen():
+                return await self._reopen(message, asker)
+            case admin.Confirm() | admin.Withdraw():
+                return await self._settle(message, asker)
+            case admin.Status():
+                return self._status()
+            case _:
+                raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
+
+    async def _of_tasks(
+        self, message: admin.ListTasks | admin.ShowTask | admin.EndTask | admin.ReadWorkspace, asker: Asker
+    ) -> admin.ToOperator:
+        match message:
             case admin.ListTasks():
                 return admin.Tasks(tasks=tuple(self._view(row) for row in self._state.tasks(ended=message.all)))
             case admin.ShowTask():
@@ -114,29 +136,28 @@ class Operations:
             case admin.ReadWorkspace():
                 self._known(message.task)
                 return admin.WorkspaceView(task=message.task, lines=await self._workspace(message.task))
-            case admin.Prune() | admin.Hold() | admin.Release():
-                return await self._retention.carry_out(message, asker)
-            case admin.Reload():
-                return await self._reload(message, asker)
-            case admin.ListPending():
-                return admin.PendingActs(acts=tuple(map(self._pending, self._second.waiting())))
-            case admin.Reopen() | admin.Confirm() | admin.Withdraw():
-                async with self._settling:
-                    return await self._settle(message, asker)
-            case admin.Status():
-                return self._status()
-            case _:
-                raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
 
-    async def _settle(self, message: admin.Reopen | admin.Confirm | admin.Withdraw, asker: Asker) -> admin.ToOperator:
-        if isinstance(message, admin.Withdraw):
-            return admin.Done(position=await self._second.withdraw(message.id, asker, message.why))
-        if isinstance(message, admin.Reopen):
+    async def _reopen(self, message: admin.Reopen, asker: Asker) -> admin.ToOperator:
+        async with self._releasing:
             position, waits = await self._releases.ask(message, asker)
-            return admin.Waits(position=position, act=self._pending(waits)) if waits else admin.Done(position=position)
+        return admin.Waits(position=position, act=self._pending(waits)) if waits else admin.Done(position=position)
+
+    async def _settle(self, message: admin.Confirm | admin.Withdraw, asker: Asker) -> admin.Done:
+        if message.id in self._settling:
+            raise refuse("busy", f"`{message.id[:64]}` is being confirmed or withdrawn right now", retry_after_ms=1000)
+        self._settling.add(message.id)
+        try:
+            if isinstance(message, admin.Withdraw):
+                return admin.Done(position=await self._second.withdraw(message.id, asker, message.why))
+            return await self._confirm(message, asker)
+        finally:
+            self._settling.discard(message.id)
+
+    async def _confirm(self, message: admin.Confirm, asker: Asker) -> admin.Done:
         pending = self._second.confirmed(message.id, asker)
         if pending.act != ACT:
-            return admin.Done(position=await self._releases.confirmed(pending, asker))
+            async with self._releasing:
+                return admin.Done(position=await self._releases.confirmed(pending, asker))
         done = await self._reloads.ask(Request(operator=asker.entry, pending=pending))
         assert isinstance(done, Swap)  # what is confirmed waits for nobody
         return admin.Done(position=done.position, affected=done.stopped)

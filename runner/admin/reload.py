@@ -26,13 +26,18 @@ ACT = "activate-policy"
 
 
 class Standing(Value, frozen=True):
-    """What a catalogue puts into force, by digests: `authority` is over who may decide, mint, and confirm."""
+    """What a catalogue puts into force, by digests. `authority` is over who may decide, mint, and confirm: `rules`,
+    which the configuration says, and `keys`, the files that it names and no catalogue holds; `anchors` are the
+    thumbprints of the issuers' keys in them."""
 
     catalogue: str
     policy: str
     authority: str
     files: dict[str, str]
     two_person: tuple[str, ...]
+    rules: str = ""
+    keys: dict[str, str] = msgspec.field(default_factory=dict)
+    anchors: tuple[str, ...] = ()
 
     @property
     def subject(self) -> str:
@@ -47,24 +52,35 @@ class Standing(Value, frozen=True):
 
     def changes(self, before: Standing) -> list[str]:
         """What differs that matters here, in words."""
-        found = [
-            path for path in sorted({*self.files, *before.files}) if self.files.get(path) != before.files.get(path)
-        ]
-        if self.authority != before.authority:
-            found.append("runner.toml: operators, two_person, or issuers and their keys")
+        found = _differ(self.files, before.files)
+        if self.rules != before.rules:
+            found.append("runner.toml: operators, two_person, issuers, or who signs policies")
+        found += [f"{path}, a key file" for path in _differ(self.keys, before.keys)]
+        # By name: key files are in no catalogue, so whoever confirms sees no other difference.
+        found += [f"an issuer's key that it retires: {key}" for key in sorted({*before.anchors} - {*self.anchors})]
+        found += [f"an issuer's key that it adds: {key}" for key in sorted({*self.anchors} - {*before.anchors})]
         return found
 
 
-def standing(bundle: Bundle, config: Config, policy: str) -> Standing:
-    """What `bundle` would put into force; `policy` is the digest of its policies."""
+def _differ(one: dict[str, str], other: dict[str, str]) -> list[str]:
+    return [path for path in sorted({*one, *other}) if one.get(path) != other.get(path)]
+
+
+def standing(bundle: Bundle, config: Config, policy: str, anchors: tuple[str, ...] = ()) -> Standing:
+    """What `bundle` would put into force; `policy` is the digest of its policies, `anchors` its issuers' keys."""
     keys = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(bundle.keys.items())}
-    authority = msgspec.json.encode([config.operators, config.two_person, config.issuers, keys], order="deterministic")
+    said = [config.operators, config.two_person, config.issuers, config.policy]
+    rules = hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
+    authority = msgspec.json.encode([rules, keys], order="deterministic")
     return Standing(
         catalogue=bundle.digest,
         policy=policy,
         authority=hashlib.sha256(authority).hexdigest(),
         files={f"policies/{path}": hashlib.sha256(data).hexdigest() for path, data in bundle.policies.items()},
         two_person=config.two_person,
+        rules=rules,
+        keys=keys,
+        anchors=anchors,
     )
 
 

@@ -137,7 +137,10 @@ class SecondPerson:
         found = next((each for each in self._state.pending() if each.id == id_), None)
         if found is None:
             raise refuse(
-                "arguments", f"nothing waits as `{id_[:64]}`", field="id", next_step="see `runner admin pending`"
+                "arguments",
+                f"nothing waits as `{id_[:64]}`",
+                field="id",
+                next_step="see `runner admin pending`; of what was confirmed or withdrawn, `runner admin log` tells",
             )
         return found
 

@@ -90,9 +90,7 @@ def reload(
     waits for `runner admin confirm`."""
     answer = ask(socket, admin.Reload(why=why), _RELOAD_S)
     if isinstance(answer, admin.Done):
-        said = f"in force, position {answer.position}"
-        if answer.affected:
-            said += f"; {answer.affected} calls were stopped, whose issuer's key is not in force any more"
+        said = f"in force, position {answer.position}{_stopped(answer)}"
         _say({"state": "in force", "position": answer.position, "stopped": answer.affected}, said, json)
     elif isinstance(answer, admin.Waits):
         print_waits(answer, "not in force", json=json)
@@ -126,7 +124,7 @@ def confirm(
     answer = ask(socket, admin.Confirm(id=id_), _RELOAD_S)
     if not isinstance(answer, admin.Done):
         raise refuse("protocol", "the daemon answered something else")
-    said = f"confirmed and carried out, position {answer.position}"
+    said = f"confirmed and carried out, position {answer.position}{_stopped(answer)}"
     _say({"state": "in force", "position": answer.position, "stopped": answer.affected}, said, json)
 
 
@@ -152,6 +150,10 @@ def print_waits(answer: admin.Waits, state: str, *, json: bool) -> None:
     _say(facts, f"{state}: it takes a second operator\n{_waiting(answer.act)}", json)
 
 
+def _stopped(answer: admin.Done) -> str:
+    return f"; calls stopped, whose issuer's key was retired: {answer.affected}" if answer.affected else ""
+
+
 def _facts(act: admin.PendingView) -> dict[str, Any]:
     return {name: value for name, value in msgspec.to_builtins(act).items() if name != "type"}
 
@@ -159,10 +161,10 @@ def _facts(act: admin.PendingView) -> dict[str, Any]:
 def _waiting(act: admin.PendingView) -> str:
     until = datetime.fromtimestamp(act.expires, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     lines = [f"{act.id} {act.act}, asked for by {act.operator} at {act.asked[:19]}Z, until {until}"]
-    lines += [f"  changes {change}" for change in act.changes]
+    lines += [f"  {'releases' if act.act == 'release' else 'changes'} {change}" for change in act.changes]
     lines += [f"  why: {act.why}"] if act.why else []
     lines += [f"  {', '.join(act.can) or 'nobody'} can: runner admin confirm {act.id}"]
-    lines += [f"  {act.operator} can too take it back: runner admin withdraw {act.id}"]
+    lines += [f"  {act.operator} can take it back: runner admin withdraw {act.id}"]
     return "\n".join(map(visible, lines))
 
 

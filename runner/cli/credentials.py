@@ -60,7 +60,7 @@ def ask(path: Path, message: admin.FromOperator, patience_s: float = _PATIENCE_S
         except OSError as error:
             raise _nobody(path, error) from None
         try:
-            return _answer(connection, message)
+            return _answer(connection, message, path)
         except OSError as error:
             how = f"none came within {patience_s:.0f} s" if isinstance(error, TimeoutError) else error.strerror or error
             raise refuse(
@@ -95,10 +95,18 @@ def _nobody(path: Path, error: OSError) -> RunnerError:
     return refuse("unavailable", f"no daemon answers at {path}: {error.strerror or error}", next_step=where)
 
 
-def _answer(connection: socket.socket, message: admin.FromOperator) -> admin.ToOperator:
+def _answer(connection: socket.socket, message: admin.FromOperator, path: Path) -> admin.ToOperator:
     connection.sendall(frame.encode(message))
     decoder: frame.Decoder[admin.ToOperator] = frame.Decoder(admin.ToOperator, elements=1 << 20, depth=8)
-    answer = decoder.decode(_receive(connection))
+    try:
+        answer = decoder.decode(_receive(connection))
+    except RunnerError as error:
+        raise refuse(
+            "protocol",
+            f"what answers there does not speak to operators: {error.refused.reason}",
+            field=str(path),
+            next_step="name the daemon's admin.sock, not its agent.sock; use the `runner` that came with the daemon",
+        ) from None
     if isinstance(answer, admin.Refused):
         raise RunnerError(answer.refusal)
     return answer
@@ -110,11 +118,11 @@ def _prove(connection: socket.socket, key: SigningKey, path: Path) -> None:
     folder = path.absolute().parent.stat()
     if folder.st_uid != 0 or folder.st_mode & 0o022:
         raise refuse("host", "others than root may put a socket there", field=str(path), next_step="see whose it is")
-    challenge = _answer(connection, admin.Hello())
+    challenge = _answer(connection, admin.Hello(), path)
     if not isinstance(challenge, admin.Challenge):
         raise refuse("protocol", "the daemon gave no challenge")
     proof = sign_operator(key, audience=challenge.audience, nonce=challenge.nonce)
-    _answer(connection, admin.Prove(key=key.public.thumbprint, proof=proof))
+    _answer(connection, admin.Prove(key=key.public.thumbprint, proof=proof), path)
 
 
 def _receive(connection: socket.socket) -> bytes:

@@ -39,7 +39,7 @@ def status(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:
     if json:
         print_json(facts)
     else:
-        print_table(("fact", "value"), [(name, str(value)) for name, value in facts.items()])
+        print_table(("fact", "value"), [(name, _told(value)) for name, value in facts.items()])
 
 
 @app.command("list", epilog="Example: runner task list --all")
@@ -72,10 +72,7 @@ def show(
     if json:
         print_json(facts)
         return
-    rows = [
-        (name, ", ".join(value) if isinstance(value, list | tuple) else str(value)) for name, value in facts.items()
-    ]
-    print_table(("fact", "value"), rows)
+    print_table(("fact", "value"), [(name, _told(value)) for name, value in facts.items()])
 
 
 @app.command(epilog='Example: runner task end t-42 --why "the branch was abandoned"')
@@ -92,6 +89,10 @@ def end(
         print_json({"task": task, "calls_stopped": done.affected})
     else:
         print(f"{task} ended; {done.affected} running calls were stopped")
+
+
+def _told(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _tasks(socket: Path, message: admin.ListTasks | admin.ShowTask) -> tuple[admin.TaskView, ...]:

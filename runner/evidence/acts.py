@@ -80,6 +80,7 @@ class _Telling:
         self._catalogue = ""
         self._policy = ""
         self._anchors: tuple[str, ...] = ()
+        self._over: dict[str, int] = {}  # policies that were replaced, and where
         self._revoked: dict[tuple[str, str], str] = {}
         self._closed: dict[tuple[str, str], int] = {}
 
@@ -160,24 +161,33 @@ class _Telling:
     def _refused(self, position: int, entry: entries.RefusedReload) -> Act:
         place = f"{entry.field}: " if entry.field else ""
         offered = f"catalogue {entry.offered[:16]}" if entry.offered else "files that could not be read whole"
-        in_force = _in_force(self._catalogue, self._policy)
         return _act(
             position, entry, what=f"{offered} refused, {entry.code}: {place}{entry.reason}{_confirmed(entry)}",
-            before=in_force, after=in_force, why=entry.why,
+            before=_in_force(self._catalogue, self._policy), after="the same", why=entry.why,
         )  # fmt: skip
 
     def _started(self, position: int, entry: entries.Start) -> Act:
         catalogue, policy = self._catalogue, self._policy
         self._catalogue, self._policy, self._anchors = entry.catalogue, entry.policy, entry.anchors
+        back = self._put_back(position, policy, entry.policy)
         return _act(
-            position, entry, what=f"instance {entry.instance}, the run before ended {entry.previous}",
+            position, entry, what=f"instance {entry.instance}, the run before ended {entry.previous}{back}",
             before=_in_force(catalogue, policy), after=_in_force(entry.catalogue, entry.policy),
             catalogues=(catalogue, entry.catalogue),
         )  # fmt: skip
 
+    def _put_back(self, position: int, before: str, after: str) -> str:
+        """What to say of a policy that was in force once and was replaced: a signature does not tell old from new."""
+        if before == after:
+            return ""
+        self._over[before] = position
+        return f", a policy put back that entry {self._over[after]} replaced" if after in self._over else ""
+
     def _reloaded(self, position: int, entry: entries.Reload) -> Act:
         policy, self._policy, self._catalogue = self._policy, entry.policy, entry.after
         what = "catalogue" if policy == entry.policy else "catalogue with its policy"
+        what = "the same catalogue" if entry.before == entry.after else what
+        what += self._put_back(position, policy, entry.policy)
         anchors, self._anchors = self._anchors, entry.anchors
         for word, changed in (("retires", {*anchors} - {*entry.anchors}), ("adds", {*entry.anchors} - {*anchors})):
             what += f", {word} issuer's key {' '.join(sorted(changed))}" if changed else ""

@@ -9,7 +9,7 @@ from runner.admin.roster import roster, uids_of
 from runner.catalog import compile_bundle
 from runner.gate.serving import Serving
 from runner.gate.signature import check
-from runner.serve.anchors import anchors_of
+from runner.serve.anchors import anchors_of, thumbprints
 from runner.wire import parent
 
 _log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ def compiled(offer: parent.Offer, reloads: Reloads) -> Offered:
     anchors = anchors_of(catalog.config, offer.bundle.keys)
     agents = uids_of(catalog.config.peers.agents, "peers.agents")
     operators = roster(catalog.config)
-    offered = standing(offer.bundle, catalog.config, serving.policies.digest)
+    offered = standing(offer.bundle, catalog.config, serving.policies.digest, thumbprints(anchors))
     reloads.judge(offer.asked, offered, catalog.contents)
     _log.info("policy %s, signed by %s", serving.policies.digest[:16], signer or "no trusted key")
     if not serving.policies.all_rules:

@@ -385,6 +385,7 @@ def test_what_decides_who_decides_takes_two_as_well(
     for change in (
         ("two_person = [", "two_person = [] #"),
         ('uid = "nobody"', 'uid = "runner-demo"'),
+        ("[[issuers]]", "[policy]\nrequire_signature = false\npublic_keys = ['issuer.pub']\n[[issuers]]"),
     ):
         assert change[0] in whole
         config.write_text(whole.replace(*change))
@@ -397,6 +398,9 @@ def test_what_decides_who_decides_takes_two_as_well(
     asked = runner(daemon, "admin", "reload", "--json")
     waits = json.loads(asked.stdout)
     assert (waits["state"], waits["before"]) == ("waits", waits["after"])
+    # Whoever confirms is told which key, since no catalogue and so no difference of two holds it.
+    assert f"an issuer's key that it adds: {roots.public.thumbprint}" in waits["changes"]
+    assert f"an issuer's key that it retires: {daemon.issuer.public.thumbprint}" in waits["changes"]
     key.write_bytes(kept)
     # The twin: a tool's text is one operator's to change, and the entry says whose act it was.
     manifest = tmp_path / "catalogue/tools/shell_run/tool.toml"

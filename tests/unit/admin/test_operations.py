@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -62,8 +63,13 @@ class House:
             revoking=self._revoking,
         )
         status: Any = None
-        second: Any = None
         images: Any = None
+        self.parts = parts
+        self.second = SimpleNamespace(waiting=None)
+        second: Any = SimpleNamespace(
+            confirmed=lambda id_, asker: self.second.waiting.confirmed(id_, asker),
+            withdraw=lambda id_, asker, why: self.second.waiting.withdraw(id_, asker, why),
+        )
         self.operations = Operations(
             parts,
             state,
@@ -164,6 +170,55 @@ def test_a_release_names_what_is_closed_and_says_why() -> None:
     assert house.log == []
     house.revoking.clear()
     assert house.does(admin.Reopen(kind="agent", value="a", why="w")) == admin.Done(position=5)
+    assert house.log == ["Reopen"]
+
+
+class Waiting:
+    """What waits, as `SecondPerson` holds it."""
+
+    def __init__(self) -> None:
+        self.ids = {"p1", "p2"}
+
+    def confirmed(self, id_: str, asker: Any) -> Any:
+        assert id_ in self.ids
+        subject = hashlib.sha256(b"release agent a 7").hexdigest()
+        return SimpleNamespace(
+            id=id_, act="release", target="agent", value="a", why="w", operator=ROOT.entry, subject=subject
+        )
+
+    async def withdraw(self, id_: str, asker: Any, why: str) -> int:
+        self.ids.remove(id_)
+        return 6
+
+
+def test_what_waits_is_settled_once() -> None:
+    """While one is being confirmed, nobody withdraws it or confirms it again; another is not held up."""
+    house = House()
+    house.closed[("agent", "a")] = 7
+    house.second.waiting = Waiting()
+    write = house.parts.journal.write
+
+    async def story() -> list[Any]:
+        written = asyncio.Event()
+
+        async def slowly(entry: Any, *, sync: bool = False) -> Any:
+            await written.wait()
+            return await write(entry, sync=sync)
+
+        house.parts.journal.write = slowly
+        first = asyncio.ensure_future(house.operations.carry_out(admin.Confirm(id="p1"), ROOT))
+        await asyncio.sleep(0)
+        told: list[Any] = []
+        for message in (admin.Confirm(id="p1"), admin.Withdraw(id="p1"), admin.Withdraw(id="p2")):
+            try:
+                told.append(await house.operations.carry_out(message, ROOT))
+            except RunnerError as error:
+                told.append(error.refused.code)
+        assert house.log == []
+        written.set()
+        return [*told, await first]
+
+    assert asyncio.run(story()) == ["busy", "busy", admin.Done(position=6), admin.Done(position=5)]
     assert house.log == ["Reopen"]
 
 

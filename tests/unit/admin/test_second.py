@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runner.admin.reload import ACT, Held, Reloads, Request, Standing, Swap, standing
 from runner.admin.roster import ACTS, Asker, Roster, roster
 from runner.admin.second import SecondPerson
-from runner.config import Config, Limits, Operator, Users
+from runner.config import Config, Limits, Operator, Policy, Users
 from runner.errors import RunnerError, refusal
 from runner.ledger import entry as entries
 from runner.recorder.readback import STATE_KINDS
@@ -262,9 +262,15 @@ def test_what_changes_the_policy_waits_and_what_does_not_is_done() -> None:
     assert (held.offered, held.before, held.contents) == (NEW, OLD, (b"content",))
     assert NEW.changes(OLD) == ["policies/x"]
     assert Parent(msgspec.structs.replace(OLD, catalogue="c2")).ask(Request(operator=ANN)) == Swap(7)
-    held = Parent(msgspec.structs.replace(OLD, authority="a2")).ask(Request(operator=ANN))
+    other = msgspec.structs.replace(OLD, authority="a2", rules="r2", keys={"i.pub": "2"}, anchors=("t2",))
+    held = Parent(other).ask(Request(operator=ANN))
     assert isinstance(held, Held)
-    assert "operators" in held.offered.changes(OLD)[0]
+    assert held.offered.changes(msgspec.structs.replace(OLD, keys={"i.pub": "1"}, anchors=("t1",))) == [
+        "runner.toml: operators, two_person, issuers, or who signs policies",
+        "i.pub, a key file",
+        "an issuer's key that it retires: t1",
+        "an issuer's key that it adds: t2",
+    ]
 
 
 def test_what_is_in_force_says_whether_it_takes_two() -> None:
@@ -325,13 +331,15 @@ def bundle(**change: Any) -> Bundle:
     return Bundle(**{**whole, **change})
 
 
-@given(st.binary(max_size=8), st.binary(max_size=8), st.sampled_from(["uid", "name", "two_person", "none"]))
+@given(st.binary(max_size=8), st.binary(max_size=8), st.sampled_from(["uid", "name", "two_person", "signed", "none"]))
 def test_authority_is_who_decides_and_every_issuers_key(key: bytes, policy: bytes, field: str) -> None:
     config = Config(operators=PEOPLE, two_person=TWO)
     base = standing(bundle(), config, "p")
     other = config
     if field == "two_person":
         other = msgspec.structs.replace(config, two_person=())
+    elif field == "signed":
+        other = msgspec.structs.replace(config, policy=Policy(require_signature=True))
     elif field != "none":
         changed = msgspec.structs.replace(PEOPLE[0], **{field: 77 if field == "uid" else "zoe"})
         other = msgspec.structs.replace(config, operators=(changed, *PEOPLE[1:]))

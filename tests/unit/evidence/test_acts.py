@@ -192,7 +192,23 @@ def test_what_was_closed_released_and_refused(sample: ModuleType, tmp_path: Path
     assert released.after == "open for new tokens; what was announced before stays revoked"
     assert released.what == "agent a, p2 confirmed by bob (uid 7)"
     assert (last.before, last.after) == ("released at 5", "revoked")
-    assert (refused.operator, refused.before) == (HOST, refused.after)
+    assert (refused.operator, refused.after) == (HOST, "the same")
+    assert refused.before == f"catalogue {digest(OLD)[:16]} policy p1"
     assert refused.what == f"catalogue {'d' * 16} refused, policy: policies/x:3: {HOSTILE}"
-    assert reload.what == "catalogue, retires issuer's key key-1, adds issuer's key key-2"
+    assert reload.what == "the same catalogue, retires issuer's key key-1, adds issuer's key key-2"
     assert "\x1b" not in run(tmp_path, "--kind", "refused_reload")
+
+
+def test_a_policy_that_is_put_back_is_said_to_be(sample: ModuleType, tmp_path: Path) -> None:
+    def reload(number: int, before: str, after: str, policy: str) -> entries.Reload:
+        return entries.Reload(time=at(number), before=before, after=after, policy=policy)
+
+    recorder = sample.open_recorder(tmp_path)
+    recorder.append(entries.encode(MORE[0]))
+    for number, policy in enumerate(("p2", "p2", "p1", "p3", "p2"), 1):
+        recorder.append(entries.encode(reload(number, f"c{number}", f"c{number + 1}", policy)))
+    recorder.close()
+    (tmp_path / "ledger/key.pub").write_text(sample.VKEY + "\n")
+    assert [act.what.partition(", a policy put back ")[2] for act in told(tmp_path)] == [
+        "", "", "", "that entry 1 replaced", "", "that entry 3 replaced",
+    ]  # fmt: skip

@@ -463,6 +463,7 @@ def test_ask_a_daemon_that_answers_otherwise(operator: Operator) -> None:
     with pytest.raises(RunnerError) as caught:
         credentials.ask(operator.path, admin.Status())
     assert caught.value.refused.code == "protocol"
+    assert "not its agent.sock" in caught.value.refused.next_step
 
 
 # --- what exec hands over -------------------------------------------------------------------------------------
