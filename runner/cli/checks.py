@@ -247,7 +247,9 @@ def place_findings(config: Config) -> list[Finding]:
 
 def archives(size: int, count: int, config: Config) -> Finding:
     """What the archives of images take of the disk."""
-    found = f"{count}, {size >> 20} MiB" + ("" if config.sandboxes.archive else "; none is made: archive = false")
+    found = f"{count} of {size >> 20} MiB, at most {config.sandboxes.archive_bytes >> 20} MiB"
+    found += f", each with its packages (CycloneDX) beside it in {config.state}/engine/images" if count else ""
+    found += "" if config.sandboxes.archive else "; none is made: archive = false"
     if size > 0.9 * config.sandboxes.archive_bytes:
         remedy = "`runner trace prune` removes those that no kept call names; or raise sandboxes.archive_bytes"
         return Finding(name="image archives", status="warn", found=found, remedy=remedy)

@@ -25,7 +25,7 @@ from runner.evidence.export import export as export_ledger
 from runner.evidence.read import Ledger, follow, load_given
 from runner.evidence.report import SIGNED, Report
 from runner.evidence.verify import verify as verify_ledger
-from runner.evidence.view import CallView, Filter, calls, find, line, proven, visible
+from runner.evidence.view import CallView, Filter, calls, find, line, proven, sandbox, visible
 from runner.ledger import entry as entries
 
 app = typer.Typer(
@@ -112,9 +112,10 @@ def show(
     steps = proven(opened, end)
     kept = dict(_content(opened, store, view, everything=content)) if store else {}
     tokens = trace_tree.delegation(opened, [view], store, keep=1)
+    made = sandbox(opened, view.call.plan.sandbox) if view.call.plan else None
     if as_json:
         proof = {"included": steps is not None, "signed_size": opened.signed}
-        print_plain(_view(view) | proof | {"content": kept, "delegation": tokens})
+        print_plain(_view(view) | proof | {"content": kept, "delegation": tokens, "sandbox": made and made[1]})
         return
     where = (
         f"in the tree of {opened.signed} signed entries, by a proof of {steps} hashes, checked"
@@ -124,17 +125,21 @@ def show(
     sections = {"call": _without_chain(view.call)}
     if view.outcome:
         sections["outcome"] = msgspec.to_builtins(view.outcome)
+    if made:
+        sections[f"sandbox (measured, entry {made[0]})"] = msgspec.to_builtins(made[1].isolation)
     for name, fields in sections.items():
         print(name)
-        for path, value in _flat(fields):
-            print(f"  {path:<24} {visible(str(value))}")
+        rows = list(_flat(fields))
+        wide = max(len(path) for path, _ in rows)
+        for path, value in rows:
+            print(f"  {path:<{wide}}  {visible(str(value))}")
     print("delegation")
     for root in tokens:
         trace_tree.draw(root, counted=False)
     print("record")
-    print(f"  {'position':<24} {view.position}" + (f", outcome {view.outcome_position}" if view.outcome else ""))
-    print(f"  {'receipt':<24} {view.receipt or 'none: the call has no outcome'}")
-    print(f"  {'included':<24} {where}")
+    print(f"  position  {view.position}" + (f", outcome {view.outcome_position}" if view.outcome else ""))
+    print(f"  receipt   {view.receipt or 'none: the call has no outcome'}")
+    print(f"  included  {where}")
     for name, text in kept.items():
         print(name)
         print("  " + visible(text[:_SHOWN], lines=True).replace("\n", "\n  ") + ("…" if len(text) > _SHOWN else ""))
@@ -248,7 +253,7 @@ def _print_report(report: Report, *, own_key: bool, anchors: int) -> None:
     verdict = "verified" if report.ok else "NOT VERIFIED"
     print(
         f"{verdict}: {report.origin}, {report.entries} entries, {report.signed} signed, "
-        f"{report.open_calls} open calls, {report.entries_per_second} entries/s"
+        f"{report.open_calls} open calls, in {report.seconds:.1f} s"
     )
 
 

@@ -145,6 +145,21 @@ def find(ledger: Ledger, call: str) -> CallView | None:
     return next((view for view in calls(ledger, Filter(), call) if view.call.call == call), None)
 
 
+_SANDBOX = b'"kind":"sandbox"'
+
+
+def sandbox(ledger: Ledger, name: str) -> tuple[int, entries.SandboxBegin] | None:
+    """The entry of a sandbox, and its position; a call that waited for its sandbox comes before it."""
+    needles = (_SANDBOX, _member(b"sandbox", name))
+    for start, run in ledger.backwards(lambda holds: all(map(holds, needles))):
+        for position, data in enumerate(run, start):
+            if all(needle in data for needle in needles):
+                entry = entries.decode(data)
+                if isinstance(entry, entries.SandboxBegin) and entry.sandbox == name:
+                    return position, entry
+    return None
+
+
 def _join(position: int, data: bytes, end: tuple[int, bytes] | None) -> CallView:
     call = entries.decode(data)
     assert isinstance(call, entries.Call)
@@ -195,7 +210,17 @@ def line(position: int, data: bytes, width: int = 160) -> str:
     if isinstance(decision := fields.pop("decision", None), dict):
         first += [str(decision.get("effect", "")), str(decision.get("reason", ""))]
     if isinstance(who := fields.pop("who", None), dict):
-        first.append(f"{who.get('agent', '')}/{who.get('task', '')}")
-    rest = [f"{name}={value}" for name, value in fields.items() if isinstance(value, (str, int))]
+        names = [who.get("agent", ""), *who.get("asserted", ())]
+        first.append(f"{'>'.join(map(str, names))}/{who.get('task', '')}")
+    if isinstance(operator := fields.get("operator"), dict):  # says more than the uid
+        fields["by"] = str(operator.get("name", ""))
+    rest = [f"{name}={short}" for name, value in fields.items() if (short := _short(value))]
     text = visible(f"{position:>8} {time} {kind:<12} {' '.join([*first, *rest])}")
     return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def _short(value: Any) -> str:
+    """A field on the line: text, numbers, and what content is named with; nothing else."""
+    if isinstance(value, dict) and isinstance(value.get("digest"), str) and "size" in value:
+        return f"{value['digest'][:16]}…({value['size']} bytes)"
+    return str(value) if isinstance(value, (str, int)) else ""

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from runner.admin import roster
 from runner.cli import checks, doctor, operator_checks
-from runner.config import Config, Operator, Users
+from runner.config import Config, Operator, Sandboxes, Users
 from runner.engine.cgroup import CgroupTree
 from runner.engine.docker import INPUTS_LABEL, HostFacts, Image
 from runner.model import Ceilings, TaskProfile
@@ -252,3 +252,15 @@ def test_operators_of_a_configuration() -> None:
     assert told(ann, bob, group="nogroup") == [("operator ann", "ok"), ("operator bob", "ok")]
     assert told(ann, bob, group="root") == [("operator ann", "ok"), ("operator bob", "fail")]
     assert told(ann, group="no-such-group") == [("group no-such-group", "fail")]
+
+
+def test_archives_of_images_are_counted_against_their_bound() -> None:
+    config = Config(state="/state", sandboxes=Sandboxes(archive_bytes=100 << 20))
+    fits = checks.archives(90 << 20, 2, config)
+    assert (fits.status, fits.found.partition(",")[0]) == ("ok", "2 of 90 MiB")
+    assert "/state/engine/images" in fits.found
+    full = checks.archives(91 << 20, 2, config)
+    assert full.status == "warn"
+    assert "runner trace prune" in full.remedy
+    none = checks.archives(0, 0, Config(sandboxes=Sandboxes(archive=False)))
+    assert none.found.endswith("none is made: archive = false")

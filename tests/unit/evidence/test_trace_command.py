@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from runner.cli.trace import app
 from runner.errors import EXIT_UNVERIFIED, RunnerError
+from runner.evidence.view import line
 from runner.ledger import entry as entries
 from runner.ledger import tail as tails
 
@@ -136,3 +137,53 @@ def test_no_ledger(tmp_path: Path) -> None:
     for command in (["list"], ["verify"], ["tail"], ["show", "x"]):
         with pytest.raises(RunnerError):
             run(tmp_path, *command)
+
+
+def test_an_export_is_read_like_the_ledger(sample: ModuleType, state: Path, tmp_path: Path) -> None:
+    target = tmp_path / "elsewhere/out"
+    target.parent.mkdir()
+    run(state, "export", str(target))
+    for words in (["list", "--limit", "2"], ["tree", "t", "--calls", "1"]):
+        there = CliRunner().invoke(app, [*words, "--ledger", str(target), "--key", sample.VKEY]).stdout
+        assert there.splitlines()[-2:] == run(state, *words).stdout.splitlines()[-2:]
+    shown = CliRunner().invoke(app, ["show", "c00000007", "--ledger", str(target), "--key", sample.VKEY]).stdout
+    assert "hashes, checked" in shown
+    assert "arguments 7" not in shown  # content stayed behind
+    assert "arguments 7" in run(state, "show", "c00000007").stdout
+
+
+def test_a_line_names_who_acted_and_the_content_that_an_entry_names(sample: ModuleType) -> None:
+    act = entries.PruneImage(
+        time=sample.NOW, image="sha256:x", archive=entries.Content(digest="d" * 64, size=7), why="old", by=0,
+        operator=entries.Operator(name="ann", uid=0),
+    )  # fmt: skip
+    said = line(3, entries.encode(act))
+    assert f"archive={'d' * 16}…(7 bytes)" in said
+    assert "by=ann" in said
+    derived = msgspec.structs.replace(
+        sample.call(1), who=entries.Who(agent="a", owner="o", task="t", session="s", asserted=("b", "c"))
+    )
+    assert "a>b>c/t" in line(3, entries.encode(derived), 400)
+
+
+def test_show_has_what_was_measured_of_the_sandbox(sample: ModuleType, tmp_path: Path) -> None:
+    isolation = entries.Isolation(
+        image="sha256:made-of-this", runtime="runc", uid=1, seccomp=2, seccomp_filters=1, no_new_privs=True,
+        capabilities="none", namespaces=(), interfaces=(), read_only_root=True, memory_limit=1, swap_limit=1,
+        pids_limit=1, cpu_quota_milli=1, cgroup_version=1,
+    )  # fmt: skip
+    begun = [
+        entries.SandboxBegin(
+            time=sample.NOW, sandbox=name, task="t", profile="p", profile_digest="",
+            isolation=msgspec.structs.replace(isolation, uid=uid),
+        )
+        for name, uid in (("other", 5), ("s", 6))
+    ]  # fmt: skip
+    recorder = sample.open_recorder(tmp_path)
+    sample.add(recorder, sample.start(), begun[0], sample.call(1), begun[1], sample.outcome(1))
+    recorder.close()
+    (tmp_path / "ledger/key.pub").write_text(sample.VKEY + "\n")
+    shown = run(tmp_path, "show", "c00000001").stdout
+    assert "sandbox (measured, entry 3)" in shown
+    assert "sha256:made-of-this" in shown
+    assert json.loads(run(tmp_path, "show", "c00000001", "--json").stdout)["sandbox"]["isolation"]["uid"] == 6
