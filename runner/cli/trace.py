@@ -50,7 +50,7 @@ def list_calls(
     ledger: LedgerDir = None,
     key: Key = "",
     task: Annotated[str, typer.Option(help="Only this task.")] = "",
-    agent: Annotated[str, typer.Option(help="Only this agent.")] = "",
+    agent: Annotated[str, typer.Option(help="Only this agent, or a sub-agent so named by its parent.")] = "",
     tool: Annotated[str, typer.Option(help="Only this tool.")] = "",
     effect: Annotated[str, typer.Option(help="Only this decision: allow, deny, modify, step_up, defer.")] = "",
     outcome: Annotated[str, typer.Option(help="Only this outcome: exited, timed_out, oom, …, running.")] = "",
@@ -203,7 +203,7 @@ def verify(
     Example: runner trace verify --ledger ./evidence --key daemon.vkey --no-content"""
     folder = ledger or state / "ledger"
     verifier = load_given(key, folder)
-    content = None if no_content or (ledger and not (ledger.parent / "content").is_dir()) else folder.parent / "content"
+    content = None if no_content else content_folder(state, ledger)
     anchors = [trace_proof.checkpoint_file(path) for path in anchor or []]
     with _progress(hidden=as_json) as progress:
         report = verify_ledger(folder, verifier.text, content, progress, anchors)

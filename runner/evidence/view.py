@@ -38,7 +38,8 @@ class CallView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Filter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which calls to show; an empty field lets all pass. `outcome` matches the kind, `since` is an RFC 3339 time."""
+    """Which calls to show; an empty field lets all pass. `agent` is the root token's, or a name that a parent gave;
+    `outcome` matches the kind, `since` is an RFC 3339 time."""
 
     task: str = ""
     agent: str = ""
@@ -47,15 +48,16 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
     outcome: str = ""
     since: str = ""
 
-    def texts(self, call: str) -> tuple[tuple[bytes, str], ...]:
-        """Members that the entry of a wanted call has, as (name, text), the ones that few entries have first."""
-        return (
+    def needles(self, call: str) -> list[bytes]:
+        """What the bytes of a wanted call's entry hold, the ones that few entries have first."""
+        named = (
             (b"call", call),
             (b"task", self.task),
-            (b"agent", self.agent),
+            (b"", self.agent),
             (b"tool", self.tool),
             (b"effect", self.effect),
         )
+        return [_member(name, text) if name else msgspec.json.encode(text) for name, text in named if text]
 
     def passes(self, view: CallView) -> bool:
         """Whether this call is one of them."""
@@ -63,11 +65,12 @@ class Filter(msgspec.Struct, frozen=True, kw_only=True):
         kind = view.outcome.outcome if view.outcome else view.state
         wanted = (
             (self.task, call.who.task),
-            (self.agent, call.who.agent),
             (self.tool, call.tool),
             (self.effect, call.decision.effect),
             (self.outcome, kind),
         )
+        if self.agent and self.agent not in (call.who.agent, *call.who.asserted):
+            return False
         return all(not want or want == have for want, have in wanted) and call.time >= self.since
 
 
@@ -90,7 +93,7 @@ def _member(name: bytes, text: str) -> bytes:
 
 def calls(ledger: Ledger, wanted: Filter, call: str = "") -> Iterator[CallView]:
     """Calls that `wanted` lets pass, newest first; with `call`, only the one of that id."""
-    needles = [_member(name, text) for name, text in wanted.texts(call) if text]
+    needles = wanted.needles(call)
     found = _with(ledger, needles) if needles else _joined(ledger, wanted.outcome)
     for view in found:
         if wanted.passes(view):

@@ -15,6 +15,7 @@ import pytest
 from runner.engine import packages as listing
 from runner.engine.archive import Archives, usage
 from runner.engine.docker import Image
+from runner.errors import RunnerError
 
 CONFIG = b'{"architecture":"amd64"}'
 ID = "sha256:" + hashlib.sha256(CONFIG).hexdigest()
@@ -142,3 +143,43 @@ def test_what_a_crash_left_is_removed_and_done_again(tmp_path: Path) -> None:
     found = made(tmp_path, saved({STATUS: stanza("a")}))
     assert found.problem == ""
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".json", ".tar"]
+
+
+def test_it_is_removed_with_all_that_names_it(tmp_path: Path) -> None:
+    data = saved({STATUS: stanza("a")})
+    found = made(tmp_path, data)
+    other = tar({"x": b"y"})
+    lost = hashlib.sha256(other).hexdigest()
+    (tmp_path / f"{lost}.tar").write_bytes(other)  # its record went with a crash
+    archives = Archives(tmp_path, 1 << 30)
+    standing = {(each.image, each.digest, each.size) for each in archives.standing()}
+    assert standing == {(ID, found.digest, len(data)), ("", lost, len(other))}
+    archives.remove(found.digest)
+    assert [each.digest for each in archives.standing()] == [lost]
+    assert [path.name for path in tmp_path.iterdir()] == [f"{lost}.tar"]
+    archives.remove(found.digest)  # done again after a crash
+    archives.remove(lost)
+    assert list(tmp_path.iterdir()) == []
+    assert made(tmp_path, data) == found  # and it may come back
+
+
+@pytest.mark.parametrize("left", ["cdx.json", "tar", "json"])
+def test_a_removal_that_was_cut_off_anywhere_is_finished(tmp_path: Path, left: str) -> None:
+    found = made(tmp_path, saved({STATUS: stanza("a")}))
+    kept = ID.removeprefix("sha256:") + ".json" if left == "json" else f"{found.digest}.{left}"
+    for path in tmp_path.iterdir():
+        if path.name != kept:
+            path.unlink()
+    Archives(tmp_path, 1 << 30).remove(found.digest)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_digest_is_no_path(tmp_path: Path) -> None:
+    archives = Archives(tmp_path / "images", 1 << 30)
+    assert archives.standing() == []
+    archives.remove("a" * 64)  # the twin: there is no folder yet
+    (tmp_path / "x.tar").write_bytes(b"")
+    for name in ("../x", "", "A" * 64, "a" * 63, "a" * 64 + "\n"):
+        with pytest.raises(RunnerError):
+            archives.remove(name)
+    assert (tmp_path / "x.tar").exists()

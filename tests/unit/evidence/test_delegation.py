@@ -153,3 +153,17 @@ def test_the_drawing_acts_on_nothing_that_it_shows(sample: ModuleType, tmp_path:
     assert told[0]["below"][0]["token"] == "[red]x[/red]\x1b[2J"
     with pytest.raises(RunnerError, match="no call of this task"):
         CliRunner().invoke(app, ["tree", "nobody", "--state", str(state)], catch_exceptions=False)
+
+
+def test_a_list_finds_a_sub_agent_by_the_name_that_its_parent_gave(sample: ModuleType, tmp_path: Path) -> None:
+    who = entries.Who(agent="boss", owner="o", task="t", session="s", asserted=("lead", "sub"))
+    other = msgspec.structs.replace(call(sample, 2), intent='not "sub"', tool="sub")
+    state = written(sample, tmp_path, msgspec.structs.replace(call(sample, 1), who=who), other)
+
+    def found(agent: str) -> list[str]:
+        shown = CliRunner().invoke(app, ["list", "--agent", agent, "--json", "--state", str(state)])
+        return [view["call"]["call"] for view in json.loads(shown.stdout)]
+
+    assert [found(name) for name in ("sub", "lead", "boss", "a", "nobody")] == [
+        ["c00000001"], ["c00000001"], ["c00000001"], ["c00000002"], [],
+    ]  # fmt: skip

@@ -364,3 +364,32 @@ def test_what_was_announced_before_a_release_stays_revoked(store: Store) -> None
             "the agent was revoked"
         ] * 2
         assert authority.taken(principal, ("after", "leaf")) == ""
+
+
+def image(name: str, digest: str, problem: str = "") -> entries.Image:
+    archive = entries.Content(digest=digest, size=1) if digest else None
+    return entries.Image(time=TIME, image=name, archive=archive, problem=problem)
+
+
+def pruned(name: str, digest: str) -> entries.PruneImage:
+    return entries.PruneImage(time=TIME, image=name, archive=entries.Content(digest=digest, size=1), why="old", by=0)
+
+
+def test_archives_are_known_until_their_tombstone_and_gone_when_that_is_carried_out(tmp_path: Path) -> None:
+    told: list[entries.AnyEntry] = [image("A", "1"), image("B", "2"), image("C", "", "no room"), pruned("A", "1")]
+    lived, rebuilt = Store(tmp_path / "lived"), Store(tmp_path / "rebuilt")
+    for position, entry in enumerate(told):
+        lived.apply(position, entry)
+    rebuilt.follow([(position, entries.encode(entry)) for position, entry in enumerate(told)], len(told))
+    for store in (lived, rebuilt):
+        assert [store.archived(name) for name in "ABCD"] == [None, ("2", ""), ("", "no room"), None]
+        assert (store.image_of("2"), store.image_of("1")) == ("B", "")
+        assert store.pruned_archives() == ["1"]
+        store.apply(4, image("A", "1"))  # made anew, of the same bytes: it must not go at the next start
+        assert store.pruned_archives() == []
+        store.apply(5, pruned("A", "1"))
+        store.archive_gone("1")
+        assert (store.pruned_archives(), store.archived("A")) == ([], None)
+        store.reset()
+        assert (store.archived("B"), store.pruned_archives()) == (None, [])
+        store.close()
