@@ -123,10 +123,7 @@ class Retention:
             for _, data in run:
                 choice.spare(data)
             yield
-        for run in self._walk(end) if named.unnamed else ():
-            for _, data in run:
-                named.look(data, held, choice.goes)
-            yield
+        yield from self._unname(named, held, choice, end)
         listed = lists.build(choice.found)
         name = ""
         if keep and listed:
@@ -137,6 +134,17 @@ class Retention:
         return Selection(
             name, len(choice.found), sum(choice.found.values()), choice.held, more, tuple(sorted(named.unnamed))
         )
+
+    def _unname(
+        self, named: NamedImages, holds: Sequence[entries.Criteria], choice: _Choice, end: int
+    ) -> Iterator[None]:
+        """Find which images no kept call names, up to the call that names the last of them."""
+        for run in self._walk(end):
+            if not named.unnamed:
+                return
+            for _, data in run:
+                named.look(data, holds, choice.goes)
+            yield
 
     def _walk(self, end: int) -> Iterator[list[tuple[int, bytes]]]:
         for start in range(0, end, TILE_WIDTH):
