@@ -19,6 +19,7 @@ from runner.ledger.tile import LARGE_CONTENT, PARTIAL_CONTENT, SMALL, SMALL_CONT
 from runner.recorder.durability import FILE_MODE, make_folder, sync_folder, write_all
 
 MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
+_LOGGED = 4 << 20  # bytes in SQLite's own log that make it due to be copied: what SQLite would do by itself
 
 _BUSY_MS = 5000  # for a lock that another process holds on the database, as a reader that recovers it does
 _SCHEMA = "CREATE TABLE IF NOT EXISTS blob (digest BLOB PRIMARY KEY NOT NULL, data BLOB NOT NULL)"
@@ -70,22 +71,27 @@ class ContentStore:
         self._pending: dict[bytes, bytes] = {}
         self._streams: dict[int, _Stream] = {}
         self._made = 0
+        self._logged = 0  # bytes committed since the database's log was last copied
         for needed in (self._partial, folder / LARGE_CONTENT):
             make_folder(needed)
         for left in self._partial.iterdir():  # of a run that died: nothing names them
             left.unlink()
         database = folder / SMALL_CONTENT
-        # SQLite gives its files the mode of the first one, so that one is made here.
-        os.close(os.open(database, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE))
+        # SQLite gives its files the mode of the first, so that is made here. It syncs the folder of its log too, but
+        # tells nobody when that fails: both names are durable before it is asked for anything.
+        for name in (database, folder / (SMALL_CONTENT + "-wal")):
+            os.close(os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE))
+        sync_folder(folder)
         self._database = sqlite3.connect(database, isolation_level=None, check_same_thread=False)
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute("PRAGMA secure_delete=ON")  # rows that are deleted, or move to another page, leave zeros
+        self._database.execute("PRAGMA wal_autocheckpoint=0")  # SQLite would swallow the errors of its own: see `tidy`
         # SQLite answers with the mode it stayed in when it could not change it.
         if self._database.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
             self._database.close()
             raise refuse("ledger", "the content store could not be put into WAL mode", field=str(database))
+        sync_folder(folder)  # the end of the journal that this took: come back, it would empty the database
         self._database.execute(_SCHEMA)
-        sync_folder(folder)
 
     def store(self, data: bytes) -> str:
         """Keep `data`; durable after the next `commit`. Returns its name."""
@@ -138,7 +144,17 @@ class ContentStore:
         execute("BEGIN IMMEDIATE")
         self._database.executemany(_INSERT, self._pending.items())
         execute("COMMIT")
+        self._logged += sum(map(len, self._pending.values()))
         self._pending.clear()
+
+    def tidy(self, *, stopping: bool = False) -> None:
+        """Copy SQLite's log into its database when it is due. Nothing may wait for a `commit`.
+
+        A copy that failed is the caller's end like any other failure. It loses nothing: the log, synced at each commit,
+        stays until a whole copy was written and synced, anew."""
+        if stopping or self._logged >= _LOGGED:
+            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            self._logged = 0
 
     def remove(self, digests: Sequence[bytes]) -> None:
         """Remove content that lies here by itself, not in a pack. What is not here is no error; nothing may wait for a

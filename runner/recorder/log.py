@@ -230,6 +230,7 @@ class Recorder:
                     self._content.store(data)  # so that the content folder is whole without the tail
                 self._content.commit()
                 journal.write_partials()
+            self._content.tidy(stopping=stopping)
             waited = stopping or self._clock() - self._published_at >= PUBLISH_S
             if waited and journal.published != journal.durable:
                 journal.publish()
