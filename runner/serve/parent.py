@@ -451,7 +451,10 @@ def _identity(path: Path) -> str:
         found = f"r{secrets.token_hex(4)}"
         fresh = path.with_name("instance.new")
         fresh.unlink(missing_ok=True)
-        fresh.write_text(f"{found}\n", encoding="ascii")
+        with fresh.open("w", encoding="ascii") as file:
+            file.write(f"{found}\n")
+            file.flush()
+            os.fsync(file.fileno())  # a power loss must not leave the name of an empty file
         fresh.replace(path)
     except (OSError, UnicodeDecodeError) as error:
         raise refuse("host", f"the instance id cannot be read: {error}", field=str(path)) from None
