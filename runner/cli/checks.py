@@ -24,6 +24,7 @@ from runner.engine.disk import unsupported
 from runner.engine.docker import INPUTS_LABEL, Docker, HostFacts, Image
 from runner.engine.host import COSTS, SCOPE_ABI, check_engine, check_host, host_facts, lacking, landlock_abi
 from runner.errors import RunnerError
+from runner.ledger.tile import RESERVE
 from runner.model import TaskProfile
 
 _KERNEL_FLOOR = (6, 1)  # Landlock ABI 2; what the walls of a call are built from
@@ -239,7 +240,8 @@ def place_findings(config: Config) -> list[Finding]:
             for name, most in (("agent.sock", 0o660), ("admin.sock", 0o660 if config.users.operators_group else 0o600))
             if _mode(run / name)
         ],
-        disk(config.state, _free(Path(config.state))),
+        disk(config.state, _free(Path(config.state)), writable=_writable(Path(config.state))),
+        *reserve(Path(config.state) / "content"),
         disk_workspaces(unsupported()),
         archives(*usage(Path(config.state) / "engine" / "images"), config),
     ]
@@ -287,12 +289,27 @@ def socket_file(name: str, mode: tuple[int, int] | None, most: int) -> Finding:
     return Finding(name=name, status="ok", found=f"mode {stat.S_IMODE(bits):04o}")
 
 
-def disk(path: str, free: int) -> Finding:
+def disk(path: str, free: int, *, writable: bool = True) -> Finding:
     """Room for the ledger and its content."""
     found = f"{free >> 20} MiB free for {path}"
+    if not writable:
+        remedy = "see the kernel's log for errors of the disk; repair and remount it, then start the daemon"
+        return Finding(name="disk", status="fail", found=f"{path} is on a read-only file system", remedy=remedy)
     if free < _FREE_FLOOR:
         return Finding(name="disk", status="warn", found=found, remedy="make room: a full disk stops new calls")
     return Finding(name="disk", status="ok", found=found)
+
+
+def reserve(content: Path) -> list[Finding]:
+    """The room that the recorder holds back for a full disk, where a daemon has run."""
+    if not content.exists():
+        return []
+    if (content / RESERVE).exists():
+        return [Finding(name="disk reserve", status="ok", found="held back for revocations and the ends of calls")]
+    remedy = (
+        "make room: a daemon that runs takes calls again by itself, one that stopped makes the reserve at its start"
+    )
+    return [Finding(name="disk reserve", status="warn", found="given up: new calls are refused", remedy=remedy)]
 
 
 def version(text: str) -> tuple[int, ...]:
@@ -339,6 +356,11 @@ def _mode(path: Path) -> tuple[int, int] | None:
 def _free(path: Path) -> int:
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     return shutil.disk_usage(there).free
+
+
+def _writable(path: Path) -> bool:
+    there = next(place for place in (path, *path.absolute().parents) if place.exists())
+    return not os.statvfs(there).f_flag & os.ST_RDONLY
 
 
 def _read(path: Path) -> str:

@@ -53,6 +53,7 @@ class Journal:
         self.stamp = stamp
         self.salt = salt  # 16 random bytes
         self._on_fatal = on_fatal
+        self.cautious = False  # wait for every fsync: on a full disk, recorder finds room before state needs it
 
     async def write(
         self,
@@ -67,6 +68,7 @@ class Journal:
         be one, with nothing written; any other after it has stopped the daemon."""
         data = _encoded(entry)
         try:
+            sync = sync or self.cautious
             written = await self.recorder.append(data, sync=sync, contents=await self._ahead(contents))
             self._state.apply(written.position, entry, arguments=arguments, value=value)
         except RunnerError as error:
@@ -85,7 +87,7 @@ class Journal:
         """Append a call's outcome, with the `contents` it names; its receipt. Raises `RunnerError` after it has stopped
         the daemon."""
         try:
-            data = entries.encode(outcome)
+            data, sync = entries.encode(outcome), sync or self.cautious
             receipt = await self.recorder.seal(outcome.call, data, sync=sync, contents=await self._ahead(contents))
             self._state.apply(receipt.position, outcome, value=value)
         except RunnerError as error:

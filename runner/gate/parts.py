@@ -63,11 +63,15 @@ class Parts:
         self.limits = limits
         self._streams = 0
         self.draining = ""
+        self.full = ""  # why the ledger has room only for what ends or forbids something, "" while it has more
 
     def authenticate(self, call: ToolCall, session: Session) -> Authenticated:
         """The proven call. Raises `RunnerError` (unauthenticated, revoked, task_ended, busy, unavailable)."""
         if self.draining:
             raise refuse("unavailable", self.draining, retry_after_ms=5000)
+        if self.full:
+            step = "retry later; an operator must free the daemon's disk"
+            raise refuse("unavailable", self.full, next_step=step, retry_after_ms=5000)
         if session.task.ending:
             raise refuse("task_ended", f"the task ended: {session.task.ending}")
         session.task.used = self.clock.monotonic()

@@ -36,6 +36,7 @@ SMALL_CONTENT = "small.db"
 LARGE_CONTENT = "sha256"
 PARTIAL_CONTENT = "tmp"
 PACKS = "pack"
+RESERVE = "reserve"  # room held back for a full disk; holds nothing
 PRUNED = "pruned"  # lists of what was pruned, each under its SHA-256 in hex
 DUE = ".due"  # the suffix of a list whose content is still being removed
 SMALL = 64 << 10  # bytes; up to this content lies in SQLite, where a row costs less than a file

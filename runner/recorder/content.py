@@ -8,15 +8,16 @@ stored salt first and named with it. The same bytes are stored once.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runner.errors import refuse
 from runner.ledger.tile import LARGE_CONTENT, PARTIAL_CONTENT, SMALL, SMALL_CONTENT, content_path
-from runner.recorder.durability import FILE_MODE, make_folder, sync_folder, write_all
+from runner.recorder.durability import FILE_MODE, NoRoom, is_full, make_folder, no_more, sync_folder, write_all
 
 MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
 _LOGGED = 4 << 20  # bytes in SQLite's own log that make it due to be copied: what SQLite would do by itself
@@ -30,10 +31,11 @@ _INSERT = "INSERT OR IGNORE INTO blob (digest, data) VALUES (?, ?)"
 class _Stream:
     """Content that is still arriving: in memory while small, then in a temporary file."""
 
-    __slots__ = ("buffer", "descriptor", "hash", "path")
+    __slots__ = ("buffer", "descriptor", "hash", "more_room", "path")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, more_room: Callable[[], bool]) -> None:
         self.path = path
+        self.more_room = more_room
         self.hash = hashlib.sha256()
         self.buffer = bytearray()
         self.descriptor = -1
@@ -41,13 +43,18 @@ class _Stream:
     def write(self, data: bytes) -> None:
         self.hash.update(data)
         if self.descriptor >= 0:
-            write_all(self.descriptor, data)
+            write_all(self.descriptor, data, self.more_room)
             return
         self.buffer += data
         if len(self.buffer) > SMALL:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-            self.descriptor = os.open(self.path, flags, FILE_MODE)
-            write_all(self.descriptor, self.buffer)
+            try:
+                self.descriptor = os.open(self.path, flags, FILE_MODE)
+            except OSError as error:
+                if not is_full(error) or not self.more_room():
+                    raise
+                self.descriptor = os.open(self.path, flags, FILE_MODE)
+            write_all(self.descriptor, self.buffer, self.more_room)
             self.buffer.clear()
 
     def close(self) -> None:
@@ -62,10 +69,12 @@ class _Stream:
 
 
 class ContentStore:
-    """The writer. One per ledger, under the ledger's lock. OSError and sqlite3.Error are the caller's to end on."""
+    """The writer. One per ledger, under the ledger's lock. OSError and sqlite3.Error are the caller's to end on;
+    `more_room` is asked first where there was none."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, more_room: Callable[[], bool] = no_more) -> None:
         self._folder = self.folder = folder
+        self._more_room = more_room
         self._partial = folder / PARTIAL_CONTENT
         self._added: list[bytes] = []  # not named yet
         self._pending: dict[bytes, bytes] = {}
@@ -99,7 +108,7 @@ class ContentStore:
         if len(data) <= SMALL:
             self._pending[name.digest()] = data
         else:
-            stream = _Stream(self._temporary())
+            stream = _Stream(self._temporary(), self._more_room)
             stream.write(data)
             self._settle(stream, name.hexdigest())
         return name.hexdigest()
@@ -112,7 +121,7 @@ class ContentStore:
         """Begin content in pieces. Raises `RunnerError` (ledger) for a number in use, or too many."""
         if stream in self._streams or len(self._streams) >= MAX_STREAMS:
             raise refuse("ledger", f"content stream {stream} is open already, or {MAX_STREAMS} are")
-        self._streams[stream] = opened = _Stream(self._temporary())
+        self._streams[stream] = opened = _Stream(self._temporary(), self._more_room)
         opened.write(salt)
 
     def write_stream(self, stream: int, data: bytes) -> None:
@@ -140,20 +149,34 @@ class ContentStore:
         self._added.clear()
         if not self._pending:
             return
-        execute = self._database.execute
-        execute("BEGIN IMMEDIATE")
-        self._database.executemany(_INSERT, self._pending.items())
-        execute("COMMIT")
+        try:
+            self._insert()
+        except sqlite3.Error as error:
+            if not is_full(error) or not self._more_room():
+                raise
+            if self._database.in_transaction:  # SQLite may have rolled it back by itself
+                self._database.execute("ROLLBACK")
+            self._insert()
         self._logged += sum(map(len, self._pending.values()))
         self._pending.clear()
 
+    def _insert(self) -> None:
+        self._database.execute("BEGIN IMMEDIATE")
+        self._database.executemany(_INSERT, self._pending.items())
+        self._database.execute("COMMIT")
+
     def tidy(self, *, stopping: bool = False) -> None:
-        """Copy SQLite's log into its database when it is due. Nothing may wait for a `commit`.
+        """Copy SQLite's log into its database when it is due. Nothing may wait for a `commit`. Raises `NoRoom`.
 
         A copy that failed is the caller's end like any other failure. It loses nothing: the log, synced at each commit,
         stays until a whole copy was written and synced, anew."""
         if stopping or self._logged >= _LOGGED:
-            self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            try:
+                self._database.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            except sqlite3.Error as error:
+                if not is_full(error):
+                    raise
+                raise NoRoom(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder / SMALL_CONTENT)) from error
             self._logged = 0
 
     def remove(self, digests: Sequence[bytes]) -> None:

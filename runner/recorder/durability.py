@@ -25,6 +25,11 @@ what was not synced lost in part and out of order (`test_reordered.py`). What is
 both; `tidy` adds nothing to that, it moves what is durable; `close` is a commit and a tidy. A call that raises says
 nothing of the entries since the last commit: they may be there at the next start, or not.
 
+**No room** (ENOSPC, EDQUOT) is the one failure that is not the end, where a reserve of disk is kept (`reserve.py`), and
+only of a write, never of a sync or a rename. Rows 1, 2 and 3: the reserve is given up and the write done again; it had
+written nothing. Rows 5, 7, 10 and 11, while their file is not there yet: they wait until there is room, since the
+tail holds everything. What finds no room without a reserve to give up is the end.
+
 commit needs one fdatasync, and 1 only when content came ahead of its entry (large, or of no single entry). tidy
 writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.
 
@@ -37,10 +42,11 @@ of size 0 and no tail is a creation that was cut off, and is done again. The wri
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -71,11 +77,33 @@ def _lost(what: str, why: str) -> Exception:
     )
 
 
-def write_all(descriptor: int, data: bytes | bytearray) -> None:
-    """Write all of `data`, however many writes it takes. Nothing is durable; OSError leaves any part of it written."""
+class NoRoom(OSError):
+    """A file that is not there yet found no room; nothing else was touched, and doing it again later is safe."""
+
+
+def is_full(error: OSError | sqlite3.Error) -> bool:
+    """Whether a write failed for lack of room and nothing else. Of a failed sync this says nothing."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def no_more() -> bool:
+    """Where nothing is held in reserve."""
+    return False
+
+
+def write_all(descriptor: int, data: bytes | bytearray, more_room: Callable[[], bool] = no_more) -> None:
+    """Write all of `data`, however many writes it takes. Nothing is durable; OSError leaves any part of it written.
+
+    A write that found no room wrote nothing: it is done again when `more_room` made some."""
     rest = memoryview(data)
     while rest:
-        rest = rest[os.write(descriptor, rest) :]
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            if not is_full(error) or not more_room():
+                raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -94,18 +122,35 @@ def make_folder(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for made in reversed(missing):
-        made.mkdir(FOLDER_MODE)
+        with _new(made):
+            made.mkdir(FOLDER_MODE)
         sync_folder(made.parent)
+
+
+@contextmanager
+def _new(path: Path) -> Iterator[None]:
+    """Making `path`, which nobody reads yet: one that found no room is removed again, for the room it takes."""
+    try:
+        yield
+    except OSError as error:
+        if not is_full(error):
+            raise
+        if path.is_file():
+            path.unlink()
+        raise NoRoom(error.errno, error.strerror, str(path)) from error
 
 
 def write_new(path: Path, data: bytes, *, mode: int = FILE_MODE) -> None:
     """A file that appears under its name only when it is whole and on disk. The name itself is durable when the caller
-    has synced the folder. OSError leaves the old file, whole, or the new one, and perhaps a temporary one."""
+    has synced the folder. OSError leaves the old file, whole, or the new one, and perhaps a temporary one; `NoRoom` the
+    old file, and nothing else."""
     temporary = path.with_name(path.name + TEMPORARY)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    with _new(temporary):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
     try:
-        os.fchmod(descriptor, mode)
-        write_all(descriptor, data)
+        with _new(temporary):
+            os.fchmod(descriptor, mode)
+            write_all(descriptor, data)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

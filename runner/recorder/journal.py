@@ -1,13 +1,14 @@
 """The files of one ledger: the tail that grows, and the tiles, bundles and checkpoint that settle out of it.
 
-Every method that writes may raise OSError; the caller then never calls again (see `durability.py`). The comments
-mark the points between which a crash may fall, and what the next start finds.
+Every method that writes may raise OSError; the caller then never calls again (see `durability.py`). Only after `NoRoom`
+of `settle`, `publish` or `write_partials` it may: they have changed no file that was there, and are done again later.
+The comments mark the points between which a crash may fall, and what the next start finds.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -27,8 +28,11 @@ from runner.recorder.recovery import Pending, Recovered
 class Journal:
     """Entries on their way to disk. `durable` is the number of those that are there, signed."""
 
-    def __init__(self, folder: Path, content: Path, signer: Signer, found: Recovered) -> None:
+    def __init__(
+        self, folder: Path, content: Path, signer: Signer, found: Recovered, more_room: Callable[[], bool]
+    ) -> None:
         self._folder = folder
+        self._more_room = more_room
         self._tiles_folder = folder / TILES
         self._content = content
         self.signer = signer
@@ -106,7 +110,8 @@ class Journal:
     def write_group(self) -> None:
         """Make the group durable, with a signed checkpoint over it."""
         self._sign()
-        disk.write_all(self._file, tails.group(self._pending[self.durable - self.base :], self._note))
+        written = tails.group(self._pending[self.durable - self.base :], self._note)
+        disk.write_all(self._file, written, self._more_room)
         # A crash here leaves a torn group, which nobody was told of: it is cut and noted at the next start.
         os.fdatasync(self._file)
         # From here on the group is recoverable.
@@ -130,6 +135,7 @@ class Journal:
         self.base = self._settled_tree.size
         del self._pending[:full], self._marks[:bundles]
         self._full = [tile for tile in self._full if tile not in written]
+        # Without room for the new tail, the old one goes on: it begins earlier, and holds all that this one would.
         self._rewrite_tail()
         # A crash here leaves partial tiles beside the full ones.
         tiles.drop_outgrown(self._tiles_folder, written)

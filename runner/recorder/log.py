@@ -21,13 +21,14 @@ from runner.ledger import entry as entries
 from runner.ledger.merkle import TILE_WIDTH
 from runner.ledger.note import Signer
 from runner.ledger.sequence import Sequence
-from runner.ledger.tile import LOCK, PACKED
+from runner.ledger.tile import LOCK, PACKED, RESERVE
 from runner.recorder import durability as disk
 from runner.recorder.content import ContentStore
 from runner.recorder.journal import Journal
 from runner.recorder.prune import Job, Retention, Selection
 from runner.recorder.readback import STATE_KINDS, select
 from runner.recorder.recovery import Recovered, nothing, recover
+from runner.recorder.reserve import Reserve
 
 PUBLISH_S = 1.0  # how often the checkpoint file is replaced at most; the tail holds every checkpoint anyway
 UNKNOWN_END = (
@@ -46,8 +47,16 @@ class OpenCall(NamedTuple):
 class Recorder:
     """The one writer of a ledger and its content. Made by `open`; after any failure it does nothing more."""
 
-    def __init__(self, journal: Journal, sequence: Sequence, content: ContentStore, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        sequence: Sequence,
+        content: ContentStore,
+        reserve: Reserve,
+        clock: Callable[[], float],
+    ) -> None:
         self._journal = journal
+        self._reserve = reserve
         self._sequence = sequence
         self._content = content
         self._clock = clock
@@ -72,10 +81,11 @@ class Recorder:
         now: Callable[[], str],
         clock: Callable[[], float] = time.monotonic,
         *,
+        reserve: int = 0,
         replacing: bool = False,
     ) -> Recorder:
         """Open the ledger under `state_dir`, made when there is none, and bring it in order; with `replacing`, only to
-        finish a replacement of the key that was cut off.
+        finish a replacement of the key that was cut off. `reserve` bytes of disk are held back for when it is full.
 
         `origin` is `toolrunner/<instance>`, `now` gives RFC 3339 UTC times. Raises `RunnerError` (ledger) when another
         process writes it, when the disk fails, or when what was acknowledged is damaged."""
@@ -87,9 +97,11 @@ class Recorder:
             try:
                 found = recover(folder, signer.verifier)
                 known = found or nothing()
-                content = ContentStore(state_dir / "content")
-                journal = Journal(folder, state_dir / "content", signer, known)
-                opened = cls(journal, known.sequence, content, clock)
+                disk.make_folder(state_dir / "content")
+                kept = Reserve(state_dir / "content" / RESERVE, reserve)
+                content = ContentStore(state_dir / "content", kept.give_up)
+                journal = Journal(folder, state_dir / "content", signer, known, kept.give_up)
+                opened = cls(journal, known.sequence, content, kept, clock)
                 opened._begin(found, now, signer.verifier.text, replacing=replacing)
             except BaseException:
                 if opened:
@@ -140,6 +152,16 @@ class Recorder:
             os.close(self._lock)
             self._lock = -1
         self._failed = self._failed or refuse("ledger", "the recorder is closed")
+
+    @property
+    def full(self) -> bool:
+        """Whether the disk is full but for what was held back: only what ends or forbids something may be recorded."""
+        return self._reserve.scarce
+
+    def look_for_room(self) -> None:
+        """Look at the disk; `full` may change. Raises `RunnerError` (ledger)."""
+        with self._alive("keeping a reserve of disk"):
+            self._reserve.look()
 
     @contextmanager
     def _alive(self, what: str) -> Iterator[None]:
@@ -220,21 +242,31 @@ class Recorder:
         """What is due after an acknowledgement: full bundles and their content become files, the checkpoint file
         follows.
 
-        Call it when the acknowledgement is sent; otherwise the next `commit` does it first."""
-        journal = self._journal
+        Call it when the acknowledgement is sent; otherwise the next `commit` does it first. On a full disk it waits:
+        what is durable lies in the tail, for a stopped ledger too."""
+        if self._reserve.scarce:
+            return
         with self._alive("writing tiles"):
-            if journal.durable - journal.base >= TILE_WIDTH:
-                journal.settle()
-            if stopping:
-                for data in journal.contents():
-                    self._content.store(data)  # so that the content folder is whole without the tail
-                self._content.commit()
-                journal.write_partials()
-            self._content.tidy(stopping=stopping)
-            waited = stopping or self._clock() - self._published_at >= PUBLISH_S
-            if waited and journal.published != journal.durable:
-                journal.publish()
-                self._published_at = self._clock()
+            try:
+                self._tidy(stopping)
+            except disk.NoRoom:
+                if not self._reserve.give_up():
+                    raise
+
+    def _tidy(self, stopping: bool) -> None:
+        journal = self._journal
+        if journal.durable - journal.base >= TILE_WIDTH:
+            journal.settle()
+        if stopping:
+            for data in journal.contents():
+                self._content.store(data)  # so that the content folder is whole without the tail
+            self._content.commit()
+            journal.write_partials()
+        self._content.tidy(stopping=stopping)
+        waited = stopping or self._clock() - self._published_at >= PUBLISH_S
+        if waited and journal.published != journal.durable:
+            journal.publish()
+            self._published_at = self._clock()
 
     def rotate(self, key: Ed25519PrivateKey, now: str, *, by: int, why: str = "") -> int:
         """Replace the key by `key`, from the next entry on: the position of the entry that says so.

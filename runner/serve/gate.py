@@ -51,6 +51,7 @@ from runner.serve.anchors import thumbprints
 from runner.serve.channel import Channel
 from runner.serve.environment import environment
 from runner.serve.offered import compiled
+from runner.serve.room import Room
 from runner.server import Server
 from runner.state.authority import Authority
 from runner.state.store import Store
@@ -105,6 +106,7 @@ class GateProcess:
         self._server: Server | None = None
         self._started = stamp()
         self._swapping = asyncio.Lock()
+        self._room = Room()
 
     async def serve(self, parent_fd: int, engine_fd: int, recorder_fd: int) -> int:
         """Serve until parent says stop, or parent or recorder ends. Returns the exit status."""
@@ -153,11 +155,9 @@ class GateProcess:
         self._journal = Journal(caller, self._store, stamp, lambda: os.urandom(_SALT), self._fatal)
         clock = Clock(now=time.time, monotonic=time.monotonic, new_call=CallIds(self._opened_as.newest_call).new)
         calls = Calls(
-            keep_calls=limits.detached_results,
-            keep_bytes=limits.detached_bytes,
-            keep_s=limits.detached_s,
+            keep_calls=limits.detached_results, keep_bytes=limits.detached_bytes, keep_s=limits.detached_s,
             clock=time.monotonic,
-        )
+        )  # fmt: skip
         images = Images(self._journal, self._store, self._caller, wanted=config.sandboxes.archive)
         self._claims = Claims(
             self._caller(),
@@ -200,6 +200,7 @@ class GateProcess:
         pipeline = Pipeline(self._parts, executor, self._telemetry)
         self._strangers = Strangers(self._journal)
         await self._write_start(serving, anchors)
+        await self._room.attach(self._parts, self._journal)
         self._server = Server(
             self._parts,
             pipeline,
@@ -292,6 +293,7 @@ class GateProcess:
             policy=serving.policies.digest,
             engine=not self._engine.closed.is_set(),
             closed=tuple(f"{target} {value}".strip() for target, value in self._authority.closed()),
+            refusing=self._parts.draining or self._parts.full,
         )
 
     # --- engine, recorder, parent ---------------------------------------------------------------------------
@@ -332,6 +334,8 @@ class GateProcess:
             self._opened.set_result(message)
         elif isinstance(message, recorder_wire.DurableTo) and self._server is not None:
             self._server.durable(message.size)
+        elif isinstance(message, recorder_wire.Room):
+            self._room.told(message, self._beside)
 
     def _from_parent(self, message: Any, descriptor: int | None) -> None:
         match message:

@@ -35,6 +35,8 @@ from runner.wire.frame import encode
 _log = logging.getLogger(__name__)
 _GROUP_S = 0.02  # the longest an entry waits for its group: `Durable` follows a result within 50 ms
 _BATCH = 256
+_LOOK_S = 1.0  # how often the room on the disk is looked at
+RESERVE = 16 << 20  # bytes held back for a full disk: every call that can run at one time may end with its output
 
 
 def stamp() -> str:
@@ -55,6 +57,8 @@ class RecorderProcess:
         self._due = math.inf
         self._over = False
         self._job: tuple[int, Job] | None = None  # a selection or removal, and the request that asked for it
+        self._told_full = False
+        self._look_at = 0.0
         self._answer(
             wire.Opened(
                 size=recorder.size,
@@ -73,7 +77,8 @@ class RecorderProcess:
         gate = self._gate.fileno()
         self._send()
         while not self._over:
-            wait = None if self._due == math.inf else max(0.0, math.ceil((self._due - time.monotonic()) * 1e3))
+            self._look()
+            wait = max(0.0, math.ceil((min(self._due, self._look_at) - time.monotonic()) * 1e3))
             if self._job is not None:
                 wait = 0
             ready = [descriptor for descriptor, _ in poll.poll(wait)]
@@ -85,6 +90,26 @@ class RecorderProcess:
                 self._commit()
             if self._job is not None and not self._over:
                 self._work(*self._job)
+
+    def _look(self) -> None:
+        """Tell gate, and whoever reads the log, when the disk is full, and when it no longer is."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_S
+            self._recorder.look_for_room()
+        if self._recorder.full == self._told_full:
+            return
+        self._told_full = self._recorder.full
+        if self._told_full:
+            _log.critical(
+                "the disk of the ledger is full: new calls are refused, the last %d MiB are kept for revocations and "
+                "the ends of running calls · next: free %d MiB, and calls are taken again",
+                RESERVE >> 20,
+                3 * RESERVE >> 20,
+            )
+        else:
+            _log.warning("the disk of the ledger has room again: new calls are taken")
+        self._answer(wire.Room(reserved=not self._told_full))
+        self._send()
 
     def _work(self, number: int, job: Job) -> None:
         """One step of what takes long, between messages."""
@@ -189,7 +214,7 @@ def _serve(parent_fd: int, gate_fd: int, state: Path, origin: str) -> int:
     upward, gate = socket.socket(fileno=parent_fd), socket.socket(fileno=gate_fd)
     try:
         key = load_or_create_key(state / "ledger", origin)
-        recorder = Recorder.open(state, origin, key, stamp)
+        recorder = Recorder.open(state, origin, key, stamp, reserve=RESERVE)
         interrupted = recorder.seal_interrupted(stamp())
         recorder.commit()
         process = RecorderProcess(recorder, interrupted, upward, gate)

@@ -271,6 +271,7 @@ class StatusView(Message, frozen=True, tag="status_view"):
     engine: bool
     isolation: str = ""
     closed: tuple[str, ...] = ()  # what was revoked until released, "agent a", "everything"
+    refusing: str = ""  # why no new call is taken, "" while they are
 
 
 class Done(Message, frozen=True, tag="done"):

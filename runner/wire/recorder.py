@@ -165,6 +165,13 @@ class DurableTo(Message, frozen=True, tag="durable_to"):
     size: int
 
 
+class Room(Message, frozen=True, tag="room"):
+    """Whether the reserve of disk is there. Without it the disk is full, and gate takes no new call: what is left is
+    for revocations, kills and the ends of calls that run. Said when it changes; until then, it is there."""
+
+    reserved: bool
+
+
 class Refused(Message, frozen=True, tag="refused"):
     """The request was refused and nothing was written: an outcome without a plan, a second outcome, a bad entry."""
 
@@ -173,7 +180,7 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove | Ask
-FromRecorder = Opened | Appended | Entries | DurableTo | Refused | Selected | Removed | Gone
+FromRecorder = Opened | Appended | Entries | DurableTo | Room | Refused | Selected | Removed | Gone
 
 
 class Requester(Protocol):
