@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from soak import disk
 
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
@@ -263,37 +264,33 @@ def on_a_disk(folder: Path, script: str, *more: str) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
-@pytest.mark.parametrize(("call", "error"), [("pwrite64", "EIO"), ("pwrite64", "ENOSPC"), ("fsync", "EIO")])
-@pytest.mark.parametrize("nth", [1, 2, 3, 5, 8, 40])
-def test_system_calls_fail_where_python_does_not_see_them(tmp_path: Path, call: str, error: str, nth: int) -> None:
-    """Case L04 below Python (`test_failures.py` fails every call that Python makes, one by one): also the writes
-    that SQLite makes for the content store. The recorder ends; nothing acknowledged is lost, and the next start
-    is clean. A sample: the first few of each call, and one under load."""
-    state = tmp_path / "state"
-    writer = subprocess.Popen(
-        [
-            *f"strace -f -qq -o /dev/null -e inject={call}:error={error}:when={nth}".split(),
-            sys.executable,
-            WRITER,
-            state,
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1"},
-    )
-    try:
-        output, errors = writer.communicate(timeout=60)
-    finally:
-        writer.kill()
-        writer.communicate()
-    assert writer.returncode == 1, errors
-    assert b"RunnerError" in errors
-    told = max(sizes(output), default=0)
-    if (state / "ledger/tail").exists():
-        assert verified(state)[0] >= told
-    Recorder.open(state, ORIGIN, load_or_create_key(state / "ledger", ORIGIN), lambda: NOW).close()
-    assert verified(state)[0] >= told
+@pytest.fixture(scope="module")
+def sweep() -> Iterator[disk.Sweep]:
+    """Faults below Python, tried where thousands of ledgers can be made (see `tests/soak/disk.py`)."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    assert shutil.which("strace"), "these tests need strace: run scripts/setup --dev"
+    with tempfile.TemporaryDirectory(dir=memory) as place, disk.Workers() as workers:
+        yield disk.Sweep(workers, Path(place))
+
+
+@pytest.mark.parametrize("call", disk.CHANGES)
+def test_system_calls_fail_where_python_does_not_see_them(sweep: disk.Sweep, call: str) -> None:
+    """Case L04, a sample: `scripts/soak disk` lets every call of a run fail in turn. The recorder ends, always when a
+    sync failed; nothing acknowledged is lost, and the next start is clean."""
+    most = sweep.counts()[call]
+    for fault in disk.sites(call):
+        for nth in {1, most, random.randint(1, most)}:
+            assert sweep.fault(call, fault, nth), (call, fault, nth)
+            assert sweep.wrong == []
+    assert sweep.ended[disk.REFUSED] > 0
+
+
+def test_a_write_that_the_kernel_cuts_short_ends_the_recorder(sweep: disk.Sweep) -> None:
+    """The control is a limit that no file reaches: the same work comes through."""
+    assert sweep.cut(1 << 30) == disk.DONE
+    for size in random.Random().sample(range(1, 60_000), 12):
+        assert sweep.cut(size) == disk.REFUSED
+    assert sweep.wrong == []
 
 
 def test_power_loss_leaves_what_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

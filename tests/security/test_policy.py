@@ -16,14 +16,13 @@ import pytest
 from house import Daemon
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from soak import race
 
 from runner.catalog import compile_bundle, read_folders, shared
 from runner.cli.init import lay_out
 from runner.cli.policy import compiled
 from runner.client.errors import CallError
 from runner.errors import EXIT_INVALID, RunnerError
-from runner.evidence.content import SALT, ContentReader
-from runner.evidence.read import Ledger, load_verifier
 from runner.gate.authorize import Question, SessionView, decide
 from runner.gate.schema import normal
 from runner.gate.serving import Serving
@@ -32,7 +31,6 @@ from runner.guest.beneath import ToolError, inside
 from runner.ledger import entry as entries
 from runner.model import Decision, Principal
 from runner.review.cases import read_cases, run_case
-from runner.review.recorded import recorded
 from runner.review.values import plain
 from runner.token.keys import SigningKey, generate, public_file
 from runner.token.paths import normal_path
@@ -340,46 +338,12 @@ def test_hostile_words_reach_a_program_as_they_are_and_nothing_reads_them(daemon
 
 @pytest.mark.docker
 def test_what_was_decided_is_what_runs(daemon: Daemon) -> None:
-    """Calls of several agents in a race, one in three forbidden: each runs its own arguments, or nothing."""
-    ran: dict[str, bytes] = {}
-    wrong: list[str] = []
-
-    def race(number: int) -> None:
-        with daemon.connect() as agent:
-            for count in range(60):
-                word = f"w{number}-{count}" + (" curl http://x" if count % 3 == 0 else "")
-                try:
-                    done = agent.call("shell_run", {"argv": ["printf", "%s", word]})
-                    ran[done.call] = word.encode()
-                    if done.stdout != word.encode() or count % 3 == 0:
-                        wrong.append(word)
-                except CallError as error:
-                    if count % 3 or error.rule != "no-downloads":
-                        wrong.append(f"{word}: {error}")
-
-    threads = [threading.Thread(target=race, args=(number,)) for number in range(5)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
-    assert len(ran) == 200
-    daemon.wait(lambda: ran.keys() <= {call.call for call in daemon.entries(entries.Call)}, 10)
-    content = ContentReader(daemon.state / "content")
-    ledger = Ledger(daemon.state / "ledger", load_verifier("", daemon.state / "ledger"))
-    try:
-        found = [each for each in recorded(ledger, content) if each.call.call in ran]
-        assert len(found) == 200
-        for each in found:
-            assert each.point is not None
-            assert each.call.plan is not None
-            plan = content.get(each.call.plan.plan.digest, each.position)
-            assert plan is not None
-            words = ["printf", "%s", ran[each.call.call].decode()]
-            assert each.point.question.arguments == {"argv": words}
-            assert json.loads(plan[SALT:])["argv"] == words
-    finally:
-        content.close()
+    """Calls of several agents in a race, one in three forbidden: each runs its own arguments, or nothing.
+    A fifth of the thousand that `scripts/soak races` runs."""
+    told = race.run(daemon, 60)
+    assert told.wrong == []
+    assert (len(told.ran), told.refused) == (200, 100)
+    assert race.compared(daemon, told) == (200, [])
 
 
 # --- P08: each call is judged by one whole bundle -----------------------------------------------------------

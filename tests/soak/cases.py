@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 from house import Daemon, forks, programs
-from soak import flat, matrix
+from soak import disk, flat, matrix, race
 from soak.dockerd import Dockerd
 from soak.mutants import mutate, valid
 from soak.raw import Raw
@@ -392,3 +392,50 @@ def _meet(daemon: Daemon, client: Raw, fault: str, chance: random.Random) -> Non
             victims = {"tool": programs, "launcher": forks}.get(fault, lambda pid: [])(supervisor.pid)
             (victims or [supervisor])[-1].kill()
         client.send(agent.Stdin(number=1, eof=True))  # whoever's sandbox it was not goes on
+
+
+# --- disk --------------------------------------------------------------------------------------------------------
+
+
+@case("disk", "each system call by which the recorder changes its disk fails in turn, in every way (L04); --only CALL")
+def disk_faults(options: Options) -> dict[str, Any]:
+    """About 3,000 faults; then files cut short by the kernel at --count sizes (200)."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # thousands of ledgers are made here
+    with tempfile.TemporaryDirectory(dir=memory, prefix="toolrunner-soak-") as place, disk.Workers() as workers:
+        sweep = disk.Sweep(workers, Path(place))
+        counts = sweep.counts()
+        for call, most in counts.items():
+            if options.only in ("", call):
+                for fault in disk.sites(call):
+                    tried = sum(sweep.fault(call, fault, nth) for nth in range(1, most + 1))
+                    progress(f"{call}: {tried} of {most} with {fault}, {len(sweep.wrong)} wrong")
+        for size in range(1, 120_000, 120_000 // (options.count or 200)):
+            sweep.cut(size)
+    return {
+        "good": not sweep.wrong and sum(sweep.tried.values()) > 0,
+        "faults": sum(sweep.tried.values()),
+        "calls of one run": counts,
+        "ended the recorder": sweep.ended[disk.REFUSED],
+        "survived": sweep.ended[disk.DONE],
+        "kinds of place": len(sweep.places),
+        "wrong": sweep.wrong,
+    }
+
+
+# --- races -------------------------------------------------------------------------------------------------------
+
+
+@case(
+    "races",
+    "--count calls (1,000) of five agents at a time, and forbidden ones: what was decided is what runs (P07)",
+)
+def races(options: Options) -> dict[str, Any]:
+    """Case P07."""
+    each = -(-(options.count or 1000) * 3 // 2 // race.AGENTS)  # two in three run
+    with a_daemon("maximum = 16\n") as (daemon, _):
+        told = race.run(daemon, each)
+        checked, wrong = race.compared(daemon, told)
+        verified = daemon.verifies()
+    good = not told.wrong and not wrong and verified and checked == len(told.ran) >= (options.count or 1000)
+    return {"good": good, "calls that ran": len(told.ran), "refused": told.refused, "compared with their plan": checked,
+            "wrong": [*told.wrong, *wrong], "verifies": verified}  # fmt: skip
