@@ -50,7 +50,9 @@ async def call(
         untrusted=since,
         plan=kept,
     )
-    await journal.write(entry, arguments=running.arguments, contents=contents)
+    # Who asked for sync has the entry on disk before a process of the call exists; for others it follows in 50 ms.
+    sync = running.sync and planned is not None
+    await journal.write(entry, sync=sync, arguments=running.arguments, contents=contents)
     running.recorded = True
 
 

@@ -101,6 +101,7 @@ def tree(folder: Path, *controllers: str) -> CgroupTree:
         (checks.socket_file("admin.sock", (stat.S_IFREG | 0o600, 0), 0o600), "fail"),
         (checks.disk("/s", 1 << 40), "ok"),
         (checks.disk("/s", 1 << 20), "warn"),
+        (checks.disk("/s", 1 << 40, writable=False), "fail"),
         (checks.disk_workspaces(""), "ok"),
         (checks.disk_workspaces("ext4 in its kernel"), "warn"),
     ],
