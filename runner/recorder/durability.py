@@ -17,6 +17,7 @@ step 4, so an acknowledged entry survives a crash at any instruction.
 | 9 | partial tiles of what became full: unlink | tidy | partial tiles, still true, checked like all |
 | 10 | partial tiles; content of the tail, as 1 | stop | none: only readers without the tail need them |
 | 11 | checkpoint.new, fsync, rename, fsync folder | tidy, stop | an earlier checkpoint of the same ledger |
+| 12 | SQLite's log copied into its database, fdatasync | tidy, stop | the log, which holds all of it |
 
 Each row is tested both ways, *failed and not persisted* and *failed but persisted* (`tests/unit/recorder/
 test_failures.py`: each call site in turn fails before or after it did what was asked, or is the last), and 3 to 11 with
@@ -28,7 +29,10 @@ nothing of the entries since the last commit: they may be there at the next star
 **No room** (ENOSPC, EDQUOT) is the one failure that is not the end, where a reserve of disk is kept (`reserve.py`), and
 only of a write, never of a sync or a rename. Rows 1, 2 and 3: the reserve is given up and the write done again; it had
 written nothing. Rows 5, 7, 10 and 11, while their file is not there yet: they wait until there is room, since the
-tail holds everything. What finds no room without a reserve to give up is the end.
+tail holds everything (12 likewise). What finds no room without a reserve to give up is the end.
+
+Below Python, each system call of a run fails in turn (`scripts/soak disk`). One failed sync is survived: SQLite's own
+of the folder of its log, whose result it ignores; `content.py` has made every name there durable before.
 
 commit needs one fdatasync, and 1 only when content came ahead of its entry (large, or of no single entry). tidy
 writes 5 to 9 once 256 entries are in the tail, and 11 at most once a second.

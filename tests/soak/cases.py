@@ -11,6 +11,7 @@ import random
 import secrets
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -420,6 +421,25 @@ def disk_faults(options: Options) -> dict[str, Any]:
         "kinds of place": len(sweep.places),
         "wrong": sweep.wrong,
     }
+
+
+# --- lost-power --------------------------------------------------------------------------------------------------
+
+
+@case("lost-power", "--count disks (5,000) after a lost power (L06), and a fifth as many killed recorders (L03)")
+def lost_power(options: Options) -> dict[str, Any]:
+    """The suite's own tests, with the counts that the cases ask for."""
+    count = options.count or 5000
+    raised = {"RUNNER_STATES": str(count), "RUNNER_KILLS": str(count // 5), "RUNNER_SEED": str(options.seed)}
+    killed = "security/test_ledger.py::test_killed_at_any_moment_nothing_acknowledged_is_lost"
+    tests = ("unit/recorder/test_reordered.py", killed)
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n0", *(Path(__file__).parents[1] / test for test in tests)],
+        env=os.environ | raised,
+        stdout=sys.stderr,
+        check=False,
+    )
+    return {"good": run.returncode == 0, "disks": count, "killed recorders": count // 5}
 
 
 # --- races -------------------------------------------------------------------------------------------------------
