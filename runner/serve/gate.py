@@ -16,8 +16,6 @@ import socket
 import sys
 import time
 from collections.abc import Coroutine
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,34 +47,21 @@ from runner.sandbox.snapshot import Snapshots
 from runner.serve import log, privilege
 from runner.serve.anchors import thumbprints
 from runner.serve.channel import Channel
-from runner.serve.environment import environment
+from runner.serve.life import Life, stamp
 from runner.serve.offered import compiled
 from runner.serve.room import Room
 from runner.server import Server
 from runner.state.authority import Authority
 from runner.state.store import Store
 from runner.telemetry import Telemetry
-from runner.token.claims import Anchors
 from runner.wire import admin, parent
 from runner.wire import engine as engine_wire
 from runner.wire import recorder as recorder_wire
 
 _log = logging.getLogger(__name__)
 _BEACON_S = 60
-_KEEP_TOKENS_S = 86_400  # after expiry: longer than any task of theirs can take to end
 _SALT = 16
 T = TypeVar("T")
-
-
-def stamp() -> str:
-    """Now, as entries write it."""
-    second, micros = divmod(time.time_ns() // 1000, 1_000_000)
-    return f"{_second(second)}.{micros:06d}Z"
-
-
-@lru_cache(maxsize=1)
-def _second(second: int) -> str:
-    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def settle() -> None:
@@ -199,7 +184,9 @@ class GateProcess:
         executor = Executor(self._claims, self._snapshots, grace_s=limits.kill_grace_s)
         pipeline = Pipeline(self._parts, executor, self._telemetry)
         self._strangers = Strangers(self._journal)
-        await self._write_start(serving, anchors)
+        self._life = Life(self._journal, self._instance, self._boot)
+        described = await self._caller().describe()
+        await self._life.begin(serving, anchors, self._config_bytes, self._opened_as, described)
         await self._room.attach(self._parts, self._journal)
         self._server = Server(
             self._parts,
@@ -235,28 +222,6 @@ class GateProcess:
 
     def _stock(self, serving: Serving) -> None:
         self._claims.stock(serving.task_profiles, serving.tools, serving.catalog.tool_profiles)
-
-    async def _write_start(self, serving: Serving, anchors: Anchors) -> None:
-        for content in serving.catalog.contents.values():
-            await self._journal.recorder.store(content)
-        config = await self._journal.keep(self._config_bytes)
-        await self._journal.write(
-            entries.Start(
-                time=stamp(),
-                instance=self._instance,
-                version=VERSION,
-                host=os.uname().nodename[:64],
-                boot=self._boot,
-                config=config,
-                catalogue=serving.catalog.digest,
-                policy=serving.policies.digest,
-                previous=self._opened_as.previous,
-                interrupted=self._opened_as.interrupted,
-                environment=environment(await self._caller().describe()),
-                anchors=thumbprints(anchors),
-            ),
-            sync=True,
-        )
 
     async def _identify(self, pid: int) -> engine_wire.Identified:
         return await self._caller().identify(pid)
@@ -438,27 +403,13 @@ class GateProcess:
                 await self._parts.tasks.sweep(time.time(), self._idle_timeout)
                 if now - beat >= _BEACON_S:
                     beat = now
-                    await self._beacon()
+                    await self._life.beacon(self._parts, self._store)
             except Exception:
                 _log.exception("a tick failed")  # the next one must come: it holds deadlines and expiry
 
     def _idle_timeout(self, profile: str) -> int:
         found = self._parts.serving.task_profiles.get(profile)
         return found.idle_timeout_s if found is not None else 0  # its profile was removed: nothing new begins in it
-
-    async def _beacon(self) -> None:
-        kept_since = datetime.now(UTC) - timedelta(seconds=self._parts.limits.detached_s)
-        self._store.flush()
-        self._store.forget(kept_since.strftime("%Y-%m-%dT%H:%M:%S.%fZ"), int(time.time()) - _KEEP_TOKENS_S)
-        await self._journal.write(
-            entries.Beacon(
-                time=stamp(),
-                instance=self._instance,
-                calls=self._parts.calls.begun,
-                running=len(self._parts.calls.running),
-                tasks=len(self._parts.tasks.live),
-            )
-        )
 
     async def _end(self) -> None:
         """Drain, say so in the ledger, end."""
@@ -468,9 +419,7 @@ class GateProcess:
         self._admin.close()
         await self._claims.close("the daemon ends", self._parts.limits.kill_grace_s)
         await self._strangers.flush()
-        await self._journal.write(
-            entries.Stop(time=stamp(), instance=self._instance, reason=self._stop.reason, clean=clean), sync=True
-        )
+        await self._life.end(self._stop.reason, clean=clean)
         self._telemetry.close()
         self._store.close()
         self._upward.post(parent.Stopped(clean=clean))
