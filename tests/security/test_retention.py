@@ -250,6 +250,7 @@ def serve(daemon: Daemon, image: str, task: str) -> str:
         return runner.call("shell_run", {"argv": ["/bin/echo", "x"]}).call
 
 
+@pytest.mark.timeout(400)  # six starts, and three images saved whole
 def test_an_archive_that_no_kept_call_names_goes_with_a_tombstone(
     make_daemon: Callable[..., Daemon], tool_image: str, other_image: str
 ) -> None:
