@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import docker as sdk
+import hypothesis
 import pytest
 
 from runner.config import Config, Sandboxes
@@ -23,6 +24,9 @@ from runner.errors import RunnerError
 from runner.model import Ceilings, SandboxPlan, TaskProfile
 
 pytest_plugins = ["house", "box"]
+
+hypothesis.settings.register_profile("house", deadline=None)  # no test is timed: these machines are shared
+hypothesis.settings.load_profile("house")
 
 ROOT = Path(__file__).parents[1]
 FILTER = ROOT / "profiles/seccomp/default.json"

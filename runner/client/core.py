@@ -108,6 +108,8 @@ class Core:
             del self.exchanges[exchange.number]  # commit
             exchange.error, self._at = error, end
         else:
+            if isinstance(message, agent.Result) and message.durable:  # no `Durable` follows it
+                self.durable = max(self.durable, message.position)
             del self.exchanges[exchange.number]  # commit
             exchange.answer, self._at = message, end
 

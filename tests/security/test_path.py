@@ -19,6 +19,7 @@ pytestmark = pytest.mark.docker
 def test_a_call_runs_in_a_container_and_is_sealed(daemon: Daemon) -> None:
     with daemon.connect() as runner:
         done = runner.call("shell_run", {"argv": ["sh", "-c", "echo out; echo err >&2; exit 3"]}, sync=True)
+        runner.until_durable(done.position)  # its result said so already
     assert (done.stdout, done.stderr, done.outcome.exit_code) == (b"out\n", b"err\n", 3)
     assert done.durable
     sealed = daemon.outcome(done.call)
