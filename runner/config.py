@@ -110,6 +110,8 @@ class Users(_Section, frozen=True):
 
     gate: str = "runner-gate"
     recorder: str = "runner-recorder"
+    egress: str = "runner-egress"
+    broker: str = "runner-broker"
     agents_group: str = "runner-agents"
     operators_group: str = ""
 
@@ -143,6 +145,45 @@ class Sandboxes(_Section, frozen=True):
     archive_bytes: Positive = 8 << 30  # of all such archives; an image beyond it is not saved, and its entry says so
 
 
+class RuleFile(_Section, frozen=True):
+    """One [[egress]] table of a profile or manifest, or one of [daemon.destinations], as written: sizes as text."""
+
+    name: str
+    host: str
+    ports: tuple[int, ...] = ()  # () = 443, or 80 for http; tcp must say
+    protocol: Literal["https", "http", "tcp"] = "https"
+    tls: Literal["pass", "inspect"] = "pass"
+    methods: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
+    up: str | int = 0
+    down: str | int = 0
+    rate: int = 0
+    record: Literal["path", "digest"] = "path"
+    keep: bool = False
+
+
+class Egress(_Section, frozen=True):
+    """The one process with a network: how it finds hosts, whom it trusts, and what it bounds."""
+
+    nameservers: tuple[str, ...] = ()  # () = the host's own (/etc/resolv.conf)
+    hosts: dict[str, tuple[str, ...]] = {}  # names that are never looked up: name -> addresses
+    trust: str = ""  # PEM file of certificate authorities beside the host's own
+    connect_s: Seconds = 10.0  # for a lookup, a dial and a TLS handshake together
+    head_s: Seconds = 10.0  # for a whole request or response head, however slowly it dribbles
+    idle_s: Seconds = 60.0  # without a byte either way; the call's own deadline may come first
+    head_bytes: Positive = 32 << 10  # of a request or response head: ten times what browsers send
+    headers: Positive = 100
+    connections_per_call: Positive = 32
+    connections: Positive = 512
+
+
+class Daemon(_Section, frozen=True):
+    """What the daemon's own processes may dial, by the same authoriser as every tool."""
+
+    destinations: tuple[RuleFile, ...] = ()
+
+
 class Telemetry(_Section, frozen=True):
     """Where spans go: `none`, or `file` (OTLP JSON lines in the state directory)."""
 
@@ -164,6 +205,8 @@ class Config(_Section, frozen=True):
     issuers: tuple[Issuer, ...] = ()
     policy: Policy = Policy()
     sandboxes: Sandboxes = Sandboxes()
+    egress: Egress = Egress()
+    daemon: Daemon = Daemon()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
 
@@ -245,6 +288,7 @@ def parse_config(text: bytes, path: Path) -> Config:
         tools=absolute(config.tools),
         policies=absolute(config.policies),
         policy=msgspec.structs.replace(config.policy, public_keys=tuple(map(absolute, config.policy.public_keys))),
+        egress=msgspec.structs.replace(config.egress, trust=absolute(config.egress.trust)),
         issuers=tuple(
             msgspec.structs.replace(issuer, public_key=absolute(issuer.public_key)) for issuer in config.issuers
         ),

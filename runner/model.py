@@ -46,6 +46,47 @@ Isolation = Literal["launcher", "call"]
 PathAccess = Literal["read", "write"]
 
 
+Protocol = Literal["https", "http", "tcp"]
+# How a credential reaches a tool: "inject" gives it a placeholder that egress replaces towards the bound destination,
+# "file" and "env" give it the value itself, where the task profile allows that.
+Delivery = Literal["inject", "file", "env"]
+
+
+class EgressRule(Value, frozen=True):
+    """One destination that an allowlist opens. Everything is in canonical form (`runner/destination.py`)."""
+
+    name: str  # unique in its file; denials and entries say `part/name`
+    host: str  # a name, `*.` and a name (exactly one label more), or an IP literal
+    ports: tuple[int, ...]
+    protocol: Protocol = "https"
+    inspect: bool = False  # https: end TLS in egress, so that methods and paths can be judged and secrets injected
+    methods: tuple[str, ...] = ()  # () = any; only where requests are readable: http, or https that is inspected
+    paths: tuple[str, ...] = ()  # () = any; `/v1/*` a prefix of whole segments, `/v1/{id}/x` a template
+    addresses: tuple[str, ...] = ()  # ranges (CIDR) that are always denied elsewhere and that this rule opens
+    up: int = 0  # bytes towards the destination that one call may send by this rule; 0 = no bound of its own
+    down: int = 0  # bytes from it
+    rate: int = 0  # requests (tunnels, where opaque) a minute by one call; 0 = no bound of its own
+    record: Literal["path", "digest"] = "path"  # how a request's path is recorded
+    keep: bool = False  # keep responses by content digest (a cassette)
+
+
+class Allowlist(Value, frozen=True):
+    """The rules of one part. A request goes out only where a rule of every part of a call's grant allows it."""
+
+    part: str  # "profile default", "tool http_request", "daemon"
+    rules: tuple[EgressRule, ...] = ()
+
+
+class SecretRef(Value, frozen=True):
+    """A credential that a tool needs, as its manifest names it: never the value."""
+
+    name: str  # in the broker's store, or `provider:name`
+    variable: str  # environment variable with the placeholder (inject), the value (env) or the file's path (file)
+    delivery: Delivery = "inject"
+    destinations: tuple[str, ...] = ()  # inject: names of the manifest's own egress rules that it is bound to
+    places: tuple[str, ...] = ()  # inject: where it may stand: `header:NAME`, `query:NAME`, `basic`, `body`
+
+
 class Manifest(Value, frozen=True):
     """A tool, as its `tool.toml` describes it. `digest` covers the manifest's bytes and every file of its code."""
 
@@ -63,6 +104,8 @@ class Manifest(Value, frozen=True):
     paths: dict[str, PathAccess] = {}  # arguments that are workspace paths
     project: dict[str, str] = {}  # arguments made visible to policy: name -> Cedar type ("String", "Set<String>", …)
     files: dict[str, bytes] = {}  # the tool's code, by relative path
+    egress: tuple[EgressRule, ...] = ()  # what its calls may reach, within what profile, token and policy allow
+    secrets: tuple[SecretRef, ...] = ()
 
 
 class Ceilings(Value, frozen=True):
@@ -111,6 +154,8 @@ class TaskProfile(Value, frozen=True):
     accept: tuple[Lack, ...] = ()  # walls it does without where a host has none of that kind
     workspace_kind: WorkspaceKind = "memory"
     snapshot: Snapshot = "none"  # how the workspace is hashed after each call that may write it
+    egress: tuple[EgressRule, ...] = ()  # the most that any tool may reach in it
+    delivery: tuple[Delivery, ...] = ("inject",)  # how secrets may reach its tools
 
 
 class ToolProfile(Value, frozen=True):
@@ -203,6 +248,7 @@ class Jail(Value, frozen=True):
     seccomp: str  # system calls refused on top of the container's filter, comma-separated
     open_files: int
     file_size: int
+    connect: int = 0  # the one TCP port it may connect to, where the call's own listener is; 0 = none
 
 
 class CallPlan(Value, frozen=True, kw_only=True):

@@ -102,13 +102,16 @@ class Channel:
         if not self._blocked and not self.closed.is_set():
             self._flush()
 
-    async def request(self, message: Any) -> tuple[Any, int | None]:
-        """Send a numbered message and wait for its answer. Raises `RunnerError` (unavailable) when the peer ends."""
+    async def request(self, message: Any, descriptor: int | None = None) -> tuple[Any, int | None]:
+        """Send a numbered message and wait for its answer. Raises `RunnerError` (unavailable) when the peer ends. A
+        descriptor is closed here, whatever happens."""
         if self.closed.is_set():
+            if descriptor is not None:
+                os.close(descriptor)
             raise refuse("unavailable", "a part of the daemon has ended")
         answer: asyncio.Future[tuple[Any, int | None]] = self._loop.create_future()
         self._pending[message.number] = answer
-        self.post(message)
+        self.post(message, descriptor)
         try:
             return await answer
         finally:

@@ -1,0 +1,242 @@
+"""Messages between gate and egress: a listener and what may pass it, each request's question, each request's end.
+
+Gate opens a listener for one call and closes it with the call; the listener, and no byte that comes through it, tells
+egress which call asks. Egress judges a request by the call's allowlists, then asks gate, which knows token and policy
+and writes the entry; only then does it dial.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import msgspec
+
+from runner.errors import Refusal, RunnerError
+from runner.model import Allowlist
+
+
+class Message(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
+):
+    """Base of every message."""
+
+
+class Injection(Message, frozen=True):
+    """A credential of a live call, and where alone it may go: these rules of the tool's allowlist, these places."""
+
+    name: str
+    placeholder: str  # what the sandbox holds instead: unique to the call, worthless elsewhere
+    value: bytes
+    rules: tuple[str, ...]
+    places: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Injection(name={self.name!r}, …)"
+
+
+class Open(Message, frozen=True, tag="open"):
+    """Serve this listener, whose descriptor comes with the message, for one call. Answered by `Done`."""
+
+    number: int
+    call: str
+    sandbox: str
+    allowlists: tuple[Allowlist, ...]
+    injections: tuple[Injection, ...] = ()
+    canary: str = ""  # a credential that nobody was given: wherever it appears, something reads what it should not
+
+
+class Close(Message, frozen=True, tag="close"):
+    """The call is over: its listener, connections and credentials are gone when `Closed` comes back."""
+
+    number: int
+    call: str
+
+
+class Trust(Message, frozen=True, tag="trust"):
+    """Say which certificate authorities a sandbox should trust. Answered by `Trusted`."""
+
+    number: int
+    sandbox: str
+
+
+class Forget(Message, frozen=True, tag="forget"):
+    """The sandbox is gone: so is its certificate authority. Not answered."""
+
+    sandbox: str
+
+
+class Answer(Message, frozen=True, tag="answer"):
+    """What token and policy say of an `Ask`. The entry is written."""
+
+    number: int
+    allowed: bool
+    rule: str = ""
+    reason: str = ""
+    next_step: str = ""
+
+
+# What can be read of a request: nothing but its destination, its head, or (inspected) all of it.
+Visibility = Literal["opaque", "head", "full"]
+
+
+class Requested(Message, frozen=True):
+    """One request as the authoriser sees it; every text is canonical and printable ASCII."""
+
+    id: int  # counts the requests of a call, from 1
+    protocol: Literal["https", "http", "tcp"]
+    host: str
+    port: int
+    visibility: Visibility
+    method: str = ""  # "" where it cannot be read
+    path: str = ""  # without the query
+    query: bool = False  # whether there is one
+    rules: tuple[str, ...] = ()  # `part/name` of the rules that allow it, one of each part
+    upgrade: str = ""  # websocket, h2c, … as asked for
+    record: Literal["path", "digest"] = "path"
+
+
+class Ask(Message, frozen=True, tag="ask"):
+    """The allowlists allow this; do token and policy? Answered by `Answer`."""
+
+    number: int
+    call: str
+    request: Requested
+
+
+class Refused(Message, frozen=True, tag="refused"):
+    """Egress itself refused this, or what came was no request: nothing was dialled."""
+
+    call: str
+    request: Requested
+    code: str
+    part: str  # which part decides: "profile default", "tool git_fetch", "address", "syntax", "budget", "injection"
+    reason: str
+    missing: str = ""  # the smallest rule that would have allowed it, as TOML; "" where none may
+
+
+class Ended(Message, frozen=True, tag="ended"):
+    """An allowed request is over."""
+
+    call: str
+    id: int
+    address: str = ""  # the address dialled, "" when none was
+    status: int = 0  # of the response; 0 where it cannot be read or none came
+    up: int = 0  # bytes from the sandbox to the destination, heads included
+    down: int = 0
+    duration_us: int = 0
+    code: str = ""  # why it ended early: a refusal's code; "" when it ended by itself
+    reason: str = ""
+    secrets: tuple[str, ...] = ()  # names of the credentials that went with it
+    response: str = ""  # digest of the kept response
+
+
+class Leaked(Message, frozen=True, tag="leaked"):
+    """A canary, or a placeholder out of its place, appeared in this request: of severity critical."""
+
+    call: str
+    id: int
+    name: str  # of the secret, or "canary"
+    where: str
+
+
+class Done(Message, frozen=True, tag="done"):
+    """The request is carried out."""
+
+    number: int
+
+
+class Closed(Message, frozen=True, tag="closed"):
+    """What went through the call's listener."""
+
+    number: int
+    requests: int = 0
+    refused: int = 0
+    up: int = 0
+    down: int = 0
+
+
+class Trusted(Message, frozen=True, tag="trusted"):
+    """A PEM bundle: the authorities that egress itself trusts, and the sandbox's own."""
+
+    number: int
+    bundle: bytes
+
+
+class Failed(Message, frozen=True, tag="failed"):
+    """The request failed; nothing of it is left."""
+
+    number: int
+    refusal: Refusal
+
+
+FromGate = Open | Close | Trust | Forget | Answer
+FromEgress = Done | Closed | Trusted | Failed | Ask | Refused | Ended | Leaked
+
+
+class Requester(Protocol):
+    """What a typed caller needs of a channel: send a numbered request, with a descriptor, and wait for its answer."""
+
+    def number(self) -> int:
+        """A fresh request number."""
+
+    async def request(self, message: Message, descriptor: int | None = None) -> tuple[FromEgress, int | None]:
+        """Send; return the answer with that number."""
+
+    def post(self, message: Message, descriptor: int | None = None) -> None:
+        """Send what has no answer."""
+
+
+class EgressCaller:
+    """Gate's typed view of egress. Each method raises `RunnerError` with egress's own refusal."""
+
+    def __init__(self, channel: Requester) -> None:
+        self._channel = channel
+
+    async def open(
+        self,
+        listener: int,
+        *,
+        call: str,
+        sandbox: str,
+        allowlists: tuple[Allowlist, ...],
+        injections: tuple[Injection, ...] = (),
+        canary: str = "",
+    ) -> None:
+        """Serve `listener`, a descriptor that is closed here, for this call until it is closed."""
+        await self._ask(
+            Open(
+                number=self._channel.number(),
+                call=call,
+                sandbox=sandbox,
+                allowlists=allowlists,
+                injections=injections,
+                canary=canary,
+            ),
+            listener,
+        )
+
+    async def close(self, call: str) -> Closed:
+        """Nothing of the call passes any more when this returns."""
+        answer = await self._ask(Close(number=self._channel.number(), call=call))
+        assert isinstance(answer, Closed)
+        return answer
+
+    async def trust(self, sandbox: str) -> bytes:
+        """The PEM bundle for a sandbox."""
+        answer = await self._ask(Trust(number=self._channel.number(), sandbox=sandbox))
+        assert isinstance(answer, Trusted)
+        return answer.bundle
+
+    def forget(self, sandbox: str) -> None:
+        """Drop the sandbox's certificate authority."""
+        self._channel.post(Forget(sandbox=sandbox))
+
+    def answer(self, answer: Answer) -> None:
+        """Tell what token and policy said."""
+        self._channel.post(answer)
+
+    async def _ask(self, message: Message, descriptor: int | None = None) -> FromEgress:
+        answer, _ = await self._channel.request(message, descriptor)
+        if isinstance(answer, Failed):
+            raise RunnerError(answer.refusal)
+        return answer
