@@ -264,6 +264,7 @@ class CallPlan(Value, frozen=True, kw_only=True):
     arguments: dict[str, Any] = {}
     roots: dict[str, str] = {}  # path argument -> the folder that the token confines it to
     environment: dict[str, str] = {}
+    secrets_folder: str = ""  # where files with its secrets are put; "" = it gets none
     code_digest: str = ""
     stdin: bool = False
     wall_ms: int

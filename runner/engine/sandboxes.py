@@ -21,6 +21,7 @@ from runner.engine.disk import Disks
 from runner.engine.docker import Docker, HostFacts
 from runner.engine.host import CompiledProfile, check_engine, compile_profile, host_facts
 from runner.engine.image import REPOSITORY, Pins, tag
+from runner.engine.listener import listen
 from runner.engine.orphans import Orphans
 from runner.engine.snapshot import Bounds, Taken, open_workspace, take
 from runner.engine.uids import UidRange
@@ -202,6 +203,16 @@ class Engine:
                 os.close(folder)
 
         return await anyio.to_thread.run_sync(read, limiter=self._readers)
+
+    async def listen(self, sandbox: str, port: int) -> int:
+        """The descriptor of a listener on 127.0.0.1:`port` inside the sandbox, which the caller now owns.
+
+        Raises `RunnerError` (unavailable) when the sandbox is gone or the port is held."""
+        container = self._live.get(sandbox)
+        if container is None or container.measured is None:
+            raise refuse("unavailable", "the sandbox is gone")
+        pid, pidfd = container.measured.pid, container.pidfd
+        return (await anyio.to_thread.run_sync(listen, pid, pidfd, port)).detach()
 
     def stop_archiving(self) -> None:
         """Do not let an image that is being saved hold up the end."""

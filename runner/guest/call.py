@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import binascii
+import contextlib
 import fcntl
 import os
 import select
@@ -45,7 +47,7 @@ class Call:
         self._pipes: dict[int, int] = {}  # frame type -> our end
         self._left: dict[int, int] = {}  # frame type -> bytes still to come, once no process is left
         self._input, self._eof, self._result = bytearray(), False, -1
-        self._nothing, self._oom = nothing, False
+        self._nothing, self._oom, self._placed = nothing, False, list[str]()
         self.theirs: list[int] = []  # what its process gets: standard input, output, error, request, result
         for kind in frame.STDIN, frame.STDOUT, frame.STDERR:
             if kind == frame.STDIN and not start.get("stdin"):
@@ -69,6 +71,15 @@ class Call:
         if self.folder:
             self._result = os.memfd_create("result", os.MFD_CLOEXEC)
             self.theirs.append(self._result)
+
+    def place(self) -> None:
+        """Put its secrets where its jail alone lets a tool read them. Raises OSError, ValueError."""
+        for name, text in self.start.get("secrets", {}).items():
+            self._placed.append(write(self.start["secrets_folder"], name, binascii.a2b_base64(text.encode()), 0o400))
+
+    def _take_back(self) -> None:
+        while self._placed:
+            os.unlink(self._placed.pop())
 
     def handed(self) -> None:
         """Its process has what is its own, or never will: close that here."""
@@ -147,6 +158,7 @@ class Call:
     def drain(self, report: tuple[int, ...], kills: int) -> None:
         """Every process is gone: what is in the pipes now is all there will be. `kills`: as in `self.kills`, now."""
         self.report, self._oom = report, kills > self.kills
+        self._take_back()
         self.shut(frame.STDIN)
         for kind, pipe in list(self._pipes.items()):
             room = min(frame.MAX_DATA, self._credit)
@@ -174,9 +186,22 @@ class Call:
         for kind in self._pipes.keys() & (kinds or self._pipes.keys()):
             self._watch(self._pipes[kind], 0)
             os.close(self._pipes.pop(kind))
+        if not kinds:
+            self._take_back()
         if not kinds and self._result >= 0:
             os.close(self._result)
             self._result = -1
+
+
+def write(folder: str, name: str, data: bytes, mode: int = 0o644) -> str:
+    """Put a file where tools may at most read it; whoever opens it meanwhile finds the old one or all of the new."""
+    os.makedirs(folder, exist_ok=True)
+    with contextlib.suppress(FileNotFoundError):  # of a write that failed
+        os.unlink(f"{folder}/.new")
+    with open(os.open(f"{folder}/.new", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode), "wb") as file:
+        file.write(data)
+    os.rename(f"{folder}/.new", f"{folder}/{name}")
+    return f"{folder}/{name}"
 
 
 def judge(start: dict[str, Any], report: tuple[int, ...], result: int, oom: bool) -> dict[str, Any]:

@@ -23,13 +23,14 @@ _encoder = json.JSONEncoder(separators=(",", ":"))
 _HEAD = struct.Struct(">IBI")  # payload length, type, call number (0 = the sandbox itself)
 MAX_DATA, MAX_JSON = 64 << 10, 4 << 20  # one piece of output or stdin; tool code, as JSON with base64
 
-CODE, START, STDIN, CREDIT, CANCEL, PING, PREPARE = range(0x01, 0x08)
+CODE, START, STDIN, CREDIT, CANCEL, PING, PREPARE, TRUST = range(0x01, 0x09)
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)
 
 BUILD, BUILT = 0x40, 0x41  # between PID 1 and launchers alone
 
 # Which types may come on a connection, and the largest payload of each.
 FROM_GATE = {CODE: MAX_JSON, START: MAX_JSON, STDIN: MAX_DATA, CREDIT: 4, CANCEL: 1 << 10, PING: 0, PREPARE: MAX_JSON}
+FROM_GATE[TRUST] = MAX_JSON
 TO_LAUNCHER = {BUILD: MAX_JSON, START: MAX_JSON}
 FROM_LAUNCHER = {BUILT: 64 << 10, STARTED: 0, ENDED: 64, FAULT: 16 << 10}
 # An end: wait status of the first process; of all: user and system CPU in us; its RSS in KiB; wall in us; leftover.

@@ -26,7 +26,7 @@ if __name__ == "__main__":  # -I hides this file's folder; its package lies two 
     sys.path.append(__file__.rsplit("/", 3)[0])
 
 from runner.guest import frame, walls
-from runner.guest.call import REST_S, TOOLS, Call
+from runner.guest.call import REST_S, TOOLS, Call, write
 from runner.guest.launcher import CANCEL
 from runner.guest.seed import launch, serve
 
@@ -153,8 +153,8 @@ class Supervisor:
                     self._wanted.append(asked | {"folder": ""})
             elif kind == frame.PING:
                 self._send(frame.PONG, 0)
-            elif kind == frame.CODE:
-                self._take_code(**json.loads(payload))
+            elif kind in (frame.CODE, frame.TRUST):
+                self._take_files(kind, payload)
             elif call and kind == frame.STDIN:
                 call.feed(payload)
             elif call and kind == frame.CREDIT:
@@ -164,6 +164,12 @@ class Supervisor:
 
     def _from_seed(self) -> None:
         raise EOFError("the seed ended")
+
+    def _take_files(self, kind: int, payload: bytes) -> None:
+        if kind == frame.TRUST:  # the authorities whose certificates tools are to accept
+            write(f"{TOOLS}/trust", "ca.pem", payload)
+        else:
+            self._take_code(**json.loads(payload))
 
     def _take_code(self, tool: str, digest: str, files: dict[str, str]) -> None:
         """Check a tool's code and put it into a folder of its own: a running call keeps what it began with."""
@@ -180,9 +186,8 @@ class Supervisor:
             os.close(self._code.pop(old))
         if folder not in self._code:
             for path, data in content.items():
-                os.makedirs(f"{folder}/{path}".rpartition("/")[0], exist_ok=True)
-                with open(f"{folder}/{path}", "wb") as file:
-                    file.write(data)
+                place, _, name = f"{folder}/{path}".rpartition("/")
+                write(place, name, data)
             self._code[folder] = os.memfd_create("code", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._send(frame.CODE_READY, 0, frame.encode({"tool": tool, "digest": digest}))
 
@@ -199,6 +204,7 @@ class Supervisor:
             if call.folder or (start["isolation"] == "call" and self._scoped):  # for its own process alone
                 call.hold(request)
                 request = b""
+            call.place()
             worker = self._launcher(
                 {"jail": jail, "cpu_s": start["cpu_s"], "isolation": start["isolation"], "folder": call.folder}
             )

@@ -32,7 +32,7 @@ _MAKE = 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10 | 1 << 12  # folder, file, socket, FI
 _WRITE = _READ | _WRITE_FILE | _TRUNCATE | _MAKE | 1 << 4 | 1 << 5 | 1 << 13  # and remove, rename across folders
 _ON_FILES = _EXECUTE | _WRITE_FILE | 1 << 2 | _TRUNCATE | _IOCTL_DEV  # what a rule on a non-directory may hold
 _TRIM_THRESHOLD = -1  # of mallopt(3)
-_NO_TCP, _SCOPED = 0b11, 0b11  # BIND and CONNECT (ABI 4); abstract sockets and signals (ABI 6)
+_NO_TCP, _CONNECT_TCP, _SCOPED = 0b11, 0b10, 0b11  # BIND and CONNECT (ABI 4); abstract sockets and signals (ABI 6)
 ABSTRACT_PROBE = b"\0runner-wall"  # held by PID 1, so that a launcher can prove that it cannot reach it
 _MADE_BY_TOOLS = ("/workspace/", "/tmp/", "/dev/shm/")  # below these anything may be swapped for a link
 
@@ -69,8 +69,8 @@ def hold(size: int) -> None:
 
 class Ruleset:
     """A Landlock domain to be entered: `read` may be read, `write` read and changed, `execute` read and run; nothing
-    else, no TCP, and no signal or abstract socket leaves it. Without `jail`, the scope alone. Raises OSError, also for
-    a path that is missing, or that tools can replace and that leads through a link.
+    else, no TCP but to the port `connect`, and no signal or abstract socket leaves it. Without `jail`, the scope alone.
+    Raises OSError, also for a path that is missing, or that tools can replace and that leads through a link.
 
     Whoever holds its descriptor can widen what is entered later: no tool may."""
 
@@ -83,6 +83,9 @@ class Ruleset:
         for group, added in ("read", _READ), ("write", _WRITE), ("execute", _READ | _EXECUTE):
             allowed |= {path: allowed.get(path, 0) | added for path in (jail[group] if jail else ())}
         try:
+            if jail and jail.get("connect"):  # refused by the kernel before ABI 4: all of TCP would be open there
+                port = struct.pack("=QQ", _CONNECT_TCP, jail["connect"])
+                _syscall(_ADD_RULE, ctypes.c_int(made), ctypes.c_int(2), port, ctypes.c_uint(0))
             for path, wanted in allowed.items():
                 self._allow(path, wanted & rights)
         except OSError:

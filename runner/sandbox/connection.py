@@ -24,6 +24,7 @@ _STDIN_WINDOW = 256 << 10  # what the guest may take of a stdin that the tool do
 _JOIN = 4 << 10  # waiting pieces are joined up to this: a tool that writes single bytes must not cost an object each
 _MOST = (1 << 53) - 1  # what an entry holds exactly
 _SIGNALS = 64
+_LANDLOCK_TCP = 4  # the first ABI that knows TCP ports (Linux 6.7)
 _WALLS, _WALL = 64, 80  # forbidden acts a launcher may name, and the length of a name
 _ENDS = ("exited", "timed_out", "oom", "killed", "cancelled", "output_capped")  # ends of a process that existed
 
@@ -33,6 +34,17 @@ class Piece(msgspec.Struct, frozen=True):
 
     stream: Literal["stdout", "stderr"]
     data: bytes
+
+
+class Delivered(msgspec.Struct, frozen=True):
+    """What a call is given beside its plan, which is recorded and holds no credential: variables (placeholders, or
+    values where the profile allows that) and files in its own folder of secrets."""
+
+    environment: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"Delivered({', '.join((*self.environment, *self.files))})"
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -132,6 +144,7 @@ class Sandbox(asyncio.Protocol):
         self._code: dict[str, asyncio.Future[None]] = {}
         self._jails: dict[Jail, str] = {}  # those the guest knows, by the key it knows them by; oldest first
         self._spelled = 0
+        self._trusted = b""  # what the guest has as its certificate authorities
         self._ready: asyncio.Future[guest.Ready] = asyncio.get_running_loop().create_future()
         self.slots = asyncio.Semaphore(1)  # calls at a time: the profile's number once the guest is known
         self.ending = False  # somebody takes it apart
@@ -178,15 +191,33 @@ class Sandbox(asyncio.Protocol):
         known = self._code.get(manifest.code_digest)
         return not manifest.code_digest or (known is not None and known.done() and known.exception() is None)
 
+    def trust(self, bundle: bytes) -> None:
+        """The certificate authorities that tools find at `plan.TRUST`, in time for every call started after this."""
+        if bundle != self._trusted:
+            self._trusted = bundle
+            self.write(guest.pack(guest.TRUST, 0, bundle))
+
     def prepare(self, usual: Usual, bpf: bytes) -> None:
         """Have a launcher built ahead of the first call that needs it."""
         ahead = guest.Prepare(isolation=usual.isolation, jail=self._jail(usual.jail, bpf), cpu_s=usual.cpu_s)
         self.write(guest.pack_json(guest.PREPARE, 0, ahead))
 
-    def start(self, plan: CallPlan, bpf: bytes, credit: int, on_stdin_credit: Callable[[int], None]) -> GuestCall:
-        """Ask the guest to run a call. Raises `RunnerError` (unavailable) when the sandbox is already gone."""
+    def start(
+        self,
+        plan: CallPlan,
+        bpf: bytes,
+        credit: int,
+        on_stdin_credit: Callable[[int], None],
+        delivered: Delivered | None = None,
+    ) -> GuestCall:
+        """Ask the guest to run a call, with the credentials that were `delivered` to it. Raises `RunnerError`:
+        unavailable when the sandbox is already gone, host when its kernel cannot confine the call to its port."""
         if self.lost:
             raise refuse("unavailable", f"the sandbox is gone: {self.lost}")
+        if plan.jail.connect and self.ready.landlock < _LANDLOCK_TCP:
+            reason = "the kernel of the sandbox cannot confine a call to its own port (Landlock before ABI 4)"
+            raise refuse("host", reason, next_step="run `runner doctor`; tools with a network need Linux 6.7")
+        given = delivered or Delivered()
         self._last += 1
         call = self._calls[self._last] = GuestCall(self, self._last, credit, on_stdin_credit)
         start = guest.Start(
@@ -197,13 +228,15 @@ class Sandbox(asyncio.Protocol):
             argv=plan.argv,
             arguments=plan.arguments,
             roots=plan.roots,
-            environment=plan.environment,
+            environment=plan.environment | given.environment if given.environment else plan.environment,
             code_digest=plan.code_digest,
             stdin=plan.stdin,
             credit=credit,
             wall_ms=plan.wall_ms,
             cpu_s=plan.cpu_s,
             result=plan.result,
+            secrets={name: base64.b64encode(value).decode() for name, value in given.files.items()},
+            secrets_folder=plan.secrets_folder,
         )
         self.write(guest.pack_json(guest.START, self._last, start))
         return call
@@ -225,6 +258,7 @@ class Sandbox(asyncio.Protocol):
             seccomp=base64.b64encode(bpf).decode(),
             open_files=jail.open_files,
             file_size=jail.file_size,
+            connect=jail.connect,
         )
 
     def write(self, frame: bytes) -> None:

@@ -17,6 +17,9 @@ from runner.token.constraints import confined_to
 
 WORKSPACE = "/workspace"
 TOOLS = "/run/tools"
+SECRETS = f"{TOOLS}/secrets"  # a folder per port, so that a launcher that is built ahead can serve any call with it
+TRUST = f"{TOOLS}/trust/ca.pem"  # certificate authorities: egress's own and the sandbox's
+FIRST_PORT = 3128  # of the listeners in a sandbox: one per call at a time
 # What every tool may read and run: the image. /proc and /dev are Docker's masked ones.
 SYSTEM = ("/bin", "/etc", "/lib", "/lib64", "/usr")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
@@ -27,10 +30,35 @@ _ENVIRONMENT = {
     "PWD": WORKSPACE,
     "TMPDIR": "/tmp",  # noqa: S108 - the sandbox's own tmpfs
 }
+# What common clients read to find a proxy, and whom to trust besides the system's own file, which leads to TRUST too.
+_PROXY = ("http_proxy", "https_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY")
+_AUTHORITIES = (
+    "SSL_CERT_FILE",  # OpenSSL, Python, Go, Ruby, httpx
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "AWS_CA_BUNDLE",
+    "CARGO_HTTP_CAINFO",
+    "DENO_CERT",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+    "NIX_SSL_CERT_FILE",
+    "PERL_LWP_SSL_CA_FILE",
+)
 
 
-def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, tool: ToolProfile) -> CallPlan:
-    """The plan of an allowed call. Raises `RunnerError` (arguments) when argv cannot be built from the arguments."""
+def uses_network(manifest: Manifest) -> bool:
+    """Whether its calls need a listener, or a folder of secrets, of their own: a port."""
+    return bool(manifest.egress or manifest.secrets)
+
+
+def plan(
+    grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, tool: ToolProfile, port: int = 0
+) -> CallPlan:
+    """The plan of an allowed call; `port` is its own in the sandbox, where the tool `uses_network`.
+
+    Raises `RunnerError` (arguments) when argv cannot be built from the arguments."""
     arguments = grant.authenticated.arguments
     ceilings = task.ceilings
     roots = _roots(manifest, grant.authenticated.constraints)
@@ -48,11 +76,13 @@ def plan(grant: Grant, *, sandbox: str, manifest: Manifest, task: TaskProfile, t
             tuple(sorted(set(roots.values()))) if manifest.kind == "argv" and roots else (WORKSPACE,),
             ceilings,
             tool,
+            *_network(manifest, port),
         ),
         argv=_argv(manifest, arguments) if manifest.kind == "argv" else (),
         arguments=arguments if manifest.kind == "python" else {},
         roots=roots,
-        environment=_ENVIRONMENT if tool.tmp else {**_ENVIRONMENT, "TMPDIR": WORKSPACE},
+        environment=_environment(manifest, tool, port),
+        secrets_folder=_secrets(manifest, port),
         code_digest=manifest.code_digest,
         stdin=manifest.stdin and grant.authenticated.call.stdin,
         wall_ms=wall,
@@ -88,9 +118,15 @@ def _least(first: int, *others: int) -> int:
 
 
 @lru_cache(maxsize=256)  # a few per tool; building one costs more than the rest of a plan
-def _jail(code: str, granted: tuple[str, ...], ceilings: Ceilings, tool: ToolProfile) -> Jail:
-    """The walls of a tool whose code, if it has any, lies in the folder `code`."""
+def _jail(
+    code: str, granted: tuple[str, ...], ceilings: Ceilings, tool: ToolProfile, connect: int = 0, secrets: str = ""
+) -> Jail:
+    """The walls of a tool whose code, if it has any, lies in the folder `code`; it may connect to one port at most."""
     read = [*SYSTEM, *DEVICES, "/proc"]
+    if connect:
+        read.append(TRUST.rpartition("/")[0])
+    if secrets:
+        read.append(secrets)
     write = ["/dev/null"]
     if code:
         read.append(f"{TOOLS}/{code}")
@@ -113,7 +149,26 @@ def _jail(code: str, granted: tuple[str, ...], ceilings: Ceilings, tool: ToolPro
         seccomp=",".join(tool.seccomp_deny),
         open_files=_least(ceilings.open_files, tool.open_files),
         file_size=_least(ceilings.file_size, tool.file_size),
+        connect=connect,
     )
+
+
+def _network(manifest: Manifest, port: int) -> tuple[int, str]:
+    """The port its calls may connect to, and the folder of their secrets."""
+    return (port if manifest.egress else 0), _secrets(manifest, port)
+
+
+def _secrets(manifest: Manifest, port: int) -> str:
+    return f"{SECRETS}/{port}" if any(ref.delivery == "file" for ref in manifest.secrets) else ""
+
+
+def _environment(manifest: Manifest, tool: ToolProfile, port: int) -> dict[str, str]:
+    found = _ENVIRONMENT if tool.tmp else {**_ENVIRONMENT, "TMPDIR": WORKSPACE}
+    if manifest.egress:
+        proxy = dict.fromkeys(_PROXY, f"http://127.0.0.1:{port}")
+        found = found | proxy | dict.fromkeys(_AUTHORITIES, TRUST) | {"NODE_USE_ENV_PROXY": "1"}
+    files = {ref.variable: f"{SECRETS}/{port}/{ref.variable}" for ref in manifest.secrets if ref.delivery == "file"}
+    return found | files
 
 
 def _roots(manifest: Manifest, constraints: dict[str, Any]) -> dict[str, str]:

@@ -110,6 +110,9 @@ class EngineProcess:
                 measured, descriptor = await self._engine.create(message.plan)
                 created = wire.Created(number=message.number, sandbox=message.plan.sandbox, measured=measured)
                 self._gate.post(created, descriptor)  # the channel closes our copy: PID 1 must see gate's EOF
+            elif isinstance(message, wire.Listen):
+                descriptor = await self._engine.listen(message.sandbox, message.port)
+                self._gate.post(wire.Listening(number=message.number), descriptor)
             else:
                 self._gate.post(await self._carry_out(self._engine, message))
         except RunnerError as error:

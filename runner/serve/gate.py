@@ -267,7 +267,9 @@ class GateProcess:
         return engine_wire.EngineCaller(self._engine)
 
     def _attach_engine(self, sock: socket.socket) -> None:
-        self._engine = Channel(sock, engine_wire.FromEngine, self._from_engine, carriers=(engine_wire.Created,))
+        self._engine = Channel(
+            sock, engine_wire.FromEngine, self._from_engine, carriers=(engine_wire.Created, engine_wire.Listening)
+        )
         self._beside(self._watch_engine(self._engine))
 
     def _beside(self, work: Coroutine[Any, Any, T]) -> asyncio.Future[T]:

@@ -65,6 +65,21 @@ class Snapped(Message, frozen=True, tag="snapped"):
     read: int
 
 
+class Listen(Message, frozen=True, tag="listen"):
+    """Listen on 127.0.0.1:`port` inside the network namespace of a sandbox. Answered by `Listening`, which carries the
+    listener's descriptor."""
+
+    number: int
+    sandbox: str
+    port: int
+
+
+class Listening(Message, frozen=True, tag="listening"):
+    """The listener is there; the message carries one descriptor."""
+
+    number: int
+
+
 class Identify(Message, frozen=True, tag="identify"):
     """Say what process has this pid now: gate's user may not look. Answered by `Identified`."""
 
@@ -196,6 +211,7 @@ FromGate = (
     | KeepDisks
     | RemoveDisk
     | Snapshot
+    | Listen
     | Identify
     | Describe
     | ArchiveImage
@@ -210,6 +226,7 @@ FromEngine = (
     | Kept
     | SandboxEnded
     | Snapped
+    | Listening
     | Identified
     | Described
     | ImageArchived
@@ -263,6 +280,16 @@ class EngineCaller:
         answer = await self._ask(Snapshot(number=self._channel.number(), sandbox=sandbox, full=full))
         assert isinstance(answer, Snapped)
         return answer
+
+    async def listen(self, sandbox: str, port: int) -> int:
+        """A listener on loopback inside the sandbox, as a descriptor that the caller now owns."""
+        wanted = Listen(number=self._channel.number(), sandbox=sandbox, port=port)
+        answer, descriptor = await self._channel.request(wanted)
+        if isinstance(answer, Failed):
+            raise RunnerError(answer.refusal)
+        assert isinstance(answer, Listening)
+        assert descriptor is not None
+        return descriptor
 
     async def identify(self, pid: int) -> Identified:
         """What process has this pid now."""

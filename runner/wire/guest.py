@@ -23,7 +23,7 @@ MAX_DATA = 64 << 10  # one piece of output or stdin
 MAX_JSON = 4 << 20  # tool code travels as JSON with base64
 
 # gate to guest
-CODE, START, STDIN, CREDIT, CANCEL, PING, PREPARE = range(0x01, 0x08)
+CODE, START, STDIN, CREDIT, CANCEL, PING, PREPARE, TRUST = range(0x01, 0x09)
 # guest to gate
 READY, CODE_READY, STARTED, STDOUT, STDERR, STDIN_CREDIT, PONG, RESULT, ENDED, FAULT = range(0x80, 0x8A)
 
@@ -67,6 +67,7 @@ class JailSpec(GuestMessage, frozen=True):
     seccomp: str  # base64 of a BPF program, "" = none on top of the container's
     open_files: int
     file_size: int
+    connect: int = 0  # the one TCP port that may be connected to; 0 = none
 
 
 class Prepare(GuestMessage, frozen=True):
@@ -94,6 +95,8 @@ class Start(GuestMessage, frozen=True, kw_only=True):
     wall_ms: int
     cpu_s: int
     result: int  # largest structured result
+    secrets: dict[str, str] = {}  # file name in `secrets_folder` -> base64: there while the call has a process
+    secrets_folder: str = ""  # below /run/tools; its jail alone lets a call read it
 
 
 class CancelCall(GuestMessage, frozen=True):

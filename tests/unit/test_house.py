@@ -66,7 +66,7 @@ def test_the_guest_stays_small() -> None:
         for path in (RUNNER / "guest").glob("*.py")
         if path.name not in in_tools
     ]
-    assert sum(lines) < 1180
+    assert sum(lines) < 1220
 
 
 @pytest.mark.parametrize(
