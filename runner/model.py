@@ -274,6 +274,17 @@ class CallPlan(Value, frozen=True, kw_only=True):
     result: int
 
 
+class Delivered(Value, frozen=True):
+    """What a call is given beside its plan, which is recorded and so holds no credential: variables (placeholders, or
+    values where the profile allows that), and files for its own folder of secrets."""
+
+    environment: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+
+    def __repr__(self) -> str:
+        return f"Delivered({', '.join((*self.environment, *self.files))})"
+
+
 class Chunk(Value, frozen=True):
     """A piece of output. `offset` counts the bytes of its stream before it."""
 

@@ -1,4 +1,4 @@
-"""THE PATH of one call, top to bottom: authenticate, authorize, approve, plan, record, execute, filter, record, reply.
+"""THE PATH of one call: authenticate, authorize, approve, plan, record, lease, execute, filter, record, reply.
 
 Only the order is here. A refusal is recorded before it is told; call, decision and plan before a sandbox hears of it.
 """
@@ -15,9 +15,10 @@ from runner.gate.calls import Finished, Reply, Running
 from runner.gate.parts import Parts
 from runner.gate.serving import Serving
 from runner.gate.session import Session
-from runner.model import Authenticated, CallPlan, Grant, Outcome, ToolCall
+from runner.model import Authenticated, CallPlan, Grant, Manifest, Outcome, TaskProfile, ToolCall
 from runner.sandbox.connection import Piece
 from runner.sandbox.execute import Ended, Execution, Executor, broken, never
+from runner.sandbox.lease import Lease
 from runner.sandbox.plan import plan
 from runner.stream.pump import Pump
 from runner.stream.result import structured
@@ -54,6 +55,7 @@ class Pipeline:
                 span.refused(error.refused.code)
                 raise
             finally:
+                self._executor.leases.over(running.call)
                 self._parts.calls.over(running, keep=isinstance(finished, Finished))
                 running.finish(finished)
             span.sealed(finished.outcome.kind, finished.receipt.position)
@@ -79,9 +81,12 @@ class Pipeline:
         if isinstance(answer, Refusal) or planned is None:
             raise RunnerError(answer if isinstance(answer, Refusal) else ABANDONED)
         # --- a crash from here on is recoverable: at its next start the recorder seals the call as interrupted.
-        # 5. execute and 6. filter. Whatever happens now is an outcome, and every outcome is sealed.
+        # 5. lease, 6. execute and filter. Whatever happens now is an outcome, and every outcome is sealed.
         pump = Pump(self._parts.journal.recorder, limit=planned.output, **self._parts.streams())
-        ended = await self._execute(planned, running, session, serving, reply, pump)
+        manifest, profile = serving.tools[planned.tool], serving.task_profiles[session.task.profile]
+        watch = self._parts.requests.of(authenticated, running, session, serving)
+        lease = self._executor.leases.of(planned, running, manifest, profile, watch)
+        ended = await self._execute(planned, running, session, manifest, profile, lease, reply, pump)
         span.ended()
         # 7. record: sealed before it is told.
         value, problem = structured(ended.value, planned.result)
@@ -92,8 +97,8 @@ class Pipeline:
             await pump.close(),
             None if problem else ended.value,
             value,
-            ended.walls,
-            ended.workspace,
+            ended,
+            lease,
         )
         if ended.refused is not None:
             raise RunnerError(ended.refused)
@@ -105,35 +110,30 @@ class Pipeline:
         if isinstance(answer, Refusal):
             return None
         manifest, profile = serving.tools[answer.authenticated.tool], serving.task_profiles[session.task.profile]
-        return self._parts.admit(
-            running,
-            plan(
-                answer,
-                sandbox=self._executor.sandbox_of(session.task.id, profile),
-                manifest=manifest,
-                task=profile,
-                tool=serving.tool_profiles[manifest.profile],
-            ),
-        )
+        sandbox, tool = self._executor.sandbox_of(session.task.id, profile), serving.tool_profiles[manifest.profile]
+        port = self._executor.leases.port(running.call, sandbox, manifest)
+        planned = plan(answer, sandbox=sandbox, manifest=manifest, task=profile, tool=tool, port=port)
+        return self._parts.admit(running, planned)
 
     async def _execute(
-        self, planned: CallPlan, running: Running, session: Session, serving: Serving, reply: Reply, pump: Pump
-    ) -> Ended:
+        self, planned: CallPlan, running: Running, session: Session, manifest: Manifest, profile: TaskProfile,
+        lease: Lease, reply: Reply, pump: Pump,
+    ) -> Ended:  # fmt: skip
         """Total: every failure here is the end of a call, and says whether its process ever existed."""
         execution: Execution | None = None
         value: bytes | None = None
         try:
             await reply.accepted(running.call, replayed=False)
-            profile, manifest = serving.task_profiles[session.task.profile], serving.tools[planned.tool]
-            execution = await self._executor.start(planned, session.task.id, profile, manifest, running)
-            async with execution:
-                while not isinstance(event := await execution.next(), Outcome):
-                    if isinstance(event, Piece):
-                        # What is left of a call that is over leaves with its result: one write, one wake-up.
-                        last = execution.guest.over and not running.sync
-                        await self._deliver(event, running, session, pump, last=last)
-                    else:
-                        value = event.data
+            async with lease:
+                execution = await self._executor.start(planned, session.task.id, profile, manifest, running, lease)
+                async with execution:
+                    while not isinstance(event := await execution.next(), Outcome):
+                        if isinstance(event, Piece):
+                            # What is left of a call that is over leaves with its result: one write, one wake-up.
+                            last = execution.guest.over and not running.sync
+                            await self._deliver(event, running, session, pump, last=last)
+                        else:
+                            value = event.data
             return await execution.looked_at(execution.ended(event, running.cancelled, value))
         except RunnerError as error:
             return never(error.refused, running.cancelled) if execution is None else broken(error, execution)

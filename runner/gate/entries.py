@@ -232,6 +232,8 @@ def outcome_entry(
     result: entries.Content | None,
     walls: tuple[str, ...],
     workspace: entries.Workspace | None = None,
+    network: entries.Network | None = None,
+    secrets: tuple[entries.SecretUse, ...] = (),
 ) -> entries.Outcome:
     """The entry of a call's end."""
     used = outcome.usage
@@ -257,6 +259,8 @@ def outcome_entry(
         result=result,
         walls=walls,
         workspace=workspace,
+        network=network,
+        secrets=secrets,
     )
 
 

@@ -14,6 +14,7 @@ from runner.gate.authorize import SessionView
 from runner.gate.calls import Calls, Reply, Running
 from runner.gate.entries import Journal, call_digest
 from runner.gate.idempotency import Remembered
+from runner.gate.requests import Requests
 from runner.gate.serving import Serving
 from runner.gate.session import Session
 from runner.gate.tasks import Tasks
@@ -49,6 +50,7 @@ class Parts:
         tasks: Tasks,
         calls: Calls,
         journal: Journal,
+        requests: Requests,
         state: Remembered,
         clock: Clock,
         limits: Limits,
@@ -58,6 +60,7 @@ class Parts:
         self.tasks = tasks
         self.calls = calls
         self.journal = journal
+        self.requests = requests
         self.state = state
         self.clock = clock
         self.limits = limits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 from runner.gate import entries
 from runner.gate.approve import settle
@@ -10,8 +10,27 @@ from runner.gate.calls import Finished, Running
 from runner.gate.entries import Journal, canonical, content
 from runner.gate.serving import Serving
 from runner.gate.session import Session
-from runner.ledger.entry import Stream, Workspace
+from runner.ledger.entry import Network, SecretUse, Stream, Workspace
 from runner.model import Authenticated, CallPlan, Decision, Outcome
+
+
+class Left(Protocol):
+    """What the sandbox says of a call that is over: `runner.sandbox.execute.Ended`."""
+
+    @property
+    def walls(self) -> tuple[str, ...]:
+        """Forbidden acts that its launcher was refused."""
+
+    @property
+    def workspace(self) -> Workspace | None:
+        """What it left there."""
+
+
+class Held(Protocol):
+    """What it held of network and credentials: `runner.sandbox.lease.Lease`."""
+
+    network: Network | None
+    secrets: tuple[SecretUse, ...]
 
 
 async def call(
@@ -63,8 +82,8 @@ async def outcome(
     streams: tuple[Stream | None, Stream | None, tuple[bytes, ...]],
     raw: bytes | None,
     value: Any,
-    walls: tuple[str, ...],
-    workspace: Workspace | None,
+    left: Left,
+    held: Held,
 ) -> Finished:
     """Seal the call. `streams` are stdout and stderr, and what of them is kept with this entry; `raw` is a python
     tool's result as it came, `value` what it means."""
@@ -81,8 +100,10 @@ async def outcome(
         stdout=stdout,
         stderr=stderr,
         result=kept,
-        walls=walls,
-        workspace=workspace,
+        walls=left.walls,
+        workspace=left.workspace,
+        network=held.network,
+        secrets=held.secrets,
     )
     receipt = await journal.seal(entry, sync=running.sync, value=raw, contents=contents)
     return Finished(

@@ -14,11 +14,13 @@ from typing import Literal
 import msgspec
 
 from runner.errors import refuse
+from runner.ledger.network import Alert, Egress, EgressEnd, Network, SecretUse
 from runner.ledger.operators import Pending, RefusedReload, Reopen, Withdraw
 from runner.ledger.part import (
     VERSION,
     Content,
     Context,
+    Decided,
     Delegated,
     Entry,
     Environment,
@@ -30,25 +32,14 @@ from runner.ledger.part import (
 )
 from runner.ledger.retention import Criteria, Hold, Prune, PruneImage, Release
 
-# What others name by way of this module, although it lies in `part`, `operators` and `retention`.
+# What others name by way of this module, although it lies in `network`, `part`, `operators` and `retention`.
 __all__ = [
-    "VERSION", "Content", "Context", "Criteria", "Delegated", "Entry", "Environment", "Hold", "Int", "Operator",
-    "Part", "PeerProcess", "Pending", "Prune", "PruneImage", "RefusedReload", "Release", "Reopen", "Who", "Withdraw",
+    "VERSION", "Alert", "Content", "Context", "Criteria", "Decided", "Delegated", "Egress", "EgressEnd", "Entry",
+    "Environment", "Hold", "Int", "Network", "Operator", "Part", "PeerProcess", "Pending", "Prune", "PruneImage",
+    "RefusedReload", "Release", "Reopen", "SecretUse", "Who", "Withdraw",
 ]  # fmt: skip
 
 MAX_ENTRY = 65_535  # an entry bundle of tlog-tiles prefixes each entry with a uint16 length
-
-
-class Decided(Part, frozen=True):
-    """The decision, in AARM's terms."""
-
-    effect: str
-    reason: str
-    rules: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
-    code: str = ""
-    field: str = ""
-    policy: str = ""
 
 
 class Planned(Part, frozen=True):
@@ -351,6 +342,8 @@ class Outcome(Entry, frozen=True, tag="outcome"):
     result: Content | None = None
     walls: tuple[str, ...] = ()  # forbidden acts that the launcher tried and was refused
     workspace: Workspace | None = None  # calls that may write it, under a profile that takes snapshots
+    network: Network | None = None  # calls of tools that have one
+    secrets: tuple[SecretUse, ...] = ()
 
 
 AnyEntry = (
@@ -375,6 +368,9 @@ AnyEntry = (
     | Image
     | Call
     | Outcome
+    | Egress
+    | EgressEnd
+    | Alert
     | Hold
     | Release
     | Prune

@@ -39,6 +39,18 @@ class Who(Part, frozen=True):
     asserted: tuple[str, ...] = ()
 
 
+class Decided(Part, frozen=True):
+    """The decision, in AARM's terms."""
+
+    effect: str
+    reason: str
+    rules: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    code: str = ""
+    field: str = ""
+    policy: str = ""
+
+
 class PeerProcess(Part, frozen=True):
     """The process on the other end of the socket: uid, pid and gid by SO_PEERCRED, fixed when it connected; the rest as
     engine found it at the connection's hello, or `problem`. A pid and its `start` name one process of a boot."""

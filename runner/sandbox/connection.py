@@ -16,7 +16,7 @@ from typing import Literal, cast
 import msgspec
 
 from runner.errors import RunnerError, refuse
-from runner.model import CallPlan, Jail, Manifest, Outcome, OutcomeKind, Usage
+from runner.model import CallPlan, Delivered, Jail, Manifest, Outcome, OutcomeKind, Usage
 from runner.sandbox.plan import Usual
 from runner.wire import guest
 
@@ -34,17 +34,6 @@ class Piece(msgspec.Struct, frozen=True):
 
     stream: Literal["stdout", "stderr"]
     data: bytes
-
-
-class Delivered(msgspec.Struct, frozen=True):
-    """What a call is given beside its plan, which is recorded and holds no credential: variables (placeholders, or
-    values where the profile allows that) and files in its own folder of secrets."""
-
-    environment: dict[str, str] = {}
-    files: dict[str, bytes] = {}
-
-    def __repr__(self) -> str:
-        return f"Delivered({', '.join((*self.environment, *self.files))})"
 
 
 class Value(msgspec.Struct, frozen=True):
@@ -144,7 +133,7 @@ class Sandbox(asyncio.Protocol):
         self._code: dict[str, asyncio.Future[None]] = {}
         self._jails: dict[Jail, str] = {}  # those the guest knows, by the key it knows them by; oldest first
         self._spelled = 0
-        self._trusted = b""  # what the guest has as its certificate authorities
+        self.trusted_by: object = None  # the egress process whose authorities it has
         self._ready: asyncio.Future[guest.Ready] = asyncio.get_running_loop().create_future()
         self.slots = asyncio.Semaphore(1)  # calls at a time: the profile's number once the guest is known
         self.ending = False  # somebody takes it apart
@@ -191,11 +180,10 @@ class Sandbox(asyncio.Protocol):
         known = self._code.get(manifest.code_digest)
         return not manifest.code_digest or (known is not None and known.done() and known.exception() is None)
 
-    def trust(self, bundle: bytes) -> None:
+    def trust(self, bundle: bytes, by: object) -> None:
         """The certificate authorities that tools find at `plan.TRUST`, in time for every call started after this."""
-        if bundle != self._trusted:
-            self._trusted = bundle
-            self.write(guest.pack(guest.TRUST, 0, bundle))
+        self.trusted_by = by
+        self.write(guest.pack(guest.TRUST, 0, bundle))
 
     def prepare(self, usual: Usual, bpf: bytes) -> None:
         """Have a launcher built ahead of the first call that needs it."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 
@@ -19,9 +19,11 @@ from runner.ledger.entry import Workspace
 from runner.model import CallPlan, Manifest, Outcome, OutcomeKind, SandboxPlan, TaskProfile
 from runner.sandbox.claim import Claims
 from runner.sandbox.connection import Event, GuestCall, Sandbox
+from runner.sandbox.lease import Lease, Leases
 from runner.sandbox.narrow import compile_deny
 from runner.sandbox.snapshot import Pending, Snapshots
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 _LAST_WORDS_S = 1.0  # for a client to take what is left of the output of a call whose sandbox is gone
 _PASSED = ("unavailable", "busy", "host")  # refusals of engine and sandbox that an agent can act upon
@@ -190,9 +192,10 @@ class Execution:
 class Executor:
     """Starts calls in sandboxes."""
 
-    def __init__(self, claims: Claims, snapshots: Snapshots, *, grace_s: float) -> None:
+    def __init__(self, claims: Claims, snapshots: Snapshots, leases: Leases, *, grace_s: float) -> None:
         self._claims = claims
         self._snapshots = snapshots
+        self.leases = leases
         self._grace_s = grace_s
         self._bpf: dict[str, bytes] = {}
 
@@ -201,16 +204,17 @@ class Executor:
         return self._claims.name_for(task, profile)
 
     async def start(
-        self, plan: CallPlan, task: str, profile: TaskProfile, manifest: Manifest, running: Running
+        self, plan: CallPlan, task: str, profile: TaskProfile, manifest: Manifest, running: Running, lease: Lease
     ) -> Execution:
         """Bring the call's process into existence. Raises `RunnerError` while it certainly does not exist."""
         wanted = SandboxPlan(sandbox=plan.sandbox, task=task, profile=profile.name, profile_digest=profile.digest)
         sandbox = await self._ready(wanted, profile, manifest, running)
         try:
+            delivered = await self._unless_cancelled(lease.deliver(sandbox), running) if lease.needed else None
             if running.cancelled is not None:
                 raise refuse("unavailable", running.cancelled[1])
             bpf = self._narrowing(plan.jail.seccomp)
-            guest = sandbox.start(plan, bpf, running.first_credit(), running.stdin_credit)
+            guest = sandbox.start(plan, bpf, running.first_credit(), running.stdin_credit, delivered)
         except BaseException:
             sandbox.slots.release()
             raise
@@ -225,7 +229,11 @@ class Executor:
         if sandbox is not None and not sandbox.slots.locked() and sandbox.holds(manifest):
             await sandbox.slots.acquire()  # at once: it is not locked
             return sandbox
-        work = asyncio.ensure_future(self._made_ready(wanted, profile, manifest))
+        return await self._unless_cancelled(self._made_ready(wanted, profile, manifest), running)
+
+    async def _unless_cancelled(self, what: Coroutine[Any, Any, T], running: Running) -> T:
+        """Await it; a cancel of the call ends it. Raises `RunnerError` (unavailable) then."""
+        work = asyncio.ensure_future(what)
         running.starts(work)
         try:
             return await work

@@ -5,8 +5,7 @@
 Exit status 0: it verifies; 6: it does not, and the findings are printed; 1: wrong usage. Written from the formats
 alone, so that the daemon's own verifier (`runner trace verify --no-content`) and it check each other: RFC 6962, C2SP
 tlog-tiles, tlog-checkpoint, signed-note and tlog-proof, and what the docstrings of runner/ledger/{tail,sequence,
-rotation}.py say of the tail, the order of calls and the keys. It holds all entries in memory, and leaves content, and
-members of entries that neither order nor keys depend on, to the daemon's verifier.
+rotation}.py say of the tail, the order of calls and the keys. It holds all entries in memory, and leaves content out.
 """
 
 import base64
@@ -23,7 +22,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 KINDS = "start stop reload repair rotate beacon degraded token revoke task_begin task_end refusals sandbox sandbox_end"
-KINDS = f"{KINDS} call outcome hold release prune prune_image pending image reopen withdraw refused_reload".split()
+KINDS += " call outcome hold release prune prune_image pending image reopen withdraw refused_reload egress egress_end"
+KINDS = f"{KINDS} alert secret".split()
 HEAD, ENTRY, SIGNED, CONTENT = 1, 2, 3, 4  # records of the tail, and the most bytes of each
 LIMIT = {HEAD: 16 << 20, ENTRY: 65535, SIGNED: 4096, CONTENT: 16 << 10}
 PROOF = re.compile(r"c2sp\.org/tlog-proof@v1\nextra (.*)\nindex (0|[1-9][0-9]{0,15})((?:\n.*)*)\Z")

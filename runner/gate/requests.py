@@ -1,0 +1,196 @@
+"""What live calls ask of the network: each request's decision by token and policy, its entries, its end.
+
+Egress has found every allowlist to allow a request when it asks; what it refuses itself, it tells. Each becomes an
+entry: an allowed one before egress dials.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from runner.errors import RunnerError
+from runner.gate.calls import Running
+from runner.gate.egress import decide_request
+from runner.gate.entries import Journal, content
+from runner.gate.serving import Serving
+from runner.gate.session import Session
+from runner.ledger import entry as entries
+from runner.model import Authenticated, Decision
+from runner.wire import egress as wire
+
+_log = logging.getLogger(__name__)
+
+
+class Watched:
+    """One call's requests, from its listener's opening to its end."""
+
+    def __init__(
+        self, requests: Requests, authenticated: Authenticated, running: Running, session: Session, serving: Serving
+    ) -> None:
+        self._requests = requests
+        self.authenticated = authenticated
+        self.running = running
+        self.session = session
+        self.serving = serving
+        self.pending: set[asyncio.Task[None]] = set()
+        self.counted: Counter[str] = Counter()
+        self.used: Counter[str] = Counter()
+
+    def begin(self) -> None:
+        """Requests may come from now on."""
+        self._requests.live[self.running.call] = self
+
+    async def end(self) -> tuple[entries.Network, dict[str, int]]:
+        """None may any more. Returns their sums, and how many each credential went with, once all are recorded."""
+        while self.pending:
+            await asyncio.wait(self.pending)
+        self._requests.live.pop(self.running.call, None)
+        sums = {name: self.counted[name] for name in ("requests", "refused", "up", "down", "opaque")}
+        return entries.Network(**sums), dict(self.used)
+
+
+class Requests:
+    """Every live call's."""
+
+    def __init__(self, journal: Journal, answer: Callable[[wire.Answer], None]) -> None:
+        """`answer` tells egress."""
+        self._journal = journal
+        self._answer = answer
+        self.live: dict[str, Watched] = {}
+
+    def of(self, authenticated: Authenticated, running: Running, session: Session, serving: Serving) -> Watched:
+        """The watch over a call that is about to run."""
+        return Watched(self, authenticated, running, session, serving)
+
+    def heard(self, message: wire.FromEgress) -> None:
+        """A message of egress that answers no request of gate's."""
+        watched = self.live.get(getattr(message, "call", ""))
+        if watched is None:
+            if isinstance(message, wire.Ask):  # its call is over
+                self._answer(wire.Answer(number=message.number, allowed=False, reason="the call is over"))
+            return
+        work: Coroutine[Any, Any, None]
+        match message:
+            case wire.Ask():
+                work = self._asked(watched, message)
+            case wire.Refused():
+                work = self._refused(watched, message)
+            case wire.Ended():
+                work = self._ended(watched, message)
+            case wire.Leaked():
+                work = self._leaked(watched, message)
+            case _:
+                return
+        task = asyncio.ensure_future(work)
+        watched.pending.add(task)
+        task.add_done_callback(watched.pending.discard)
+
+    async def _asked(self, watched: Watched, asked: wire.Ask) -> None:
+        """Decide, record, answer: in this order."""
+        view = watched.session.task.context.view(
+            watched.session.facts.original_request, len(watched.authenticated.chain) - 1
+        )
+        decision = decide_request(
+            watched.authenticated, watched.session.verified.tools, view, watched.serving.policies, asked.request
+        )
+        allowed = decision.effect == "allow"
+        watched.counted["requests" if allowed else "refused"] += 1
+        if allowed and asked.request.visibility == "opaque":
+            watched.counted["opaque"] += 1
+        try:
+            await self._write(watched, asked.request, decision, part="" if allowed else "token or policy")
+        except RunnerError:
+            allowed = False  # not recorded, so not done: the journal has stopped the daemon already
+        self._answer(
+            wire.Answer(
+                number=asked.number,
+                allowed=allowed,
+                rule=", ".join(decision.rules),
+                reason=decision.reason,
+                next_step=decision.allowed,
+            )
+        )
+
+    async def _refused(self, watched: Watched, refused: wire.Refused) -> None:
+        watched.counted["refused"] += 1
+        decision = Decision(effect="deny", reason=refused.reason, code=refused.code)
+        await self._write(watched, refused.request, decision, part=refused.part, missing=refused.missing)
+
+    async def _write(
+        self, watched: Watched, request: wire.Requested, decision: Decision, *, part: str, missing: str = ""
+    ) -> None:
+        path, kept, contents = request.path, None, tuple[bytes, ...]()
+        if path and request.record == "digest":
+            data, kept = content(path.encode(), self._journal.salt())
+            path, contents = "", (data,)
+        await self._journal.write(
+            entries.Egress(
+                time=self._journal.stamp(),
+                call=watched.running.call,
+                task=watched.running.task,
+                request=request.id,
+                protocol=request.protocol,
+                host=request.host[:255],
+                port=request.port,
+                visibility=request.visibility,
+                method=request.method[:32],
+                path=path[:2000],
+                path_content=kept,
+                query=request.query,
+                upgrade=request.upgrade[:40],
+                allowed_by=request.rules,
+                decision=entries.Decided(
+                    effect=decision.effect,
+                    reason=decision.reason[:1000],
+                    rules=decision.rules,
+                    missing=decision.missing,
+                    code=decision.code,
+                    field=decision.field[:200],
+                    policy=decision.policy,
+                ),
+                part=part[:100],
+                missing=missing[:2000],
+            ),
+            contents=contents,
+        )
+
+    async def _ended(self, watched: Watched, ended: wire.Ended) -> None:
+        watched.counted["up"] += ended.up
+        watched.counted["down"] += ended.down
+        watched.used.update(ended.secrets)
+        await self._journal.write(
+            entries.EgressEnd(
+                time=self._journal.stamp(),
+                call=watched.running.call,
+                task=watched.running.task,
+                request=ended.id,
+                address=ended.address[:64],
+                status=ended.status,
+                up=ended.up,
+                down=ended.down,
+                duration_us=ended.duration_us,
+                code=ended.code[:40],
+                reason=ended.reason[:500],
+                secrets=ended.secrets,
+                response=ended.response,
+            )
+        )
+
+    async def _leaked(self, watched: Watched, leaked: wire.Leaked) -> None:
+        _log.critical(
+            "call %s: %s appeared where it must not: %s", watched.running.call, leaked.name, leaked.where[:200]
+        )
+        await self._journal.write(
+            entries.Alert(
+                time=self._journal.stamp(),
+                call=watched.running.call,
+                task=watched.running.task,
+                what=f"credential {leaked.name}"[:200],
+                where=leaked.where[:500],
+            ),
+            sync=True,
+        )

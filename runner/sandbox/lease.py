@@ -1,0 +1,318 @@
+"""What a call holds of the world while it runs: a port, a listener that egress serves, credentials of the broker.
+
+A lease is opened when the call's sandbox is there, and closed with the call, however that ends: listener, connections
+and placeholders are dead and leases revoked when `async with` is left. Without egress or broker a call that needs one
+is refused; there is nothing weaker to fall back to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Literal, Protocol
+
+from runner.errors import RunnerError, refuse
+from runner.ledger import entry as entries
+from runner.model import Allowlist, CallPlan, Delivered, Manifest, OutcomeKind, SecretRef, TaskProfile
+from runner.sandbox.connection import Sandbox
+from runner.sandbox.plan import FIRST_PORT, uses_network
+from runner.wire.egress import Closed, Injection
+
+_log = logging.getLogger(__name__)
+_PLACEHOLDER = 24  # random bytes: 32 characters that nothing else will ever be
+CANARY = "RUNNER_CANARY_TOKEN"  # a variable that looks like a credential, and that no tool has a use for
+
+
+class Engine(Protocol):
+    """The seam to whatever makes containers."""
+
+    async def listen(self, sandbox: str, port: int) -> int:
+        """A listener on loopback inside the sandbox, as a descriptor that the caller now owns."""
+
+
+class Egress(Protocol):
+    """The one process with a network: `runner.wire.egress.EgressCaller`."""
+
+    async def open(
+        self,
+        listener: int,
+        *,
+        call: str,
+        sandbox: str,
+        allowlists: tuple[Allowlist, ...],
+        injections: tuple[Injection, ...] = (),
+        canary: str = "",
+    ) -> None:
+        """Serve the listener, whose descriptor is closed here, until `close`."""
+
+    async def close(self, call: str) -> Closed:
+        """Nothing of the call passes any more."""
+
+    async def trust(self, sandbox: str) -> bytes:
+        """The certificate authorities that a sandbox should trust, as PEM."""
+
+
+class Issued(Protocol):
+    """One credential of one call."""
+
+    name: str
+    lease: str
+    value: bytes
+    accessor: str
+    fingerprint: str
+
+
+class Broker(Protocol):
+    """The keeper of credentials: `runner.wire.broker.BrokerCaller`."""
+
+    async def issue(self, call: str, task: str, tool: str, names: tuple[str, ...], *, read: bool) -> Iterable[Issued]:
+        """A lease for each name, or none at all."""
+
+    async def revoke(self, call: str) -> None:
+        """The call's leases are over."""
+
+
+class Running(Protocol):
+    """The call as gate steers it."""
+
+    call: str
+    task: str
+
+    def cancel(self, kind: OutcomeKind, reason: str) -> None:
+        """Have it killed."""
+
+
+class Watch(Protocol):
+    """Who answers and counts the call's requests: `runner.gate.requests.Watched`."""
+
+    def begin(self) -> None:
+        """Requests may come from now on."""
+
+    async def end(self) -> tuple[entries.Network, dict[str, int]]:
+        """None may any more. Returns their sums, and how many each credential went with, once all are recorded."""
+
+
+class Leases:
+    """The leases of live calls, and the ports of each sandbox that are theirs."""
+
+    def __init__(
+        self,
+        engine: Callable[[], Engine | None],
+        egress: Callable[[], Egress | None],
+        broker: Callable[[], Broker | None],
+    ) -> None:
+        """Each part as it is now; None while it is being restarted."""
+        self.engine, self.egress, self.broker = engine, egress, broker
+        self._ports: dict[str, tuple[str, int]] = {}  # call -> its sandbox and port
+        self.open: set[NetworkLease] = set()
+
+    def port(self, call: str, sandbox: str, manifest: Manifest) -> int:
+        """The call's own port in the sandbox until `over`; 0 for a tool that needs none. The lowest that is free: a
+        launcher that was built for it ahead may be waiting."""
+        if not uses_network(manifest):
+            return 0
+        taken = {port for its, port in self._ports.values() if its == sandbox}
+        port = next(port for port in range(FIRST_PORT, FIRST_PORT + len(taken) + 1) if port not in taken)
+        self._ports[call] = sandbox, port
+        return port
+
+    def over(self, call: str) -> None:
+        """The call is over: its port is free."""
+        self._ports.pop(call, None)
+
+    def of(self, plan: CallPlan, running: Running, manifest: Manifest, profile: TaskProfile, watch: Watch) -> Lease:
+        """The lease of a planned call; nothing of it exists yet."""
+        if not uses_network(manifest):
+            return Lease()
+        return NetworkLease(self, plan, self._ports[plan.call][1], running, manifest, profile, watch)
+
+    def lost(self, part: Literal["egress", "broker"]) -> None:
+        """It ended, and with it what it held for live calls: they are ended too, rather than run on without."""
+        for lease in self.open:
+            lease.lost(part)
+
+
+class Lease:
+    """Of a call that needs nothing. `async with` it; `deliver` when the sandbox is there."""
+
+    network: entries.Network | None = None  # what went through it, and
+    secrets: tuple[entries.SecretUse, ...] = ()  # which credentials it had: known when it is over
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to deliver."""
+        return False
+
+    async def deliver(self, sandbox: Sandbox) -> Delivered:
+        """Open it: what the call is given. Raises `RunnerError` while nothing of the call exists."""
+        return Delivered()
+
+    async def __aenter__(self) -> Lease:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class NetworkLease(Lease):
+    """Of a call with a network, credentials, or both."""
+
+    def __init__(
+        self,
+        leases: Leases,
+        plan: CallPlan,
+        port: int,
+        running: Running,
+        manifest: Manifest,
+        profile: TaskProfile,
+        watch: Watch,
+    ) -> None:
+        self._leases = leases
+        self._plan = plan
+        self._port = port
+        self._running = running
+        self._manifest = manifest
+        self._profile = profile
+        self._watch = watch
+        self._egress: Egress | None = None  # once it may serve the call
+        self._broker: Broker | None = None  # once it may have issued something
+        self._issued: tuple[tuple[SecretRef, Issued], ...] = ()
+        self._placeholders: dict[str, str] = {}
+
+    @property
+    def needed(self) -> bool:
+        """Whether there is anything to deliver."""
+        return True
+
+    async def deliver(self, sandbox: Sandbox) -> Delivered:
+        """Open it: credentials first, then the listener. Raises `RunnerError` while nothing of the call exists."""
+        self._allowed()
+        self._leases.open.add(self)
+        await self._issue()
+        canary = _fresh()
+        if self._manifest.egress:
+            await self._listen(sandbox, canary)
+        environment, files = {CANARY: canary}, {}
+        for ref, issued in self._issued:
+            if ref.delivery == "inject":
+                environment[ref.variable] = self._placeholders[ref.name]
+            elif ref.delivery == "env":
+                environment[ref.variable] = _text(ref, issued)
+            else:
+                files[ref.variable] = issued.value
+        return Delivered(environment=environment, files=files)
+
+    def lost(self, part: Literal["egress", "broker"]) -> None:
+        """End the call if it depends on this part."""
+        if (self._egress if part == "egress" else self._broker) is not None:
+            self._running.cancel("killed", f"{part} ended, and with it what it held for this call")
+
+    def _allowed(self) -> None:
+        for ref in self._manifest.secrets:
+            if ref.delivery not in self._profile.delivery:
+                raise refuse(
+                    "unavailable",
+                    f"task profile {self._profile.name!r} does not let secrets reach tools as {ref.delivery!r}",
+                    field=ref.name,
+                    next_step="use a profile whose `delivery` names it, or have the tool use an injected one",
+                )
+
+    async def _issue(self) -> None:
+        refs = self._manifest.secrets
+        if not refs:
+            return
+        self._broker = broker = self._leases.broker()
+        if broker is None:
+            raise refuse("unavailable", "the broker is being restarted", retry_after_ms=2000)
+        read = self._manifest.consequence == "low"
+        names = tuple(ref.name for ref in refs)
+        issued = {
+            each.name: each
+            for each in await broker.issue(self._plan.call, self._running.task, self._plan.tool, names, read=read)
+        }
+        self._issued = tuple((ref, issued[ref.name]) for ref in refs)
+        self._placeholders = {ref.name: _fresh() for ref in refs if ref.delivery == "inject"}
+
+    async def _listen(self, sandbox: Sandbox, canary: str) -> None:
+        engine, egress = self._leases.engine(), self._leases.egress()
+        if engine is None or egress is None:
+            part = "engine" if engine is None else "egress"
+            raise refuse("unavailable", f"{part} is being restarted", retry_after_ms=2000)
+        listener = await engine.listen(sandbox.id, self._port)
+        self._watch.begin()
+        self._egress = egress
+        await egress.open(
+            listener,
+            call=self._plan.call,
+            sandbox=sandbox.id,
+            allowlists=(
+                Allowlist(part=f"profile {self._profile.name}", rules=self._profile.egress),
+                Allowlist(part=f"tool {self._manifest.id}", rules=self._manifest.egress),
+            ),
+            injections=tuple(
+                Injection(
+                    name=ref.name,
+                    placeholder=self._placeholders[ref.name],
+                    value=issued.value,
+                    rules=ref.destinations,
+                    places=ref.places,
+                )
+                for ref, issued in self._issued
+                if ref.delivery == "inject"
+            ),
+            canary=canary,
+        )
+        if sandbox.trusted_by is not egress:
+            sandbox.trust(await egress.trust(sandbox.id), by=egress)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.shield(asyncio.ensure_future(self._close()))  # whatever becomes of whoever waits for it
+
+    async def _close(self) -> None:
+        """Total: a part that is gone took with it what it held."""
+        used: dict[str, int] = {}
+        if self._egress is not None:
+            try:
+                await self._egress.close(self._plan.call)
+            except RunnerError as failed:
+                _log.warning("call %s: egress ended before it closed the listener: %s", self._plan.call, failed)
+            self.network, used = await self._watch.end()
+        if self._broker is not None:
+            try:
+                await self._broker.revoke(self._plan.call)
+            except RunnerError as failed:
+                _log.warning("call %s: the broker ended before it revoked its leases: %s", self._plan.call, failed)
+        self.secrets = tuple(
+            entries.SecretUse(
+                name=ref.name,
+                delivery=ref.delivery,
+                lease=issued.lease,
+                accessor=issued.accessor,
+                fingerprint=issued.fingerprint,
+                used=used.get(ref.name, 0),
+            )
+            for ref, issued in self._issued
+        )
+        self._issued, self._placeholders = (), {}
+        self._leases.open.discard(self)
+
+
+def _fresh() -> str:
+    return f"rnr-{secrets.token_urlsafe(_PLACEHOLDER)}"
+
+
+def _text(ref: SecretRef, issued: Issued) -> str:
+    try:
+        text = issued.value.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise refuse("unavailable", "a variable cannot hold this secret: it is not text", field=ref.name)
+    return text
