@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
@@ -19,9 +19,12 @@ from runner.ledger import entry as entries
 from runner.model import Allowlist, CallPlan, Delivered, Manifest, OutcomeKind, SecretRef, TaskProfile
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.plan import FIRST_PORT, uses_network
+from runner.wire.broker import PUBLIC_FIELDS
+from runner.wire.broker import Lease as Issued
 from runner.wire.egress import Closed, Injection
 
 _log = logging.getLogger(__name__)
+_AFTER_MS = 10_000  # beyond the call's deadline: it may be late to start, and its credentials end with it anyway
 _PLACEHOLDER = 24  # random bytes: 32 characters that nothing else will ever be
 CANARY = "RUNNER_CANARY_TOKEN"  # a variable that looks like a credential, and that no tool has a use for
 
@@ -55,24 +58,16 @@ class Egress(Protocol):
         """The certificate authorities that a sandbox should trust, as PEM."""
 
 
-class Issued(Protocol):
-    """One credential of one call."""
-
-    name: str
-    lease: str
-    value: bytes
-    accessor: str
-    fingerprint: str
-
-
 class Broker(Protocol):
     """The keeper of credentials: `runner.wire.broker.BrokerCaller`."""
 
-    async def issue(self, call: str, task: str, tool: str, names: tuple[str, ...], *, read: bool) -> Iterable[Issued]:
-        """A lease for each name, or none at all."""
+    async def issue(
+        self, *, call: str, task: str, tool: str, names: tuple[str, ...], ttl_ms: int, read: bool
+    ) -> tuple[Issued, ...]:
+        """A lease for each name, in order, or none at all."""
 
-    async def revoke(self, call: str) -> None:
-        """The call's leases are over."""
+    async def revoke_call(self, call: str) -> object:
+        """None of the call's leases lives any more."""
 
 
 class Running(Protocol):
@@ -199,10 +194,12 @@ class NetworkLease(Lease):
             await self._listen(sandbox, canary)
         environment, files = {CANARY: canary}, {}
         for ref, issued in self._issued:
+            for field in issued.fields.keys() & PUBLIC_FIELDS:
+                environment[f"{ref.variable}_{field.upper()}"] = _text(ref, issued.fields[field])
             if ref.delivery == "inject":
                 environment[ref.variable] = self._placeholders[ref.name]
             elif ref.delivery == "env":
-                environment[ref.variable] = _text(ref, issued)
+                environment[ref.variable] = _text(ref, issued.value)
             else:
                 files[ref.variable] = issued.value
         return Delivered(environment=environment, files=files)
@@ -229,13 +226,15 @@ class NetworkLease(Lease):
         self._broker = broker = self._leases.broker()
         if broker is None:
             raise refuse("unavailable", "the broker is being restarted", retry_after_ms=2000)
-        read = self._manifest.consequence == "low"
-        names = tuple(ref.name for ref in refs)
-        issued = {
-            each.name: each
-            for each in await broker.issue(self._plan.call, self._running.task, self._plan.tool, names, read=read)
-        }
-        self._issued = tuple((ref, issued[ref.name]) for ref in refs)
+        issued = await broker.issue(
+            call=self._plan.call,
+            task=self._running.task,
+            tool=self._plan.tool,
+            names=tuple(ref.name for ref in refs),
+            ttl_ms=self._plan.wall_ms + _AFTER_MS,
+            read=self._manifest.consequence == "low",  # a tool that only reads needs no more than that
+        )
+        self._issued = tuple(zip(refs, issued, strict=True))
         self._placeholders = {ref.name: _fresh() for ref in refs if ref.delivery == "inject"}
 
     async def _listen(self, sandbox: Sandbox, canary: str) -> None:
@@ -286,14 +285,14 @@ class NetworkLease(Lease):
             self.network, used = await self._watch.end()
         if self._broker is not None:
             try:
-                await self._broker.revoke(self._plan.call)
+                await self._broker.revoke_call(self._plan.call)
             except RunnerError as failed:
                 _log.warning("call %s: the broker ended before it revoked its leases: %s", self._plan.call, failed)
         self.secrets = tuple(
             entries.SecretUse(
                 name=ref.name,
                 delivery=ref.delivery,
-                lease=issued.lease,
+                lease=issued.id,
                 accessor=issued.accessor,
                 fingerprint=issued.fingerprint,
                 used=used.get(ref.name, 0),
@@ -308,9 +307,9 @@ def _fresh() -> str:
     return f"rnr-{secrets.token_urlsafe(_PLACEHOLDER)}"
 
 
-def _text(ref: SecretRef, issued: Issued) -> str:
+def _text(ref: SecretRef, value: bytes) -> str:
     try:
-        text = issued.value.decode()
+        text = value.decode()
     except UnicodeDecodeError:
         text = "\0"
     if "\0" in text:
