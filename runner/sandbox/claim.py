@@ -37,6 +37,9 @@ class Engine(Protocol):
     async def snapshot(self, sandbox: str, *, full: bool) -> Snapped:
         """What lies in its workspace."""
 
+    async def listen(self, sandbox: str, port: int) -> int:
+        """A listener on loopback inside it, as a descriptor that the caller now owns."""
+
 
 class Journal(Protocol):
     """Where entries go."""

@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
 from runner.model import Allowlist, CallPlan, Delivered, Manifest, OutcomeKind, SecretRef, TaskProfile
+from runner.sandbox.claim import Engine
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.plan import FIRST_PORT, uses_network
 from runner.wire.broker import PUBLIC_FIELDS
@@ -27,13 +28,6 @@ _log = logging.getLogger(__name__)
 _AFTER_MS = 10_000  # beyond the call's deadline: it may be late to start, and its credentials end with it anyway
 _PLACEHOLDER = 24  # random bytes: 32 characters that nothing else will ever be
 CANARY = "RUNNER_CANARY_TOKEN"  # a variable that looks like a credential, and that no tool has a use for
-
-
-class Engine(Protocol):
-    """The seam to whatever makes containers."""
-
-    async def listen(self, sandbox: str, port: int) -> int:
-        """A listener on loopback inside the sandbox, as a descriptor that the caller now owns."""
 
 
 class Egress(Protocol):

@@ -35,6 +35,7 @@ from runner.gate.identifiers import CallIds
 from runner.gate.images import Images
 from runner.gate.parts import Clock, Parts
 from runner.gate.provenance import Provenances
+from runner.gate.requests import Requests
 from runner.gate.serving import Serving
 from runner.gate.strangers import Strangers
 from runner.gate.tasks import Tasks
@@ -43,8 +44,9 @@ from runner.model import Principal
 from runner.pipeline import Pipeline
 from runner.sandbox.claim import Claims
 from runner.sandbox.execute import Executor
+from runner.sandbox.lease import Leases
 from runner.sandbox.snapshot import Snapshots
-from runner.serve import log, privilege
+from runner.serve import log, outward, privilege
 from runner.serve.anchors import thumbprints
 from runner.serve.channel import Channel
 from runner.serve.life import Life, stamp
@@ -93,13 +95,16 @@ class GateProcess:
         self._swapping = asyncio.Lock()
         self._room = Room()
 
-    async def serve(self, parent_fd: int, engine_fd: int, recorder_fd: int) -> int:
+    async def serve(self, parent_fd: int, engine_fd: int, recorder_fd: int, egress_fd: int, broker_fd: int) -> int:
         """Serve until parent says stop, or parent or recorder ends. Returns the exit status."""
         self._upward = Channel(
-            socket.socket(fileno=parent_fd), parent.FromParent, self._from_parent, carriers=(parent.Engine,)
+            socket.socket(fileno=parent_fd), parent.FromParent, self._from_parent, carriers=(parent.Part,)
         )
         self._recorder = Channel(socket.socket(fileno=recorder_fd), recorder_wire.FromRecorder, self._from_recorder)
         self._attach_engine(socket.socket(fileno=engine_fd))
+        self._outward = outward.Outward(self._heard, self._changed)
+        self._outward.attach("egress", socket.socket(fileno=egress_fd))
+        self._outward.attach("broker", socket.socket(fileno=broker_fd))
         watch = asyncio.ensure_future(self._watch_channels())
         try:
             self._opened_as = await self._opened
@@ -172,6 +177,7 @@ class GateProcess:
             tasks=tasks,
             calls=calls,
             journal=self._journal,
+            requests=Requests(self._journal, self._outward.answer),
             state=self._store,
             clock=clock,
             limits=limits,
@@ -181,7 +187,8 @@ class GateProcess:
         )
         # Two readers in engine: a snapshot may wait for another task's before its own time begins.
         self._snapshots = Snapshots(lambda: self._claims.engine, self._journal, seconds=4 * limits.snapshot_s)
-        executor = Executor(self._claims, self._snapshots, grace_s=limits.kill_grace_s)
+        self._leases = Leases(lambda: self._claims.engine, lambda: self._outward.egress, lambda: self._outward.broker)
+        executor = Executor(self._claims, self._snapshots, self._leases, grace_s=limits.kill_grace_s)
         pipeline = Pipeline(self._parts, executor, self._telemetry)
         self._strangers = Strangers(self._journal)
         self._life = Life(self._journal, self._instance, self._boot)
@@ -296,6 +303,19 @@ class GateProcess:
         if isinstance(message, engine_wire.SandboxEnded):
             _log.warning("sandbox %s ended: %s", message.sandbox, message.reason)
 
+    def _heard(self, message: Any) -> None:
+        """What egress says unasked."""
+        if self._server is not None:
+            self._parts.requests.heard(message)
+
+    async def _changed(self, part: outward.Part, state: outward.State) -> None:
+        """A part that live calls depend on ended, or is back."""
+        if self._server is not None:
+            if state == "lost":
+                self._leases.lost(part)
+            reason = f"the {part} process ended" if state == "lost" else ""
+            await self._journal.write(entries.Degraded(time=stamp(), part=part, state=state, reason=reason))
+
     def _from_recorder(self, message: Any, _: int | None) -> None:
         if isinstance(message, recorder_wire.Opened) and not self._opened.done():
             self._opened.set_result(message)
@@ -312,8 +332,10 @@ class GateProcess:
                 self._commit(message.generation)
             case parent.Swapped():
                 self._beside(self._answer_reload(message))
-            case parent.Engine() if descriptor is not None:
+            case parent.Part(name="engine") if descriptor is not None:
                 self._engine_back(socket.socket(fileno=descriptor))
+            case parent.Part(name="egress" | "broker" as name) if descriptor is not None:
+                self._outward.attach(name, socket.socket(fileno=descriptor))
             case parent.Stop():
                 self._stop = message
                 self._ending.set()
@@ -429,8 +451,8 @@ class GateProcess:
 
 def main() -> int:
     """Resolve what needs root's view, drop everything, then serve."""
-    fds = [int(value) for value in sys.argv[1:6]]
-    state, instance, user = sys.argv[6:9]
+    fds = [int(value) for value in sys.argv[1:8]]
+    state, instance, user = sys.argv[8:11]
     log.configure("gate")
     os.umask(0o077)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -442,9 +464,9 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     async def run() -> int:
-        sockets = (socket.socket(fileno=fds[3]), socket.socket(fileno=fds[4]))
+        sockets = (socket.socket(fileno=fds[5]), socket.socket(fileno=fds[6]))
         process = GateProcess(state=Path(state), instance=instance, boot=boot, sockets=sockets)
-        return await process.serve(fds[0], fds[1], fds[2])
+        return await process.serve(*fds[:5])
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(run())

@@ -15,12 +15,13 @@ from runner.wire import broker, egress
 _log = logging.getLogger(__name__)
 
 Part = Literal["egress", "broker"]
+State = Literal["lost", "restored"]
 
 
 class Outward:
     """Each part's typed caller, None while it is being restarted."""
 
-    def __init__(self, heard: Callable[[Any], None], changed: Callable[[Part, str], Awaitable[None]]) -> None:
+    def __init__(self, heard: Callable[[Any], None], changed: Callable[[Part, State], Awaitable[None]]) -> None:
         """`heard` gets what egress says unasked; `changed` is told that a part is "lost" or "restored"."""
         self.egress: egress.EgressCaller | None = None
         self.broker: broker.BrokerCaller | None = None
@@ -42,6 +43,11 @@ class Outward:
             self.broker = broker.BrokerCaller(channel)
         self._channels[part] = channel
         self._beside(self._watch(part, channel, back=before is not None))
+
+    def answer(self, answer: egress.Answer) -> None:
+        """Tell egress what token and policy said; an egress that is gone asks no more."""
+        if self.egress is not None:
+            self.egress.answer(answer)
 
     def _beside(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

@@ -10,12 +10,8 @@ import contextlib
 import fcntl
 import logging
 import os
-import re
-import secrets
 import signal
 import socket
-import stat
-import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -27,33 +23,18 @@ from runner.catalog import read_bundle
 from runner.config import Config, load_config
 from runner.errors import EXIT_UNAVAILABLE, Refusal, RunnerError, exit_status, refusal, refuse
 from runner.serve import log, privilege
-from runner.serve.channel import Channel
+from runner.serve.children import Child, Children
+from runner.serve.places import bound, folder, identity, locked
 from runner.wire import parent as wire
 
 _log = logging.getLogger(__name__)
 _MAX_KEY = 4096  # a public JWK is a few hundred bytes
-_START_S = 120.0  # engine resolves images and removes orphans before it answers
-_BACKOFF_S = (0.2, 1.0, 5.0, 15.0)  # between restarts of engine; the last one repeats
-_STABLE_S = 60.0  # an engine that lived this long has no failures behind it
+_MAX_TRUST = 4 << 20  # a bundle of certificate authorities; the usual one has 220 KB
+_BACKOFF_S = (0.2, 1.0, 5.0, 15.0)  # between restarts of a part; the last one repeats
+_STABLE_S = 60.0  # a part that lived this long has no failures behind it
+_RESTARTED: tuple[wire.Name, ...] = ("engine", "egress", "broker")  # when one of the others ends, everything ends
+_COMPILING = (*_RESTARTED, "gate")  # who is offered a catalogue
 _PREDECESSOR_S = 15.0  # how long a start waits for the children of a parent that was killed to end
-_LAST_WORDS_S = 2.0  # for what a child wrote before it ended to be read
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ")  # a child gets no more: its first environment stays readable in /proc
-_DOCKER = ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH")
-_INSTANCE = re.compile(r"[a-z][a-z0-9]{3,31}")
-
-
-class Child:
-    """One process and the channel to it."""
-
-    def __init__(self, name: str, process: asyncio.subprocess.Process, channel: Channel) -> None:
-        self.name = name
-        self.process = process
-        self.channel = channel
-
-    @property
-    def ended(self) -> bool:
-        """Whether it has exited."""
-        return self.process.returncode is not None
 
 
 class Daemon:
@@ -66,18 +47,18 @@ class Daemon:
         self._state = Path(config.state)
         self._run = Path(config.run)
         self._instance = ""
-        self._children: dict[str, Child] = {}
-        self._answers: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._children = Children(self._heard)
+        self._dials = -1  # broker's listener, in a network of its own: egress serves it
         self._generation = 0
+        self._swapping = asyncio.Lock()  # one catalogue at a time, for whoever is there and whoever comes back
+        self._restarting: dict[wire.Name, asyncio.Task[None]] = {}
+        self._failures: dict[str, tuple[int, float]] = {}  # part -> in a row, and when it was last started again
         self._bundle: wire.Bundle | None = None
         self._stopping = asyncio.Event()
         self._reason = ""
         self._reload = asyncio.Event()
         self._asked: list[int] = []  # reloads: 0 by a signal, else gate's number of the one an operator asked for
         self._bound: list[Path] = []
-        self._family = -1  # the lock that this process and every child hold
-        self._dead: asyncio.Queue[Child] = asyncio.Queue()
-        self._watchers: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> int:
         """Start everything, serve until told to stop or a part that matters ends. Returns the exit status."""
@@ -122,41 +103,51 @@ class Daemon:
             self._asked.append(asked)
         self._reload.set()
 
-    def _heard(self, name: str, message: Any) -> None:
-        if isinstance(message, wire.Reread):
-            if name == "gate":
-                self._reread(message.asked)
-        else:
-            self._answers.put_nowait((name, message))
+    def _heard(self, name: str, message: Any, descriptor: int | None) -> None:
+        if isinstance(message, wire.Reread) and name == "gate":
+            self._reread(message.asked)
+        elif isinstance(message, wire.Dials) and name == "broker" and descriptor is not None:
+            if self._dials >= 0:
+                os.close(self._dials)
+            self._dials = descriptor
+            self._hand_over_dials()
+
+    def _hand_over_dials(self) -> None:
+        """Let egress answer at broker's listener, from the start and whenever one of the two came back."""
+        egress = self._children.live.get("egress")
+        if egress is not None and self._dials >= 0:
+            egress.channel.post(wire.Dials(), os.dup(self._dials))
 
     # --- folders and sockets ------------------------------------------------------------------------------
 
     def _prepare(self) -> int:
         """Make the folders, take the lock of the state directory. Returns the lock's descriptor."""
         users = self._config.users
-        gate, recorder = privilege.user_id(users.gate), privilege.user_id(users.recorder)
-        for user in (users.gate, users.recorder):
+        for user in (users.gate, users.recorder, users.egress, users.broker):
+            privilege.user_id(user)
             privilege.interpreter_readable(user)
-        _folder(self._state, 0o711, (0, 0))
-        _folder(self._run, 0o711, (0, 0))
-        held = _locked(self._state / "lock", "state", os.O_RDWR | os.O_CREAT)
-        _locked(self._run, "run", os.O_DIRECTORY)  # for as long as this process lives
-        _folder(self._state / "gate", 0o700, gate)
-        _folder(self._state / "ledger", 0o700, recorder)
-        _folder(self._state / "content", 0o700, recorder)
-        _folder(self._state / "engine", 0o700, (0, 0))
-        self._instance = _identity(self._state / "instance")
+        folder(self._state, 0o711, (0, 0))
+        folder(self._run, 0o711, (0, 0))
+        held = locked(self._state / "lock", "state", os.O_RDWR | os.O_CREAT)
+        locked(self._run, "run", os.O_DIRECTORY)  # for as long as this process lives
+        folder(self._state / "gate", 0o700, privilege.user_id(users.gate))
+        folder(self._state / "ledger", 0o700, privilege.user_id(users.recorder))
+        folder(self._state / "content", 0o700, privilege.user_id(users.recorder))
+        folder(self._state / "broker", 0o700, privilege.user_id(users.broker))
+        folder(self._state / "engine", 0o700, (0, 0))
+        self._instance = identity(self._state / "instance")
         return held
 
     async def _alone(self) -> None:
         """Wait until no child of a killed predecessor is left: every child inherits this lock, and its end frees it.
 
         Two recorders of one ledger, or two engines of one instance, must not meet, however soon we are started."""
-        self._family = os.open(self._state / "family", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        family = self._children.family = os.open(self._state / "family", flags, 0o600)
         began, told = time.monotonic(), False
         while not self._stopping.is_set():
             try:
-                fcntl.flock(self._family, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(family, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return
             except BlockingIOError:
                 if not told:
@@ -170,34 +161,22 @@ class Daemon:
             await asyncio.sleep(0.05)
 
     def _bind(self, name: str, mode: int, group: int) -> socket.socket:
-        """A listening socket in the root-owned folder. What lies there already is only ever our own stale socket."""
         path = self._run / name
-        with contextlib.suppress(FileNotFoundError):
-            if not stat.S_ISSOCK(path.lstat().st_mode):
-                raise refuse(
-                    "host", "something that is no socket lies in the way", field=str(path), next_step="remove it"
-                )
-            path.unlink()
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(mask)
+        sock = bound(path, mode, group)
         self._bound.append(path)
-        os.chown(path, 0, group)
-        path.chmod(mode)
-        sock.listen(4096)  # as many as Linux allows by default: whoever comes when it is full is turned away unheard
         return sock
 
     def _read(self, config: Config, config_bytes: bytes) -> wire.Bundle:
-        """The bytes of the whole catalogue, and of the public keys of issuers and of who signs policies."""
+        """The bytes of the whole catalogue, of the public keys of issuers and of who signs policies, and of the
+        certificate authorities that egress trusts."""
         keys = {}
-        for path in (*(issuer.public_key for issuer in config.issuers), *config.policy.public_keys):
-            try:
-                keys[path] = Path(path).read_bytes()[:_MAX_KEY]
-            except OSError as error:
-                raise refuse("key", f"cannot read it: {error.strerror}", field=path) from error
+        named = [*(issuer.public_key for issuer in config.issuers), *config.policy.public_keys]
+        for path, most in (*((path, _MAX_KEY) for path in named), (config.egress.trust, _MAX_TRUST)):
+            if path:
+                try:
+                    keys[path] = Path(path).read_bytes()[:most]
+                except OSError as error:
+                    raise refuse("key", f"cannot read it: {error.strerror}", field=path) from error
         return msgspec.structs.replace(read_bundle(config, self._config_path, config_bytes), keys=keys)
 
     # --- children -------------------------------------------------------------------------------------------
@@ -208,109 +187,65 @@ class Daemon:
         agents = self._bind("agent.sock", 0o660, privilege.group_id(users.agents_group))
         operators = privilege.group_id(users.operators_group) if users.operators_group else 0
         admin = self._bind("admin.sock", 0o660 if operators else 0o600, operators)
-        gate_recorder, gate_engine = socket.socketpair(), socket.socketpair()
+        pairs = {name: socket.socketpair() for name in ("recorder", *_RESTARTED)}
         origin = f"toolrunner/{self._instance}"
         try:
-            await self._spawn("recorder", (gate_recorder[1],), (str(self._state), origin, users.recorder))
-            await self._spawn("engine", (gate_engine[1],), (str(self._state), str(self._run), self._instance))
-            await self._spawn(
+            await self._children.spawn("recorder", (pairs["recorder"][1],), (str(self._state), origin, users.recorder))
+            for name in _RESTARTED:
+                await self._children.spawn(name, (pairs[name][1],), self._arguments(name))
+            gate = await self._children.spawn(
                 "gate",
-                (gate_engine[0], gate_recorder[0], agents, admin),
+                (*(pairs[name][0] for name in ("engine", "recorder", "egress", "broker")), agents, admin),
                 (str(self._state / "gate"), self._instance, users.gate),
             )
         finally:  # whoever was started must see the end of whoever was not
-            for sock in (*gate_recorder, *gate_engine, agents, admin):
+            for sock in (*(sock for pair in pairs.values() for sock in pair), agents, admin):
                 sock.close()
-        refused = await self._offer(self._bundle)
-        if refused is not None:
-            raise RunnerError(refused)
-        await self._expect(wire.Ready, "gate")
-
-    async def _spawn(self, name: str, sockets: tuple[socket.socket, ...], arguments: tuple[str, ...]) -> None:
-        """Exec one child: a fresh interpreter that inherits its sockets and nothing else."""
-        mine, its = socket.socketpair()
-        passed = (its, *sockets)
-        kept = (*_ENVIRONMENT, *(_DOCKER if name == "engine" else ()))
-        for sock in passed:
-            sock.set_inheritable(True)
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-m",
-            f"runner.serve.{name}",
-            *(str(sock.fileno()) for sock in passed),
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=[self._family, *(sock.fileno() for sock in passed)],
-            cwd="/",
-            env={key: os.environ[key] for key in kept if key in os.environ},
-        )
-        for sock in passed:
-            sock.close()
-        channel = Channel(mine, wire.FromChild, lambda message, _: self._heard(name, message))
-        child = self._children[name] = Child(name, process, channel)
-        watcher = asyncio.ensure_future(self._watch(child))
-        self._watchers.add(watcher)
-        watcher.add_done_callback(self._watchers.discard)
-
-    async def _watch(self, child: Child) -> None:
-        await child.process.wait()
-        with contextlib.suppress(TimeoutError):  # its last message may still be unread; its end of the channel follows
-            await asyncio.wait_for(child.channel.closed.wait(), _LAST_WORDS_S)
-        child.channel.close()
-        self._dead.put_nowait(child)
-        self._answers.put_nowait((child.name, None))
-
-    async def _expect(self, kind: type, name: str) -> None:
-        """Wait for one message of one child. Raises `RunnerError` with the child's own words when it ends instead."""
         try:
-            async with asyncio.timeout(_START_S):
-                while True:
-                    source, message = await self._answers.get()
-                    if isinstance(message, wire.Fatal):
-                        raise RunnerError(message.refusal)
-                    if message is None:
-                        raise refuse("host", f"{source} ended while it was starting", next_step="see the lines above")
-                    if source == name and isinstance(message, kind):
-                        return
-        except TimeoutError:
-            raise refuse("host", f"{name} did not answer within {_START_S:.0f} s") from None
+            refused = await self._offer(self._bundle)
+            if refused is not None:
+                raise RunnerError(refused)
+            await gate.expect(wire.Ready)
+        except RunnerError as error:  # the words of whoever ended first, not of those whom it took along
+            first = next((child.failure for child in self._children.live.values() if child.failure), error.refused)
+            raise RunnerError(first) from None
+
+    def _arguments(self, name: wire.Name) -> tuple[str, ...]:
+        """The rest of a part's command line, behind its sockets."""
+        users = self._config.users
+        return {
+            "engine": (str(self._state), str(self._run), self._instance),
+            "egress": (users.egress,),
+            "broker": (str(self._state / "broker"), users.broker),
+        }[name]
 
     async def _offer(self, bundle: wire.Bundle, asked: int = 0) -> Refusal | None:
-        """Two phases: gate and engine compile the catalogue, and only when both did, both use it."""
-        self._generation += 1
-        offered = {name: self._children[name] for name in ("gate", "engine") if name in self._children}
-        for child in offered.values():
-            child.channel.post(wire.Offer(generation=self._generation, bundle=bundle, asked=asked))
-        missing = set(offered)
-        try:
-            async with asyncio.timeout(_START_S):
-                while missing:
-                    name, message = await self._answers.get()
-                    if isinstance(message, wire.Fatal):
-                        raise RunnerError(message.refusal)
-                    if message is None:
-                        raise refuse("host", f"{name} ended while it compiled the catalogue")
-                    if isinstance(message, wire.Rejected) and message.generation == self._generation:
-                        return message.refusal
-                    if isinstance(message, wire.Compiled) and message.generation == self._generation:
-                        missing.discard(name)
-        except TimeoutError:
-            raise refuse("host", f"{', '.join(sorted(missing))} did not answer within {_START_S:.0f} s") from None
-        for child in offered.values():
-            child.channel.post(wire.Commit(generation=self._generation))
-        self._bundle = bundle
-        return None
+        """Two phases: each part compiles the catalogue, and only when all did, all use it."""
+        async with self._swapping:
+            self._generation += 1
+            live = self._children.live
+            offered = [live[name] for name in _COMPILING if name in live and name not in self._restarting]
+            answers = await asyncio.gather(
+                *(child.compiled(bundle, self._generation, asked) for child in offered), return_exceptions=True
+            )
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+            refused = next((answer for answer in answers if isinstance(answer, Refusal)), None)
+            if refused is None:
+                for child in offered:
+                    child.channel.post(wire.Commit(generation=self._generation))
+                self._bundle = bundle
+            return refused
 
     # --- serving --------------------------------------------------------------------------------------------
 
     async def _supervise(self) -> int:
-        failures, restarted = 0, time.monotonic()
         while True:
             waits = {
                 asyncio.ensure_future(self._stopping.wait()): "stop",
                 asyncio.ensure_future(self._reload.wait()): "reload",
-                asyncio.ensure_future(self._dead.get()): "dead",
+                asyncio.ensure_future(self._children.dead.get()): "dead",
             }
             done, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             for waiting in pending:
@@ -318,15 +253,13 @@ class Daemon:
             happened = {waits[future]: future.result() for future in done}
             if "dead" in happened:
                 child: Child = happened["dead"]  # type: ignore[assignment] # the queue's own type, lost in the mapping
-                if child.name != "engine":
+                name = next((name for name in _RESTARTED if name == child.name), None)
+                if name is None:
                     _log.critical("%s ended with %s: the daemon ends", child.name, child.process.returncode)
                     return EXIT_UNAVAILABLE
-                _log.error("engine ended with %s: it is started again", child.process.returncode)
-                failures = 0 if time.monotonic() - restarted > _STABLE_S else failures
-                pause = _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
-                failures += 1
-                await self._unless_stopped(self._restart_engine(pause))
-                restarted = time.monotonic()
+                if name not in self._restarting:  # or else whoever starts it again has seen it end
+                    _log.error("%s ended with %s: it is started again", child.name, child.process.returncode)
+                    self._restarting[name] = asyncio.ensure_future(self._restart(name))
             if self._stopping.is_set():
                 return 0
             if "reload" in happened:
@@ -334,27 +267,41 @@ class Daemon:
                 while self._asked:
                     await self._swap(self._asked.pop(0))
 
-    async def _restart_engine(self, pause: float) -> None:
+    async def _restart(self, name: wire.Name) -> None:
+        """Start a part again until it serves, with a pause that grows while it keeps failing."""
+        count, since = self._failures.get(name, (0, 0.0))
+        count = 0 if time.monotonic() - since > _STABLE_S else count
+        back = False
+        while not back and not self._stopping.is_set():
+            await asyncio.sleep(_BACKOFF_S[min(count, len(_BACKOFF_S) - 1)])
+            count += 1
+            async with self._swapping:
+                back = await self._start_again(name)
+        self._failures[name] = count, time.monotonic()
+
+    async def _start_again(self, name: wire.Name) -> bool:
+        """Whether the part serves, by the catalogue in force; gate is told then."""
         assert self._bundle is not None
-        await asyncio.sleep(pause)
         its, gates = socket.socketpair()
-        await self._spawn("engine", (its,), (str(self._state), str(self._run), self._instance))
-        engine = self._children["engine"]
-        while not self._answers.empty():
-            self._answers.get_nowait()  # the last words of the engine that ended
+        child = await self._children.spawn(name, (its,), self._arguments(name))
         self._generation += 1
-        engine.channel.post(wire.Offer(generation=self._generation, bundle=self._bundle))
         try:
-            await self._expect(wire.Compiled, "engine")
+            refused = await child.compiled(self._bundle, self._generation)
+            if refused is not None:
+                raise RunnerError(refused)
         except RunnerError as error:
-            _log.error("engine did not come back: %s", error.refused.line())
+            _log.error("%s did not come back: %s", name, error.refused.line())
             gates.close()
-            if not engine.ended:
-                engine.process.kill()
-            return
-        engine.channel.post(wire.Commit(generation=self._generation))
-        self._children["gate"].channel.post(wire.Engine(), gates.detach())
-        _log.info("engine is back")
+            if not child.ended:
+                child.process.kill()
+            return False
+        child.channel.post(wire.Commit(generation=self._generation))
+        del self._restarting[name]
+        if name == "egress":
+            self._hand_over_dials()
+        self._children.live["gate"].channel.post(wire.Part(name=name), gates.detach())
+        _log.info("%s is back", name)
+        return True
 
     async def _swap(self, asked: int) -> None:
         """SIGHUP, or an operator's word: read all anew. Whatever is wrong with it, the old catalogue stays in force."""
@@ -377,90 +324,30 @@ class Daemon:
         if refused is not None:
             _log.error("the new catalogue is refused and the old one stays: %s", refused.line())
         if asked or refused is not None:
-            self._children["gate"].channel.post(wire.Swapped(asked=asked, refusal=refused, offered=offered))
+            self._children.live["gate"].channel.post(wire.Swapped(asked=asked, refusal=refused, offered=offered))
         _notify("READY=1")
 
     # --- ending ---------------------------------------------------------------------------------------------
 
     async def _end(self) -> None:
-        """Gate first, so that running calls are sealed; then recorder and engine end with their channels."""
+        """Gate first, so that running calls are sealed; then the others end with their channels."""
         _notify("STOPPING=1")
+        for restart in list(self._restarting.values()):
+            restart.cancel()
         drain = self._config.limits.drain_s
-        grace = {"gate": drain + self._config.limits.kill_grace_s + 10, "recorder": 20.0, "engine": 30.0}
-        gate = self._children.get("gate")
+        gate = self._children.live.get("gate")
         if gate is not None and not gate.ended:
             _log.info("stopping (%s): waiting up to %.0f s for running calls", self._reason or "a part ended", drain)
             gate.channel.post(
                 wire.Stop(drain_ms=int(drain * 1000), reason=self._reason or "a part of the daemon ended")
             )
-        for name in ("gate", "recorder", "engine"):
-            child = self._children.get(name)
-            if child is None:
-                continue
-            try:
-                await asyncio.wait_for(child.process.wait(), grace[name])
-            except TimeoutError:
-                _log.error("%s did not end by itself and is killed", name)
-                with contextlib.suppress(ProcessLookupError):
-                    child.process.kill()
-                await child.process.wait()
-            child.channel.close()
+        grace = {"gate": drain + self._config.limits.kill_grace_s + 10, "egress": 5.0, "broker": 15.0, "recorder": 20.0}
+        for name in (*grace, "engine"):
+            child = self._children.live.get(name)
+            if child is not None and not await child.stop(grace.get(name, 30.0)):
+                _log.error("%s did not end by itself and was killed", name)
         for path in self._bound:
             path.unlink(missing_ok=True)
-
-
-def _folder(path: Path, mode: int, owner: tuple[int, int]) -> None:
-    """A folder of this mode and owner; never through a link, never one that somebody else has made."""
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(parents=True, mode=mode)
-    try:
-        held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        raise refuse("host", "not a folder", field=str(path), next_step="remove it, or choose another place") from None
-    try:
-        if os.fstat(held).st_uid not in (0, owner[0]):
-            raise refuse(
-                "host", "the folder belongs to another user", field=str(path), next_step="choose another place"
-            )
-        os.fchown(held, *owner)
-        os.fchmod(held, mode)
-    finally:
-        os.close(held)
-
-
-def _locked(path: Path, what: str, flags: int) -> int:
-    """The descriptor that holds the lock on `path`. Raises `RunnerError` (host) when another daemon holds it."""
-    held = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise refuse(
-            "host", f"another daemon uses this {what} directory", field=str(path.parent if what == "state" else path),
-            next_step="stop it first",
-        ) from None  # fmt: skip
-    return held
-
-
-def _identity(path: Path) -> str:
-    """The instance id that this state directory has for ever; made at the first start, whole or not at all."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), encoding="ascii") as file:  # noqa: PTH123 - a descriptor
-            found = file.read(64).strip()
-    except FileNotFoundError:
-        found = f"r{secrets.token_hex(4)}"
-        fresh = path.with_name("instance.new")
-        fresh.unlink(missing_ok=True)
-        with fresh.open("w", encoding="ascii") as file:
-            file.write(f"{found}\n")
-            file.flush()
-            os.fsync(file.fileno())  # a power loss must not leave the name of an empty file
-        fresh.replace(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise refuse("host", f"the instance id cannot be read: {error}", field=str(path)) from None
-    if not _INSTANCE.fullmatch(found):
-        raise refuse("host", "not an instance id", field=str(path), next_step="restore it, or use a new state folder")
-    return found
 
 
 def _notify(state: str) -> None:

@@ -225,9 +225,7 @@ class BrokerCaller:
     ) -> tuple[Lease, ...]:
         """A lease for each name, in order, or none at all."""
         answer = await self._ask(
-            Issue(
-                number=self._channel.number(), call=call, task=task, tool=tool, names=names, ttl_ms=ttl_ms, read=read
-            )
+            Issue(number=self._channel.number(), call=call, task=task, tool=tool, names=names, ttl_ms=ttl_ms, read=read)
         )
         assert isinstance(answer, Issued)
         return answer.leases

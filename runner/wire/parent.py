@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from runner.errors import Refusal
@@ -81,8 +83,17 @@ class Fatal(Message, frozen=True, tag="fatal"):
     refusal: Refusal
 
 
-class Engine(Message, frozen=True, tag="engine"):
-    """Carries a descriptor: the new engine's socket, after engine was restarted."""
+Name = Literal["engine", "egress", "broker"]  # what is started again while the rest serves
+
+
+class Part(Message, frozen=True, tag="part"):
+    """Carries a descriptor: the socket to engine, egress or broker, after it was started again."""
+
+    name: Name
+
+
+class Dials(Message, frozen=True, tag="dials"):
+    """Carries a descriptor: the listener of broker's own network, from broker to parent and from there to egress."""
 
 
 class Stop(Message, frozen=True, tag="stop"):
@@ -98,5 +109,5 @@ class Stopped(Message, frozen=True, tag="stopped"):
     clean: bool
 
 
-FromParent = Offer | Commit | Engine | Stop | Swapped
-FromChild = Compiled | Rejected | Ready | Fatal | Stopped | Reread
+FromParent = Offer | Commit | Part | Dials | Stop | Swapped
+FromChild = Compiled | Rejected | Ready | Fatal | Stopped | Reread | Dials
