@@ -1,6 +1,0 @@
-"""placeholder until the rules' part lands"""
-
-from typing import Any
-
-
-def decide_request(*a: Any) -> Any: ...
