@@ -234,7 +234,19 @@ def line_of(text: bytes, path: str) -> int:
     if not keys:
         return 0
     pattern = re.compile(rb"^\s*(?:\[+.*\b)?" + re.escape(keys[-1].encode()) + rb"\b")
-    return next((number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 0)
+    lines = text.splitlines()
+    first = _table_line(lines, path)
+    return next((number for number, line in enumerate(lines[first:], first + 1) if pattern.match(line)), 0)
+
+
+def _table_line(lines: list[bytes], path: str) -> int:
+    """How many lines stand before the table of an array that a path goes through (`$.egress[1].host`)."""
+    found = re.search(r"([A-Za-z_]+)\[(\d+)\](?!.*\[)", path)
+    if not found:
+        return 0
+    header = re.compile(rb"^\s*\[\[(?:[^\]]*\.)?\s*" + found[1].encode() + rb"\s*\]\]")
+    starts = [number for number, line in enumerate(lines) if header.match(line)]
+    return starts[int(found[2])] if int(found[2]) < len(starts) else 0
 
 
 _PATH_IN_ERROR = re.compile(r" - at `(\$[^`]*)`")

@@ -8,13 +8,14 @@ from typing import Annotated
 
 import msgspec
 
+from runner.catalog.egress import compile_rules
 from runner.catalog.files import SIGNATURE, VERSION, Contents, all_files
 from runner.catalog.manifest import compile_tools
 from runner.catalog.place import Place
 from runner.catalog.profile import compile_filters, compile_profiles
 from runner.config import Config, decode_toml, parse_config
 from runner.errors import refuse
-from runner.model import Manifest, TaskProfile, ToolProfile
+from runner.model import EgressRule, Manifest, TaskProfile, ToolProfile
 from runner.wire.parent import Bundle
 
 
@@ -30,6 +31,7 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     policies: dict[str, bytes]  # "base.cedar"; every file of the bundle but its signature
     policy_version: str = ""  # as bundle.toml names it
     signature: bytes | None = None  # of the policies; whoever holds the trusted keys checks it
+    destinations: tuple[EgressRule, ...] = ()  # what the daemon's own processes may dial
     contents: dict[str, bytes]
 
 
@@ -51,9 +53,12 @@ def compile_bundle(bundle: Bundle) -> Catalog:
         contents.plain(data)
     policies = {path: data for path, data in bundle.policies.items() if path != SIGNATURE}
     contents.archive(policies)
+    config = parse_config(bundle.config, Path(bundle.config_path))
+    place = Place(bundle.config_path, bundle.config, "config")
     return Catalog(
         digest=bundle.digest,
-        config=parse_config(bundle.config, Path(bundle.config_path)),
+        config=config,
+        destinations=compile_rules(config.daemon.destinations, place, ("daemon", "destinations")),
         tools=tools,
         task_profiles=task_profiles,
         tool_profiles=tool_profiles,
@@ -102,6 +107,14 @@ def _check_together(
             if tool not in tools:
                 known = f"known tools: {', '.join(sorted(tools)) or 'none'}"
                 raise place.wrong(f"tools: no tool `{tool[:64]}`", "tools", next_step=known)
+            for secret in tools[tool].secrets:
+                if secret.delivery not in task.delivery:
+                    says = f"delivery = {list(task.delivery)}".replace("'", '"')
+                    reason = (
+                        f"tools: `{tool}` takes secret `{secret.name}` by {secret.delivery}; this profile has {says}"
+                    )
+                    step = f'add "{secret.delivery}" to delivery, or take the tool out'
+                    raise place.wrong(reason, "tools", next_step=step)
             narrow = tool_profiles[tools[tool].profile]
             for attribute, key in _NARROWED.items():
                 if getattr(narrow, attribute) > getattr(task.ceilings, attribute):

@@ -9,16 +9,17 @@ from typing import Any, Literal
 import jsonschema_rs
 import msgspec
 
+from runner.catalog.egress import SecretFile, compile_rules, compile_secrets
 from runner.catalog.files import Contents
 from runner.catalog.place import Place
-from runner.config import TOOL_ID, decode_toml, parse_toml
+from runner.config import TOOL_ID, RuleFile, decode_toml, parse_toml
 from runner.errors import refuse
 from runner.model import Consequence, Manifest, PathAccess, ToolProfile
 
 MAX_CODE = 2 << 20  # the code travels to the guest as base64 in one JSON frame of at most 4 MiB
 RESERVED_IDS = frozenset({"low", "medium", "high", "any"})  # action groups of the policy schema
+EGRESS = "egress"  # no tool: the capability and the action by which token and policy judge what a call sends out
 PROJECTIONS = ("String", "Long", "Bool", "decimal", "Set<String>", "Set<Long>", "Set<Bool>")
-REFUSED_KEYS = ("secrets", "network", "egress")
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 _REFERENCE = re.compile(r"^\{([A-Za-z_][A-Za-z0-9_]*)\}\Z")
@@ -39,6 +40,8 @@ class _ToolFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     result: dict[str, Any] = {}
     paths: dict[str, PathAccess] = {}
     project: dict[str, str] = {}
+    egress: tuple[RuleFile, ...] = ()
+    secrets: tuple[SecretFile, ...] = ()
 
 
 def compile_tools(
@@ -69,15 +72,11 @@ def compile_tool(
         raise refuse("manifest", "is missing", field=name, next_step=f"write it, or run `runner tool new {folder}`")
     text = files["tool.toml"]
     data = parse_toml(text, name, "manifest")
-    for key in REFUSED_KEYS:
-        if key in data:
-            raise refuse(
-                "not_supported",
-                f"`{key}`: egress and broker are not part of this version, and no tool runs without what it asks for",
-                field=Place(name, text, "manifest").at(key),
-            )
     tool = decode_toml(text, _ToolFile, name, "manifest", data)
-    _Check(Place(name, text, "manifest"), tool).all(folder, files, profiles)
+    place = Place(name, text, "manifest")
+    _Check(place, tool).all(folder, files, profiles)
+    egress = compile_rules(tool.egress, place)
+    secrets = compile_secrets(tool.secrets, egress, place)
     contents = contents or Contents()
     code = {path: content for path, content in files.items() if path != "tool.toml"}
     contents.plain(text)
@@ -96,6 +95,8 @@ def compile_tool(
         paths=tool.paths,
         project=tool.project,
         files=code,
+        egress=egress,
+        secrets=secrets,
     )
 
 
@@ -121,6 +122,9 @@ class _Check:
             raise wrong(f"id: `{tool.id[:80]}` does not match {TOOL_ID.pattern}", "id")
         if tool.id in RESERVED_IDS:
             raise wrong(f"id: `{tool.id}` is an action group of the policy schema", "id", next_step="rename the tool")
+        if tool.id == EGRESS:
+            reason = "id: `egress` is the name by which tokens and policies judge what calls send out"
+            raise wrong(reason, "id", next_step="rename the tool")
         if tool.id != folder:
             raise wrong(f"id: `{tool.id}` is not the folder's name `{folder}`", "id", next_step="make them equal")
         if not 1 <= len(tool.description) <= 2000:
@@ -128,6 +132,10 @@ class _Check:
         if profiles is not None and tool.profile not in profiles:
             known = f"use one of: {', '.join(sorted(profiles)) or 'none exist'}"
             raise wrong(f"profile: no tool profile `{tool.profile[:64]}`", "profile", next_step=known)
+        asks = "egress" if tool.egress else "secrets" if tool.secrets else ""
+        if profiles is not None and asks and profiles[tool.profile].isolation != "call":
+            reason = f"profile: `{tool.profile}` shares a jail between calls, and a call with {asks} needs its own"
+            raise wrong(reason, "profile", next_step='use a tool profile with isolation = "call"')
 
     def _kind(self, files: Mapping[str, bytes]) -> None:
         tool, wrong = self._tool, self._wrong

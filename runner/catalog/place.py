@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 from runner.errors import RunnerError, refuse
 
 _PART = r"""(?:[A-Za-z0-9_$-]+|"[^"]*"|'[^']*')"""
 _DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
-_TABLE = re.compile(rf"^\s*\[+\s*({_DOTTED})\s*\]+")
+_TABLE = re.compile(rf"^\s*(\[+)\s*({_DOTTED})\s*\]+")
 _KEY = re.compile(rf"^\s*({_DOTTED})\s*=")
 
 
@@ -25,18 +26,25 @@ class Place:
         return refuse(self._code, reason, field=self.at(*path), next_step=next_step)
 
     def at(self, *path: str) -> str:
-        """`name:line` of the deepest part of `path` that the file writes; `name` when it writes none of it."""
+        """`name:line` of the deepest part of `path` that the file writes; `name` when it writes none of it. Of an array
+        of tables the number follows its name: `("egress", "1", "host")`."""
         best, line = 0, 0
         table: tuple[str, ...] = ()
+        tables: Counter[tuple[str, ...]] = Counter()
         for number, content in enumerate(self._lines, 1):
             opened, key = _TABLE.match(content), _KEY.match(content)
             if opened:
-                table = found = _parts(opened.group(1))
+                table = found = _parts(opened.group(2))
+                if opened.group(1) == "[[":
+                    table = found = (*table, str(tables[table]))
+                    tables[found[:-1]] += 1
             elif key:
                 found = (*table, *_parts(key.group(1)))
             else:
                 continue
-            if best < len(found) <= len(path) and found == path[: len(found)]:
+            # The first table of an array also stands for the array itself.
+            wanted = path[: len(found)] if len(found) <= len(path) else (*path, "0")
+            if best < len(found) <= len(path) + 1 and found == wanted:
                 best, line = len(found), number
         return f"{self._name}:{line}" if line else self._name
 

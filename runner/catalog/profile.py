@@ -8,11 +8,12 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from runner.catalog.egress import check_delivery, compile_rules
 from runner.catalog.files import Contents
 from runner.catalog.place import Place
-from runner.config import decode_toml, milliseconds, parse_toml, size
+from runner.config import RuleFile, decode_toml, milliseconds, parse_toml, size
 from runner.errors import RunnerError, refuse
-from runner.model import Ceilings, Isolation, Lack, Snapshot, TaskProfile, ToolProfile, WorkspaceKind
+from runner.model import Ceilings, Delivery, Isolation, Lack, Snapshot, TaskProfile, ToolProfile, WorkspaceKind
 
 T = TypeVar("T")
 
@@ -55,6 +56,8 @@ class _TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     accept: tuple[Lack, ...] = ()
     workspace_kind: WorkspaceKind = "memory"
     snapshot: Snapshot = "none"
+    egress: tuple[RuleFile, ...] = ()
+    delivery: tuple[Delivery, ...] = ("inject",)
     ceilings: _CeilingsFile = _CeilingsFile()
 
 
@@ -189,6 +192,8 @@ def _task_profile(task: _TaskFile, name: str, text: bytes, digest: str) -> TaskP
         accept=tuple(sorted(set(task.accept))),
         workspace_kind=task.workspace_kind,
         snapshot=task.snapshot,
+        egress=compile_rules(task.egress, place),
+        delivery=check_delivery(task.delivery, place),
     )
 
 

@@ -98,22 +98,24 @@ def test_a_broken_profile(folders: Any, path: str, old: str, new: str, line: int
     assert refused.next_step
 
 
-@pytest.mark.parametrize("key", ["secrets", "network", "egress"])
-@pytest.mark.parametrize("form", ['{key} = ["a"]\n{rest}', "{rest}\n[{key}]\nallow = []\n"])
-def test_a_tool_that_asks_for_network_or_secrets_is_not_run_without(folders: Any, key: str, form: str) -> None:
-    rest = (folders.root / COUNT).read_text()
-    text = form.format(key=key, rest=rest)
-    folders.write(COUNT, text)
+def test_a_key_that_is_not_known_is_no_tool(folders: Any) -> None:
+    folders.write(COUNT, 'network = "host"\n' + (folders.root / COUNT).read_text())
     refused = folders.refusal()
-    line = next(number for number, each in enumerate(text.splitlines(), 1) if each.startswith((key, f"[{key}")))
-    assert (refused.code, refused.field) == ("not_supported", f"{COUNT}:{line}")
-    assert "egress and broker are not part of this version" in refused.reason
+    assert (refused.code, refused.field) == ("manifest", f"{COUNT}:1")
+    assert "unknown field `network`" in refused.reason
 
 
 @pytest.mark.parametrize("name", ["low", "medium", "high", "any"])
 def test_a_tool_cannot_have_the_name_of_an_action_group(folders: Any, name: str) -> None:
     folders.write(f"tools/{name}/tool.toml", (folders.root / SH).read_text().replace('"sh"', f'"{name}"'))
     assert "action group" in folders.refusal().reason
+
+
+def test_no_tool_has_the_name_of_the_capability_for_the_network(folders: Any) -> None:
+    folders.write("tools/egress/tool.toml", (folders.root / SH).read_text().replace('"sh"', '"egress"'))
+    refused = folders.refusal()
+    assert refused.field == "tools/egress/tool.toml:1"
+    assert "tokens and policies" in refused.reason
 
 
 @pytest.mark.parametrize(
