@@ -42,6 +42,7 @@ CODES: dict[str, Code] = {
     "not_granted": Code(_C, "the token does not grant this tool", "call a tool listed by `tools`"),
     "constraint": Code(_C, "an argument is outside what the token allows", "stay within the stated constraint"),
     "denied": Code(_C, "a policy forbids this call, or none permits it", "read the rule; a retry will not help"),
+    "egress": Code(_O, "no rule allows this destination", "ask `runner egress explain URL` which part lacks a rule"),
     "approval_unavailable": Code(
         _O, "the policy wants a human decision and no approver can be asked", "change the policy or the call"
     ),

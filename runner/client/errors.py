@@ -129,6 +129,7 @@ FAMILIES: dict[str, type[CallError]] = {
     "unknown_tool": NotGranted,
     "constraint": ConstraintViolated,
     "denied": Denied,
+    "egress": Denied,
     "approval_unavailable": Denied,
     "task_ended": TaskEnded,
     "arguments": InvalidArguments,
