@@ -18,7 +18,7 @@ from runner.evidence.content import ContentReader
 from runner.evidence.read import Ledger, load_verifier
 from runner.review import compare
 from runner.review import explain as why
-from runner.review.cases import Point, read_case_file, read_cases
+from runner.review.cases import EgressPoint, Point, read_case_file, read_cases
 from runner.review.compare import Comparison
 from runner.review.explain import Explained, change_view, decision_view
 from runner.review.recorded import find, recorded, serving_then
@@ -76,6 +76,13 @@ def explain(
     again: dict[str, Any] = {}
     if ".toml" in call:
         point, place = _case(call, policies)
+        if isinstance(point, EgressPoint):
+            raise refuse(
+                "not_supported",
+                "no changes of a request to a destination are tried",
+                field=place,
+                next_step="ask `runner policy test` which rules held, or `runner egress explain URL`",
+            )
         explained = why.explain(point, compiled(policies, tools, profiles))
         again = {"case": place}
     else:
@@ -108,7 +115,7 @@ def explain(
         _print(again, explained)
 
 
-def _case(place: str, policies: Path | None) -> tuple[Point, str]:
+def _case(place: str, policies: Path | None) -> tuple[Point | EgressPoint, str]:
     name, _, line = place.partition(".toml")
     path = Path(f"{name}.toml")
     if not path.is_file():  # as `policy check` and `policy test` print it

@@ -139,17 +139,22 @@ def _before_policy(question: Question, catalogue: Catalogue) -> Decision | None:
 def seen(question: Question, session: SessionView) -> tuple[str, Principal, str, dict[str, Any], dict[str, Any]]:
     """What policy is asked with: `Policies.evaluate`'s arguments."""
     context = {
-        "session": {
-            "calls": session.calls,
-            "denied": session.denied,
-            "tools": session.tools,
-            "untrusted": session.untrusted,
-            "original_request": session.original_request,
-        },
+        "session": session_context(session),
         "peer_uid": question.peer_uid,
         "depth": session.depth,
     }
     return question.tool, question.principal, question.profile, question.arguments, context
+
+
+def session_context(session: SessionView) -> dict[str, Any]:
+    """The session as every rule sees it."""
+    return {
+        "calls": session.calls,
+        "denied": session.denied,
+        "tools": session.tools,
+        "untrusted": session.untrusted,
+        "original_request": session.original_request,
+    }
 
 
 def _by_policy(question: Question, session: SessionView, policies: Policies) -> Decision:

@@ -18,34 +18,17 @@ from cedarpy import pst
 
 from runner.errors import refuse
 from runner.gate.rules import MAX_RULES, Rule, Source, checked, cut, offender
-from runner.gate.schema import Record, cedar_schema, hidden, show, visible
-from runner.model import Effect, Manifest, Principal
+from runner.gate.schema import EGRESS, Place, Record, cedar_schema, hidden, show, visible
+from runner.gate.verdict import Verdict, failed_rules, verdict
+from runner.model import Manifest, Principal
 from runner.wire.guest import code_digest
 
-# DENY beats DEFER beats STEP_UP beats MODIFY beats ALLOW, whatever the order of the rules.
-PRECEDENCE: tuple[Effect, ...] = ("deny", "defer", "step_up", "modify", "allow")
 _PRINCIPALS = 1024  # parsed principals kept; at the bound all are dropped, which costs 15 µs each to build again
 _TEXT = 300
 # Comparisons that the rules on one call's text may need at worst: 0.1 s on the machines this was tried on. A bound on
 # work, not on time: the same call has the same answer everywhere, and on replay.
 MAX_WORK = 200_000_000
 _WHOLE = 2.0  # a value read whole costs as much as two comparisons for each of its characters
-
-
-def strongest(effects: Iterable[Effect]) -> Effect:
-    """The effect that wins among those that matched; none is DENY."""
-    found = set(effects)
-    return next((effect for effect in PRECEDENCE if effect in found), "deny")
-
-
-class Verdict(msgspec.Struct, frozen=True, kw_only=True):
-    """What the policies say. `rules` are the ids of those that decided; `errors` is never empty beside an allow."""
-
-    effect: Effect
-    reason: str
-    rules: tuple[str, ...] = ()
-    errors: tuple[str, ...] = ()
-    allowed: str = ""
 
 
 class _Slice(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,7 +65,7 @@ class PolicyBundle:
         self._schema = schema
         self._tools = tools
         self._slices = slices
-        self._known: dict[tuple[str, ...], cedarpy.Entities] = {}
+        self._known: dict[tuple[str | Place | None, ...], cedarpy.Entities] = {}
         self._sides: dict[tuple[str, str], tuple[cedarpy.PolicySet, dict[str, str]]] = {}
 
     @classmethod
@@ -100,6 +83,8 @@ class PolicyBundle:
         for tool, manifest in manifests.items():
             applies = [(rule, node) for rule, node in zip(rules, parsed, strict=True) if may_match(node, manifest)]
             slices[tool] = _slice(applies, visible(manifest))
+        outward = [(rule, node) for rule, node in zip(rules, parsed, strict=True) if may_match_egress(node)]
+        slices[EGRESS] = _slice(outward, Record({}))
         tools = cedarpy.Entities.from_json_str(msgspec.json.encode(_tool_entities(manifests)).decode(), schema)
         return cls(code_digest(dict(policies)), tuple(rules), schema, tools, slices)
 
@@ -117,14 +102,28 @@ class PolicyBundle:
         if part is None or not part.rules:
             return Verdict(effect="deny", reason="no policy permits this tool")
         request = _request(part, tool, principal, arguments, context)
+        return self._judge(part, request, principal, profile)
+
+    def evaluate_egress(self, principal: Principal, profile: str, where: Place, context: Mapping[str, Any]) -> Verdict:
+        """The verdict on one request to a destination. `context` is the whole of Cedar's context."""
+        part = self._slices[EGRESS]
+        if not part.rules:
+            return Verdict(effect="deny", reason="no policy permits egress")
+        return self._judge(part, _egress_request(part, principal, where, context), principal, profile, where)
+
+    def _judge(
+        self, part: _Slice, request: dict[str, Any], principal: Principal, profile: str, where: Place | None = None
+    ) -> Verdict:
         if len(request["context"]) * part.work > MAX_WORK:
             text = "the rules on this tool's text could take too long on so much of it"
             return Verdict(effect="deny", reason=text, errors=(text,), allowed="shorter arguments, or fewer patterns")
         try:
-            entities = self._entities(principal, profile)
+            entities = self._entities(principal, profile, where)
             # Without the schema (18 µs): `show` gives each value the type that the rules were validated against.
             answer = cedarpy.is_authorized(request, part.policies, entities)
-            return _verdict(part, answer.decision, answer.diagnostics.reasons, answer.diagnostics.errors)
+            known = {cedarpy.Decision.Allow: True, cedarpy.Decision.Deny: False}
+            found = known.get(answer.decision)
+            return verdict(part.rules, found, answer.diagnostics.reasons, answer.diagnostics.errors)
         except BaseException as error:
             # A panic of the engine is no Exception. Whatever it was, it is no permission.
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -142,19 +141,27 @@ class PolicyBundle:
         if part is None:
             return Matched(rules=())
         request = _request(part, tool, principal, arguments, context)
-        entities = self._entities(principal, profile)
+        return self._matched(part, tool, request, self._entities(principal, profile))
+
+    def matched_egress(self, principal: Principal, profile: str, where: Place, context: Mapping[str, Any]) -> Matched:
+        """The same for one request to a destination."""
+        part = self._slices[EGRESS]
+        request = _egress_request(part, principal, where, context)
+        return self._matched(part, EGRESS, request, self._entities(principal, profile, where))
+
+    def _matched(self, part: _Slice, action: str, request: dict[str, Any], entities: cedarpy.Entities) -> Matched:
         found: set[str] = set()
         failed: list[str] = []
         for effect in ("permit", "forbid"):
-            if (tool, effect) not in self._sides:
+            if (action, effect) not in self._sides:
                 side = [rule for rule in part.rules.values() if rule.effect == effect]
                 parsed = cedarpy.PolicySet.from_str(_join(side))
                 named = {key: node.annotations["id"] for key, node in parsed.to_pst().static_policies.items()}
-                self._sides[tool, effect] = parsed, named
-            policies, keys = self._sides[tool, effect]
+                self._sides[action, effect] = parsed, named
+            policies, keys = self._sides[action, effect]
             answer = cedarpy.is_authorized(request, policies, entities)
             found.update(keys[key] for key in answer.diagnostics.reasons)
-            failed += [each for each in _failed_ids(answer.diagnostics.errors, keys) if each not in failed]
+            failed += [each for each in failed_rules(answer.diagnostics.errors, keys) if each not in failed]
         order = [rule.id for rule in part.rules.values()]
         return Matched(rules=tuple(each for each in order if each in found), failed=tuple(failed))
 
@@ -162,13 +169,16 @@ class PolicyBundle:
         """The paths into the context that a rule reads for a call of `tool`; () among them when it reads the whole."""
         return self._slices[tool].paths.get(rule, frozenset()) if tool in self._slices else frozenset()
 
-    def _entities(self, principal: Principal, profile: str) -> cedarpy.Entities:
-        key = (principal.agent, principal.owner, principal.task, principal.session, profile)
+    def _entities(self, principal: Principal, profile: str, where: Place | None = None) -> cedarpy.Entities:
+        key = (principal.agent, principal.owner, principal.task, principal.session, profile, where)
         found = self._known.get(key)
         if found is None:
             if len(self._known) >= _PRINCIPALS:
                 self._known.clear()
-            added = msgspec.json.encode(_principal_entities(principal, profile)).decode()
+            entities = _principal_entities(principal, profile)
+            if where is not None:
+                entities.append(_destination_entity(where))
+            added = msgspec.json.encode(entities).decode()
             found = self._known[key] = self._tools.with_added_json_str(added, self._schema)
         return found
 
@@ -234,15 +244,18 @@ def _validate(rules: Sequence[Rule], schema: cedarpy.Schema, manifests: Mapping[
     if error is None or rule is None:
         raise refuse("policy", "the policies do not fit the tools' schema", field="policies")
     text = re.sub(r"^for policy `[^`]*`, ", "", error.error)[:_TEXT]
-    named = re.search(r"attribute `(?:\w+\.)*(\w+)`", text)
-    attribute = named.group(1) if named else ""
+    named = re.search(r"attribute `((?:\w+\.)*)(\w+)`", text)
+    attribute = named.group(2) if named else ""
     tools = [tool for tool, manifest in manifests.items() if attribute in hidden(manifest)]
     if tools and "not found" in text:
         hint = (
             f"policy cannot see `{attribute}` of {', '.join(tools)}: give it a Cedar type under [project] in tool.toml"
         )
+    elif attribute in ("arguments", "consequence", "digest") and "not found" in text:
+        hint = 'requests to destinations have no such thing: write `action in Action::"any"` for a rule on tools'
     elif "optional attribute" in text:
-        hint = f"ask first: `context.arguments has {attribute} && …`"
+        record = "context.arguments" if named and named.group(1) else "context"
+        hint = f"ask first: `{record} has {attribute} && …`"
     else:
         hint = "see `runner policy schema`"
     raise rule.source.wrong(f"rule {rule.id}: {text}", rule.source.find(re.escape(attribute)) if attribute else 0, hint)
@@ -260,6 +273,20 @@ def may_match(node: pst.Template, manifest: Manifest) -> bool:
         isinstance(resource, pst.ScopeEq)
         and isinstance(resource.entity, pst.EntityUid)
         and resource.entity.id != manifest.id
+    )
+
+
+def may_match_egress(node: pst.Template) -> bool:
+    """Whether a rule's scope can hold for requests to destinations. True for every scope this does not understand."""
+    action, resource = node.action, node.resource
+    if isinstance(action, pst.ActionEq) and action.entity.id != EGRESS:
+        return False
+    if isinstance(action, pst.ActionIn) and EGRESS not in {entity.id for entity in action.entities}:
+        return False
+    return not (
+        isinstance(resource, pst.ScopeEq)
+        and isinstance(resource.entity, pst.EntityUid)
+        and resource.entity.type.basename == "Tool"
     )
 
 
@@ -310,6 +337,15 @@ def _request(
         "context": msgspec.json.encode(
             _read({"arguments": show(part.arguments, arguments), **context}, part.reads)
         ).decode(),
+    }
+
+
+def _egress_request(part: _Slice, principal: Principal, where: Place, context: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "principal": {"type": "Agent", "id": principal.agent},
+        "action": {"type": "Action", "id": EGRESS},
+        "resource": {"type": "Destination", "id": where.id},
+        "context": msgspec.json.encode(_read(dict(context), part.reads)).decode(),
     }
 
 
@@ -405,6 +441,11 @@ def _tool_entities(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
     ]
 
 
+def _destination_entity(where: Place) -> dict[str, Any]:
+    attributes = {"host": where.host, "port": where.port, "protocol": where.protocol}
+    return {"uid": {"type": "Destination", "id": where.id}, "attrs": attributes, "parents": []}
+
+
 def _principal_entities(principal: Principal, profile: str) -> list[dict[str, Any]]:
     owner = {"type": "Owner", "id": principal.owner}
     attributes = {"owner": principal.owner, "task": principal.task, "session": principal.session, "profile": profile}
@@ -412,60 +453,3 @@ def _principal_entities(principal: Principal, profile: str) -> list[dict[str, An
         {"uid": owner, "attrs": {}, "parents": []},
         {"uid": {"type": "Agent", "id": principal.agent}, "attrs": attributes, "parents": [owner]},
     ]
-
-
-# --- deciding ------------------------------------------------------------------------------------------------
-
-
-def _verdict(part: _Slice, decision: cedarpy.Decision, reasons: Sequence[str], errors: Sequence[str]) -> Verdict:
-    """Cedar's answer as a verdict. An error beside whatever answer denies, and so does no answer."""
-    if errors or decision not in (cedarpy.Decision.Allow, cedarpy.Decision.Deny):
-        return _failed(part, errors)
-    matched = [rule for key, rule in part.rules.items() if key in reasons]
-    if decision is cedarpy.Decision.Deny and matched:
-        return Verdict(
-            effect="deny",
-            reason=matched[0].reason or f"rule {matched[0].id} forbids this call",
-            rules=tuple(rule.id for rule in matched),
-        )
-    if decision is cedarpy.Decision.Deny:
-        permits = [rule for rule in part.rules.values() if rule.effect == "permit"]
-        near = ", ".join(rule.id for rule in permits[:3])
-        return Verdict(
-            effect="deny",
-            reason=f"no policy permits this call; these did not match: {near}"
-            if near
-            else "no policy permits this tool",
-            allowed="; ".join(rule.reason for rule in permits[:3] if rule.reason)[:_TEXT],
-        )
-    if not matched or len(matched) != len(set(reasons)):
-        return _failed(part, ["the engine named a rule that is not in the bundle"])
-    effect = strongest(rule.decision for rule in matched)
-    deciding = [rule for rule in matched if rule.decision == effect]
-    return Verdict(
-        effect=effect,
-        reason=deciding[0].reason or f"rule {deciding[0].id} permits this call",
-        rules=tuple(rule.id for rule in deciding),
-    )
-
-
-def _failed_ids(errors: Sequence[str], named: Mapping[str, str]) -> list[str]:
-    keys = [match.group(1) for error in errors if (match := re.search(r"policy `([^`]*)`", error))]
-    return [named[key] for key in keys if key in named]
-
-
-def _failed(part: _Slice, errors: Sequence[str]) -> Verdict:
-    """A denial that names the rules which could not be evaluated, and why."""
-    told: list[str] = []
-    rules: list[str] = []
-    for error in errors:
-        named = re.search(r"policy `([^`]*)`", error)
-        rule = part.rules.get(named.group(1)) if named else None
-        text = error.replace(f"`{named.group(1)}`", f"`{rule.id}`", 1) if named and rule else error
-        told.append("".join(char if char.isprintable() else " " for char in text[:_TEXT]))
-        if rule:
-            rules.append(rule.id)
-    why = told[0] if told else "the policy engine gave no answer"
-    return Verdict(
-        effect="deny", reason=f"policy could not be evaluated: {why}", rules=tuple(rules), errors=(why, *told[1:])
-    )

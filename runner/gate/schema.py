@@ -20,7 +20,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterable, Mapping
 from decimal import Decimal as Exact
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jsonschema_rs
 import msgspec
@@ -29,6 +29,7 @@ from runner.errors import refuse
 from runner.model import Manifest
 
 GROUPS = ("low", "medium", "high", "any")
+EGRESS = "egress"  # the action of a request to a destination; in no group: those are of tools
 WORKSPACE = "/workspace"
 
 _DEPTH = 4  # records inside records that policy sees; deeper ones are not visible
@@ -73,6 +74,15 @@ class Attribute(msgspec.Struct, frozen=True):
     source: str
     shape: Scalar | SetOf | Text | Projected | Record
     required: bool
+
+
+class Place(NamedTuple):
+    """A destination as policy names it: `Destination::"host:port"`, and its attributes."""
+
+    id: str
+    host: str
+    port: int
+    protocol: str
 
 
 Shape = Scalar | SetOf | Text | Projected | Record
@@ -146,11 +156,12 @@ def _kind(schema: Mapping[str, Any]) -> Any:
 
 
 def cedar_schema(manifests: Iterable[Manifest]) -> str:
-    """The whole schema as Cedar text: an action per tool, in the groups of its consequence and `any`."""
+    """The whole schema as Cedar text: an action per tool, in the groups of its consequence and `any`, and `egress`."""
     lines = [
         "entity Owner;",
         "entity Agent in [Owner] { owner: String, task: String, session: String, profile: String };",
         "entity Tool { consequence: String, digest: String };",
+        "entity Destination { host: String, port: Long, protocol: String };",
         "type Session = {",
         "  calls: Long, denied: Long, tools: Set<String>, untrusted: Long, original_request: String",
         "};",
@@ -165,6 +176,15 @@ def cedar_schema(manifests: Iterable[Manifest]) -> str:
             "  }",
             "};",
         ]
+    lines += [
+        f'action "{EGRESS}" appliesTo {{',
+        "  principal: [Agent], resource: [Destination], context: {",
+        "    tool: String, host: String, port: Long, protocol: String, visibility: String, upgrade: String,",
+        "    method?: String, path?: String,",
+        "    session: Session, peer_uid: Long, depth: Long",
+        "  }",
+        "};",
+    ]
     return "\n".join(lines) + "\n"
 
 

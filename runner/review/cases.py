@@ -10,10 +10,14 @@ from typing import Any
 import msgspec
 
 from runner.config import decode_toml, parse_toml
+from runner.destination import PORTS, Malformed, host, method, path
 from runner.errors import RunnerError, refuse
+from runner.gate import egress
 from runner.gate.authorize import Question, SessionView, decide, seen
+from runner.gate.schema import EGRESS
 from runner.gate.serving import Serving
-from runner.model import Decision, Effect, Principal, Value
+from runner.model import Decision, Effect, Principal, Protocol, Value
+from runner.wire.egress import Requested
 
 _NOTHING = SessionView()
 _HEAD = re.compile(rb"\[\[\s*case\s*\]\]\s*(#.*)?")
@@ -28,8 +32,37 @@ class Expect(Value, frozen=True, kw_only=True):
     code: str = ""
 
 
+class Sent(Value, frozen=True, kw_only=True):
+    """A request that a call sends out, as a case names it; one without a method is an opaque tunnel."""
+
+    host: str
+    port: int = 0  # 0 = the protocol's
+    protocol: Protocol = "https"
+    method: str = ""
+    path: str = ""
+    upgrade: str = ""
+
+    @property
+    def requested(self) -> Requested:
+        """The request in canonical form. Raises `RunnerError` (policy)."""
+        opaque = not self.method
+        try:
+            return Requested(
+                id=1,
+                protocol=self.protocol,
+                host=host(self.host),
+                port=self.port or PORTS.get(self.protocol, 0),
+                visibility="opaque" if opaque else "head" if self.protocol == "http" else "full",
+                method="" if opaque else method(self.method),
+                path="" if opaque else path(self.path or "/"),
+                upgrade=self.upgrade,
+            )
+        except Malformed as error:
+            raise refuse("policy", f"egress: {error}") from None
+
+
 class Case(Value, frozen=True, kw_only=True):
-    """One call in one session, and the decision it must get."""
+    """One call in one session, or one request that it sends out, and the decision it must get."""
 
     name: str
     tool: str
@@ -41,10 +74,21 @@ class Case(Value, frozen=True, kw_only=True):
     profile: str = "default"
     peer_uid: int = 1000
     session: SessionView = SessionView()
+    egress: Sent | None = None
 
     @property
-    def point(self) -> Point:
+    def point(self) -> Point | EgressPoint:
         """What policy is asked."""
+        if self.egress is not None:
+            who = Principal(agent=self.agent, owner=self.owner, task=self.task, session="case-session")
+            asked = egress.Outward(
+                principal=who,
+                tool=self.tool,
+                profile=self.profile,
+                peer_uid=self.peer_uid,
+                request=self.egress.requested,
+            )
+            return EgressPoint(question=asked, session=self.session)
         return Point.of(
             tool=self.tool,
             arguments=self.arguments,
@@ -103,6 +147,23 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
             return ()
 
 
+class EgressPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """One request as policy sees it, of a call whose token grants all egress and whose allowlists let it pass."""
+
+    question: egress.Outward
+    session: SessionView
+
+    def decide(self, served: Serving) -> Decision:
+        """The decision on it, as gate makes it."""
+        if self.question.tool not in served.tools:
+            return Decision(effect="deny", reason=f"no tool `{self.question.tool[:64]}`", code="unknown_tool")
+        return egress.decide(self.question, {EGRESS: {}}, self.session, served.policies)
+
+    def matching(self, served: Serving) -> tuple[str, ...]:
+        """Every rule that holds for it, whoever won."""
+        return served.policies.matched_egress(*egress.seen(self.question, self.session)).rules
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """A case, what it got, how that differs from what it must get ("" when it does not), and every rule that held."""
 
@@ -146,9 +207,14 @@ def read_case_file(path: Path, name: str) -> list[tuple[str, Case]]:
 
 def _case(text: bytes, name: str, start: int, table: dict[str, Any]) -> Case:
     try:
-        return decode_toml(text, Case, name, "policy", table)
+        case = decode_toml(text, Case, name, "policy", table)
+        if case.egress is not None and case.arguments:
+            raise refuse("policy", "egress: a request has no arguments", field=f"{name}:{start + 1}")
+        if case.egress is not None and not case.egress.requested.port:
+            raise refuse("policy", "egress: a tcp request needs a port", field=f"{name}:{start + 1}")
+        return case
     except RunnerError as error:
-        if error.refused.field != name:
+        if error.refused.field not in (name, ""):
             raise
         raise refuse("policy", error.refused.reason, field=f"{name}:{start + 1}") from None
 

@@ -9,7 +9,7 @@ import msgspec
 
 from runner.gate.serving import Serving
 from runner.model import Decision
-from runner.review.cases import Case, Point
+from runner.review.cases import Case, EgressPoint, Point
 from runner.review.recorded import Recorded
 
 MOST = 1000  # differing calls that are listed; all are counted
@@ -34,7 +34,7 @@ class Comparison(msgspec.Struct, kw_only=True):
     counts: Counter[str] = msgspec.field(default_factory=Counter)  # "allow → deny", "rules", "reason"
     left_out: Counter[str] = msgspec.field(default_factory=Counter)
 
-    def add(self, place: str, name: str, point: Point, old: Serving, new: Serving) -> None:
+    def add(self, place: str, name: str, point: Point | EgressPoint, old: Serving, new: Serving) -> None:
         """Ask both about one call."""
         before, after = point.decide(old), point.decide(new)
         self.asked += 1

@@ -1,4 +1,6 @@
-"""Which rules no call reaches: over the bundle's cases and a grid of boundary values, by asking the engine."""
+"""Which rules no call reaches: over the bundle's cases and a grid of boundary values, by asking the engine.
+
+Requests to destinations are asked about as the cases have them: there is no schema whose boundaries could be tried."""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import msgspec
 
 from runner.gate.serving import Serving
 from runner.model import Manifest
-from runner.review.cases import Case, Point
+from runner.review.cases import Case, EgressPoint, Point
 from runner.review.values import Change, changes, plain, rule_changes
 
 _BASES = 64  # cases of one tool that the grid is laid around
@@ -45,6 +47,10 @@ def reach(served: Serving, cases: Sequence[Case]) -> Reach:
         if count == most:
             cut.append(manifest.id)
         asked += count
+    for case in cases:
+        if isinstance(case.point, EgressPoint):
+            missing -= set(case.point.matching(served))
+            asked += 1
     order = [rule.id for rule in served.policies.all_rules]
     return Reach(
         unreached=tuple(each for each in order if each in missing), asked=asked, bare=tuple(bare), cut=tuple(cut)
@@ -52,7 +58,7 @@ def reach(served: Serving, cases: Sequence[Case]) -> Reach:
 
 
 def _bases(served: Serving, manifest: Manifest, cases: Sequence[Case]) -> list[Point]:
-    found = [case.point for case in cases if case.tool == manifest.id][:_BASES]
+    found = [case.point for case in cases if case.tool == manifest.id and isinstance(case.point, Point)][:_BASES]
     first = plain(served, manifest)
     return [point for point in (*found, first) if point is not None and point.valid(served)]
 

@@ -34,7 +34,7 @@ MANIFEST = Manifest(
 TOOLS = {"read": MANIFEST, "other": msgspec.structs.replace(MANIFEST, id="other", digest="e")}
 POLICY = """
 @id("reads") @reason("reading is open") permit(principal, action, resource);
-@id("secret") @reason("not that folder") forbid(principal, action, resource)
+@id("secret") @reason("not that folder") forbid(principal, action in Action::"any", resource)
 when { context.arguments.path like "/workspace/secret/*" };
 @id("busy") forbid(principal, action, resource) when { context.session.calls >= 10 };
 @id("ask") @decision("step_up") permit(principal, action, resource) when { context.session.original_request == "ask" };

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from runner.errors import Refusal, RunnerError
 from runner.gate import policy
-from runner.gate.policy import PRECEDENCE, PolicyBundle, Verdict, strongest
+from runner.gate.policy import PolicyBundle, Verdict
 from runner.gate.rules import MAX_BRACKETS, MAX_TOKENS, cut
+from runner.gate.verdict import PRECEDENCE, strongest
 from runner.model import Effect, Manifest, Principal
 
 WHO = Principal(agent="a", owner="o", task="t", session="s")
@@ -368,7 +369,21 @@ RUN = 'action == Action::"run", resource'
         (f'{RUN}) when {{ context.arguments.union == "x" }}', "union", "`arguments.union`", "[project]"),
         (f"{RUN}) when {{ context.arguments.nothing == 1 }}", "nothing", "`arguments.nothing`", "policy schema"),
         (f"{RUN}) when {{ context.arguments.count == 1 }}", "count", "optional", "context.arguments has count"),
-        ('action, resource) when { context.arguments.path == "x" }', "path", "`arguments.path`", "policy schema"),
+        (
+            'action in Action::"any", resource) when { context.arguments.path == "x" }',
+            "path",
+            "`arguments.path`",
+            "policy schema",
+        ),
+        ("action, resource) when { context.arguments has path }", "arguments", "`arguments`", 'Action::"any"'),
+        ('action, resource) when { resource.consequence == "low" }', "consequence", "`consequence`", 'Action::"any"'),
+        (
+            'action == Action::"egress", resource) when { context.method == "GET" }',
+            "method",
+            "optional",
+            "`context has method",
+        ),
+        ('action == Action::"egress", resource) when { context.query == "x" }', "query", "`query`", "policy schema"),
         ('action == Action::"write", resource)', "@", "unrecognized action", "policy schema"),
         (f'{RUN} == Robot::"x")', "@", "unrecognized entity type", "policy schema"),
         (f'{RUN}) when {{ context.arguments.argv == "x" }}', "@", "", "policy schema"),

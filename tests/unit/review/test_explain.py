@@ -28,7 +28,7 @@ app.command("explain")(policy_explain.explain)
 app.command("diff")(policy_explain.diff)
 app.command("check")(policy.check)
 SERVED = compiled(None, None, None)
-CASES = read_cases(shared("policies"))
+CASES = [each for each in read_cases(shared("policies")) if each[1].egress is None]
 
 
 def call(*arguments: object) -> Any:
