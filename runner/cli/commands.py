@@ -76,6 +76,7 @@ def _daemon_commands() -> None:
         admin,
         bench,
         doctor,
+        egress,
         execute,
         image,
         init,
@@ -111,13 +112,14 @@ def _daemon_commands() -> None:
     policy.app.command(epilog=policy_explain.EXPLAIN)(policy_explain.explain)
     policy.app.command(epilog=policy_explain.DIFF)(policy_explain.diff)
     app.add_typer(policy.app, name="policy", rich_help_panel=_AUTHOR)
+    app.add_typer(egress.app, name="egress", rich_help_panel=_AUTHOR)
     app.add_typer(trace.app, name="trace", rich_help_panel=_FORENSICS)
 
 
 # What the client distribution does not have. A test holds this list to the commands above.
 DAEMON_COMMANDS = (
     *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "admin", "keys", "image"),
-    *("tool", "profile", "policy", "trace"),
+    *("tool", "profile", "policy", "egress", "trace"),
 )
 
 

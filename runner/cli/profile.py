@@ -11,6 +11,7 @@ import typer
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
 from runner.catalog.profile import amount_text
 from runner.cli.checks import wall_findings
+from runner.cli.egress import rule_words
 from runner.cli.filters import filter_json, filter_lines, narrowed
 from runner.cli.tables import print_json, print_table, print_text
 from runner.engine import seccomp
@@ -120,7 +121,7 @@ def task_promises(profile: TaskProfile) -> list[str]:
     )
     return [
         f"one container per task, from image {profile.image}, gone after {profile.idle_timeout_s} s without a call",
-        "no network, no capability, no way to gain privileges, a read-only root, a user of its own",
+        f"{_network(profile)}, no capability, no way to gain privileges, a read-only root, a user of its own",
         f"only system calls that profiles/seccomp/{profile.seccomp}.json lists",
         f"at most {memory} of memory, no swap, {most.cpus_milli / 1000:g} CPU, {most.pids} processes and threads",
         f"a workspace of {workspace} and {most.workspace_inodes} files {where}, /tmp of {tmp}, {shm}",
@@ -136,8 +137,14 @@ def task_promises(profile: TaskProfile) -> list[str]:
         f"each call is paused when it writes more than {amount_text(most.output_rate)} of output a second",
         f"each call holds at most {most.open_files} open files",
         f"only these tools: {', '.join(profile.tools)}",
+        *[f"may let out, where tool, token and policy agree: {rule_words(rule)}" for rule in profile.egress],
+        f"secrets reach its tools by {', '.join(profile.delivery)}" if profile.delivery else "no secret reaches it",
         *[f"where the host has none, does without {COSTS[word][0]}: {COSTS[word][1]}" for word in profile.accept],
     ]
+
+
+def _network(profile: TaskProfile) -> str:
+    return "no route and no resolver: requests leave through egress alone" if profile.egress else "no network"
 
 
 def tool_promises(profile: ToolProfile, users: list[str]) -> list[str]:
@@ -174,7 +181,7 @@ def _filter(catalog: Catalog, name: str) -> bytes:
 def _plain(value: Any) -> Any:
     if isinstance(value, msgspec.Struct):
         return {key: _plain(getattr(value, key)) for key in value.__struct_fields__}
-    return list(value) if isinstance(value, tuple) else value
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -182,6 +189,9 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, dict):
             found += _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for each in value:
+                found += _flat(each, f"{prefix}{key}.{each['name']}.")
         else:
-            found.append((prefix + key, ", ".join(value) if isinstance(value, list) else value))
+            found.append((prefix + key, ", ".join(map(str, value)) if isinstance(value, list) else value))
     return found

@@ -130,7 +130,7 @@ def inspect(
     json: Json = False,
 ) -> None:
     """Show what a token says, never its text. Without --public-key nothing of it is proven."""
-    chain = _read(file)
+    chain = read_chain(file)
     claims = [_decoded(text, f"{file}, token {number}") for number, text in enumerate(chain)]
     failed = None
     if public_key is not None:
@@ -242,7 +242,8 @@ _NOBODY = dict.fromkeys(
 }
 
 
-def _read(file: Path) -> list[str]:
+def read_chain(file: Path) -> list[str]:
+    """The token texts of a file, root to leaf; - for stdin. Raises `RunnerError` (token)."""
     try:
         if str(file) == "-":
             data = sys.stdin.buffer.read(_MAX_INPUT + 1)

@@ -12,6 +12,7 @@ from runner.catalog import compile_tool, shared
 from runner.catalog.files import Contents, read_folder
 from runner.catalog.manifest import compile_tools
 from runner.catalog.profile import compile_profiles
+from runner.cli.egress import rule_words, secret_words
 from runner.cli.tables import print_json, print_table, print_text
 from runner.cli.tool_source import derive, template
 from runner.config import TOOL_ID
@@ -69,6 +70,8 @@ def show(tool: Id, tools: Tools = None, profiles: Profiles = None, json: Json = 
         ("code digest", manifest.code_digest or "none"),
         ("hidden from policy", ", ".join(unseen) or "nothing"),
     ]
+    rows += [("reaches", rule_words(rule)) for rule in manifest.egress]
+    rows += [("secret", secret_words(secret)) for secret in manifest.secrets]
     print_table(("about it", ""), rows)
     print()
     required = manifest.parameters.get("required", ())
@@ -92,11 +95,25 @@ def check(
     found = [(manifest, visible(manifest), hidden(manifest)) for manifest in chosen]
     if json:
         print_json(
-            {"tools": [{"id": m.id, "digest": m.digest, "hidden_from_policy": unseen} for m, _, unseen in found]}
+            {
+                "tools": [
+                    {
+                        "id": m.id,
+                        "digest": m.digest,
+                        "hidden_from_policy": unseen,
+                        "egress": [rule_words(rule) for rule in m.egress],
+                        "secrets": [secret_words(secret) for secret in m.secrets],
+                    }
+                    for m, _, unseen in found
+                ]
+            }
         )
         return
     rows = [(m.id, str(len(record.fields)), ", ".join(unseen) or "-", m.digest[:12]) for m, record, unseen in found]
     print_table(("tool", "attributes in policy", "hidden from policy", "digest"), rows)
+    for manifest in chosen:
+        for words in (*map(rule_words, manifest.egress), *map(secret_words, manifest.secrets)):
+            print_text(words, f"{manifest.id} · ", "    ")
     print(f"\n{len(rows)} tools are whole")
 
 
