@@ -184,6 +184,82 @@ class Daemon(_Section, frozen=True):
     destinations: tuple[RuleFile, ...] = ()
 
 
+class CommandSecret(_Section, frozen=True):
+    """A secret that a program prints. `field` of its JSON object is the value; "" = all it prints is."""
+
+    argv: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]  # the program by its whole path; no shell
+    read_argv: tuple[str, ...] = ()  # instead, for a tool that only reads
+    field: str = ""
+    username: str = ""  # the member of the object that is the username, where there is one
+    timeout_s: Seconds = 10.0
+
+
+class CommandProvider(_Section, frozen=True, tag_field="kind", tag="command"):
+    """Programs of this host, run as the broker's user, without a network."""
+
+    secrets: dict[str, CommandSecret]
+
+
+class VaultSecret(_Section, frozen=True):
+    """A secret of HashiCorp Vault or OpenBao: a version of a KV v2 engine, or what any other path makes (a lease)."""
+
+    path: str  # kv2: within its mount; dynamic: from the API's root, "database/creds/orders-rw"
+    engine: Literal["kv2", "dynamic"] = "dynamic"
+    mount: str = "secret"  # kv2
+    read_path: str = ""  # instead of `path`, for a tool that only reads
+    field: str = "password"
+    username: str = ""  # the member of the answer that is the username, where there is one
+    data: dict[str, str] = {}  # dynamic: sent with the request, for engines that want a POST
+
+
+class VaultProvider(_Section, frozen=True, kw_only=True, tag_field="kind", tag="vault"):
+    """A server of HashiCorp Vault or OpenBao. A token, or a role and secret id (AppRole), by the name of a stored
+    secret, or by the whole path of a file (0600) of the broker's user."""
+
+    address: str
+    namespace: str = ""
+    token: str = ""
+    role_id: str = ""
+    secret_id: str = ""
+    approle: str = "approle"  # where that method is mounted
+    timeout_s: Seconds = 10.0  # for one request, whatever it does
+    secrets: dict[str, VaultSecret]
+
+
+class OAuthSecret(_Section, frozen=True):
+    """An access token made for each call."""
+
+    scope: str = ""
+    read_scope: str = ""  # instead of `scope`, for a tool that only reads
+    audience: str = ""
+    resource: str = ""
+    subject_token: str = (
+        ""  # exchange this one (RFC 8693): a stored secret, or a file as above; "" = client credentials
+    )
+    subject_type: str = "urn:ietf:params:oauth:token-type:access_token"
+
+
+class OAuthProvider(_Section, frozen=True, kw_only=True, tag_field="kind", tag="oauth"):
+    """An OAuth 2.0 authorization server: client credentials (RFC 6749), token exchange, revocation (RFC 7009)."""
+
+    token_endpoint: str
+    revocation_endpoint: str = ""  # "" = tokens live until they expire
+    client_id: str
+    client_secret: str  # the name of a stored secret, or the whole path of a file (0600) of the broker's user
+    client_auth: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+    timeout_s: Seconds = 10.0
+    secrets: dict[str, OAuthSecret]
+
+
+class Secrets(_Section, frozen=True):
+    """Leases of credentials, and where they come from beside the broker's own store: a manifest that names
+    `provider:secret` gets what is under [secrets.providers.PROVIDER.secrets.SECRET]."""
+
+    ttl_s: Seconds = 900.0  # the longest a lease lives without being renewed
+    max_ttl_s: Seconds = 86_400.0  # and with
+    providers: dict[str, CommandProvider | VaultProvider | OAuthProvider] = {}
+
+
 class Telemetry(_Section, frozen=True):
     """Where spans go: `none`, or `file` (OTLP JSON lines in the state directory)."""
 
@@ -207,6 +283,7 @@ class Config(_Section, frozen=True):
     sandboxes: Sandboxes = Sandboxes()
     egress: Egress = Egress()
     daemon: Daemon = Daemon()
+    secrets: Secrets = Secrets()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
 

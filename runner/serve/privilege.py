@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import grp
 import os
 import pwd
 import resource
+import socket
+import struct
 import sys
 from pathlib import Path
 
@@ -15,6 +18,9 @@ from runner.errors import refuse
 _PR_SET_DUMPABLE = 4
 _PR_SET_NO_NEW_PRIVS = 38
 _CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914
+_IFF_UP = 0x1
+_MCL_CURRENT, _MCL_FUTURE, _MCL_ONFAULT = 1, 2, 4
 
 
 def _libc() -> ctypes.CDLL:
@@ -55,6 +61,31 @@ def leave_network() -> None:
     """Move into a new, empty network namespace (no interface is up). The caller must be single-threaded root."""
     if _libc().unshare(_CLONE_NEWNET) != 0:
         raise refuse("host", f"unshare(CLONE_NEWNET): {os.strerror(ctypes.get_errno())}")
+
+
+def loopback_up() -> None:
+    """Bring `lo` up in this network namespace: 127.0.0.1 answers. Needs root."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        (flags,) = struct.unpack_from("16xh", fcntl.ioctl(control, _SIOCGIFFLAGS, struct.pack("16s16x", b"lo")))
+        fcntl.ioctl(control, _SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", flags | _IFF_UP))
+
+
+def listen_on_loopback(port: int) -> socket.socket:
+    """A listener on 127.0.0.1 of this network namespace, for egress to answer."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    listener.bind(("127.0.0.1", port))
+    listener.listen(128)
+    return listener
+
+
+def lock_memory() -> bool:
+    """Keep this process's memory out of the swap area, page by page as it is touched. Needs root; lasts after it.
+    False where the host does not allow it."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (OSError, ValueError):
+        return False
+    return bool(_libc().mlockall(_MCL_CURRENT | _MCL_FUTURE | _MCL_ONFAULT) == 0)
 
 
 def no_new_privileges() -> None:
