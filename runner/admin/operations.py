@@ -16,6 +16,7 @@ from runner.admin.reload import ACT, Reloads, Request, Swap
 from runner.admin.retention import Images, Retention
 from runner.admin.roster import Asker
 from runner.admin.second import SecondPerson
+from runner.admin.secrets import SecretKeeper, Secrets
 from runner.errors import refuse
 from runner.gate import pruned
 from runner.gate.authenticate import RETIRED
@@ -80,6 +81,7 @@ class Operations:
         reloads: Reloads,
         second: SecondPerson,
         images: Images,
+        broker: SecretKeeper | None = None,
     ) -> None:
         self._parts = parts
         self._state = state
@@ -95,6 +97,7 @@ class Operations:
         self._releases = Releases(parts.journal, authority, second, self._two_person)
         self._releasing = asyncio.Lock()
         self._settling: set[str] = set()  # what is being confirmed or withdrawn: once, and nobody waits for a reload
+        self._secrets = Secrets(parts.journal, broker)
 
     async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -105,8 +108,6 @@ class Operations:
                 return await self._revoke(message, asker.uid, asker.entry)
             case admin.ListTasks() | admin.ShowTask() | admin.EndTask() | admin.ReadWorkspace():
                 return await self._of_tasks(message, asker)
-            case admin.Prune() | admin.Hold() | admin.Release():
-                return await self._retention.carry_out(message, asker)
             case admin.Reload():
                 return await self._reload(message, asker)
             case admin.ListPending():
@@ -118,7 +119,7 @@ class Operations:
             case admin.Status():
                 return self._status()
             case _:
-                raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
+                return await self._kept(message, asker)
 
     async def _of_tasks(
         self, message: admin.ListTasks | admin.ShowTask | admin.EndTask | admin.ReadWorkspace, asker: Asker
@@ -164,6 +165,16 @@ class Operations:
 
     def _two_person(self) -> tuple[str, ...]:
         return self._reloads.in_force.two_person if self._reloads.in_force else ()
+
+    async def _kept(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
+        """What concerns content and secrets."""
+        match message:
+            case admin.Prune() | admin.Hold() | admin.Release():
+                return await self._retention.carry_out(message, asker)
+            case admin.SetSecret() | admin.RemoveSecret() | admin.ListSecrets():
+                return await self._secrets.carry_out(message, asker)
+            case _:
+                raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
 
     async def _reload(self, message: admin.Reload, asker: Asker) -> admin.ToOperator:
         done = await self._reloads.ask(Request(operator=asker.entry, why=message.why[:500]))

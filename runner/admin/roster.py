@@ -34,6 +34,9 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.Release: ("forensics",),
     admin.Reload: ("policy-author",),
     admin.ListPending: ("policy-author", "containment", "auditor"),
+    admin.SetSecret: ("secrets",),
+    admin.RemoveSecret: ("secrets",),
+    admin.ListSecrets: ("secrets", "auditor"),
     admin.Confirm: ANY,  # the act that waits has a role of its own: runner/admin/second.py
     admin.Withdraw: ANY,  # the same
 }

@@ -86,6 +86,7 @@ def _daemon_commands() -> None:
         profile,
         retention,
         schema,
+        secret,
         serve,
         tool,
         trace,
@@ -106,6 +107,7 @@ def _daemon_commands() -> None:
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
     app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)
+    app.add_typer(secret.app, name="secret", rich_help_panel=_OPERATOR)
     app.add_typer(image.app, name="image", rich_help_panel=_OPERATOR)
     app.add_typer(tool.app, name="tool", rich_help_panel=_AUTHOR)
     app.add_typer(profile.app, name="profile", rich_help_panel=_AUTHOR)
@@ -118,7 +120,7 @@ def _daemon_commands() -> None:
 
 # What the client distribution does not have. A test holds this list to the commands above.
 DAEMON_COMMANDS = (
-    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "admin", "keys", "image"),
+    *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "admin", "keys", "secret", "image"),
     *("tool", "profile", "policy", "egress", "trace"),
 )
 

@@ -14,7 +14,7 @@ from runner.ledger import entry as entries
 
 KINDS = (
     *("start", "stop", "reload", "refused_reload", "pending", "withdraw", "token", "revoke", "reopen", "task_end"),
-    *("hold", "release", "prune", "prune_image", "refusals"),
+    *("hold", "release", "prune", "prune_image", "secret", "refusals"),
 )
 _NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
 _REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
@@ -106,15 +106,13 @@ class _Telling:
                 return self._released(position, entry)
             case entries.TaskEnd() if entry.operator or (entry.by >= 0 and entry.reason != _BY_HOLDER):
                 return _act(position, entry, what=f"task {entry.task}", before="live", after="ended", why=entry.reason)
-            case entries.Hold() | entries.Release() | entries.Prune() | entries.PruneImage():
-                return _retained(position, entry)
             case entries.Refusals() if entry.detail.startswith(_REFUSED):
                 times = f"{entry.count} times" if entry.count > 1 else "once"
                 return Act(
                     position=position, time=entry.time, kind="refusals", operator=f"uid {entry.uid}",
                     known=f"uid {entry.uid}", what=f"{entry.code}, {times}", why=entry.detail.removeprefix(_REFUSED),
                 )  # fmt: skip
-        return None
+        return _kept(position, entry)
 
     def _changing(
         self, position: int, entry: entries.Reload | entries.RefusedReload | entries.Pending | entries.Withdraw
@@ -197,7 +195,8 @@ class _Telling:
         )  # fmt: skip
 
 
-def _retained(position: int, entry: entries.Hold | entries.Release | entries.Prune | entries.PruneImage) -> Act:
+def _kept(position: int, entry: entries.AnyEntry) -> Act | None:
+    """An act on content or secrets, which what is in force has no part in."""
     match entry:
         case entries.Hold():
             what = f"content of {_criteria(entry.of)}, as {entry.name}"
@@ -211,6 +210,15 @@ def _retained(position: int, entry: entries.Hold | entries.Release | entries.Pru
         case entries.PruneImage():
             what = f"archive {entry.archive.digest[:16]}, {entry.archive.size} bytes, of {entry.image or 'no image'}"
             return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
+        case entries.Secret():
+            what = f"secret {entry.name}, {entry.act}"
+            why = f"not carried out: {entry.problem}" if entry.problem else entry.why
+            return _act(position, entry, what=what, before=_secret(entry.before), after=_secret(entry.after), why=why)
+    return None
+
+
+def _secret(version: int) -> str:
+    return f"version {version}" if version else "not stored"
 
 
 def _criteria(of: entries.Criteria) -> str:

@@ -31,12 +31,13 @@ from runner.ledger.part import (
     Who,
 )
 from runner.ledger.retention import Criteria, Hold, Prune, PruneImage, Release
+from runner.ledger.secret import Secret
 
 # What others name by way of this module, although it lies in `network`, `part`, `operators` and `retention`.
 __all__ = [
     "VERSION", "Alert", "Content", "Context", "Criteria", "Decided", "Delegated", "Egress", "EgressEnd", "Entry",
     "Environment", "Hold", "Int", "Network", "Operator", "Part", "PeerProcess", "Pending", "Prune", "PruneImage",
-    "RefusedReload", "Release", "Reopen", "SecretUse", "Who", "Withdraw",
+    "RefusedReload", "Release", "Reopen", "Secret", "SecretUse", "Who", "Withdraw",
 ]  # fmt: skip
 
 MAX_ENTRY = 65_535  # an entry bundle of tlog-tiles prefixes each entry with a uint16 length
@@ -375,6 +376,7 @@ AnyEntry = (
     | Release
     | Prune
     | PruneImage
+    | Secret
 )
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from runner.errors import Refusal
+from runner.wire.broker import SecretView
 
 
 class Message(
@@ -226,6 +227,36 @@ class Waits(Message, frozen=True, tag="waits"):
     act: PendingView
 
 
+class SetSecret(Message, frozen=True, tag="set_secret"):
+    """Keep a secret: a value, or named fields; with `rotate` in place of the one that is there, else a new name."""
+
+    name: str
+    value: bytes = b""
+    fields: dict[str, bytes] = {}
+    rotate: bool = False
+    why: str = ""
+
+    def __repr__(self) -> str:
+        return f"SetSecret(name={self.name!r}, rotate={self.rotate}, …)"
+
+
+class RemoveSecret(Message, frozen=True, tag="remove_secret"):
+    """Forget a secret. Leases that calls have of it end with those calls."""
+
+    name: str
+    why: str = ""
+
+
+class ListSecrets(Message, frozen=True, tag="list_secrets"):
+    """Which secrets are stored: names and versions, never values. Changes nothing."""
+
+
+class SecretsView(Message, frozen=True, tag="secrets"):
+    """The answer to `ListSecrets`."""
+
+    secrets: tuple[SecretView, ...]
+
+
 class Status(Message, frozen=True, tag="status"):
     """How the daemon is."""
 
@@ -307,6 +338,21 @@ FromOperator = (
     | ListPending
     | Confirm
     | Withdraw
+    | SetSecret
+    | RemoveSecret
+    | ListSecrets
     | Status
 )
-ToOperator = Challenge | WhoamiView | Tasks | StatusView | WorkspaceView | Pruned | PendingActs | Waits | Done | Refused
+ToOperator = (
+    Challenge
+    | WhoamiView
+    | Tasks
+    | StatusView
+    | WorkspaceView
+    | Pruned
+    | PendingActs
+    | Waits
+    | SecretsView
+    | Done
+    | Refused
+)

@@ -61,9 +61,12 @@ class Vault:
 
     def renew(self, handle: str, ttl_s: float) -> float:
         """As `Provider`."""
-        answer, until = self._ask(
-            self._name, lambda client: client.sys.renew_lease(handle, increment=int(ttl_s)), ttl_s
-        )
+        try:
+            answer, until = self._ask(
+                self._name, lambda client: client.sys.renew_lease(handle, increment=int(ttl_s)), ttl_s
+            )
+        except _Gone:
+            raise unavailable(f"{self._name}: the lease has ended there", next_step="call again") from None
         return min(_seconds(answer, self._name), until - time.monotonic())
 
     def revoke(self, handle: str) -> None:
