@@ -122,8 +122,8 @@ class Journal:
             try:
                 found = _decode(self._cipher.decrypt(box[:_NONCE], box[_NONCE:], line.to_bytes(8, "big")))
             except (InvalidTag, ValueError, msgspec.DecodeError):
-                cut = start + length >= len(data) and length <= _MAX_BOX
-                if not cut and data[place:].strip(b"\0"):  # zeros: the file had grown, its data had not come
+                # Nothing but zeros behind it: the file had grown, its data had not come.
+                if length > _MAX_BOX or data[start + length :].strip(b"\0"):
                     raise _damaged(self._path, place) from None
                 self.dropped = len(data) - place
                 return
