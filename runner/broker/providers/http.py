@@ -24,11 +24,12 @@ from runner.errors import RunnerError, refuse
 
 PROXY = "http://127.0.0.1:3128"  # where egress answers in the broker's network namespace
 MAX_ANSWER = 1 << 20
+_MAX_BRACKETS = 500  # [ and { of an answer: it nests no deeper, and JSON decoders recurse
 _LATER = (429, 502, 503)  # the server says that it did nothing
 
 
 class TooLarge(requests.exceptions.RequestException):
-    """The answer is longer than `MAX_ANSWER`."""
+    """The answer is longer than `MAX_ANSWER`, or could nest deeper than a decoder takes."""
 
 
 class _Deadline(threading.local):
@@ -91,15 +92,28 @@ class _Adapter(requests.adapters.HTTPAdapter):
         options["stream"] = True
         answer = super().send(request, *arguments, **options)
         try:
-            body = answer.raw.read(MAX_ANSWER + 1, decode_content=False)
+            body = _read(answer)
         except HTTPError as error:
             raise requests.exceptions.ConnectionError(error, request=request) from None
         finally:
             answer.close()
-        if len(body) > MAX_ANSWER:
+        if len(body) > MAX_ANSWER or body.count(b"[") + body.count(b"{") > _MAX_BRACKETS:
             raise TooLarge(request=request)
         answer._content, answer._content_consumed = body, True
         return answer
+
+
+def _read(answer: Any) -> bytes:
+    """The body, whole by its own account: one that ends where the connection does could have been cut."""
+    heads = answer.headers
+    if not ("content-length" in heads or heads.get("transfer-encoding", "").lower() == "chunked"):
+        if answer.status_code == 204:
+            return b""
+        raise HTTPError("an answer of unknown length")
+    body = bytearray()
+    while len(body) <= MAX_ANSWER and (data := answer.raw.read(MAX_ANSWER + 1 - len(body), decode_content=False)):
+        body += data
+    return bytes(body)
 
 
 class Network:
@@ -157,8 +171,12 @@ def _said(error: Exception, whose: str, seconds: float, *, late: bool) -> Runner
     text = str(error)  # ours to look at, never shown: it may hold a URL
     if late or isinstance(error, requests.exceptions.Timeout):
         return unavailable(f"{whose}: no answer within {seconds:g} s", next_step="see that server", again=True)
+    if isinstance(error, requests.exceptions.HTTPError) and error.response is not None:
+        return refused(error.response.status_code, whose)
     if isinstance(error, TooLarge):
-        return unavailable(f"{whose}: an answer longer than {MAX_ANSWER} bytes", next_step="see that server")
+        return unavailable(
+            f"{whose}: an answer longer than {MAX_ANSWER} bytes, or nested too deep", next_step="see that server"
+        )
     if isinstance(error, requests.exceptions.SSLError):
         return unavailable(
             f"{whose}: its certificate is not accepted", next_step="see its name, and `trust` in [egress]"

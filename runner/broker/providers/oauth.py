@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote_plus
 
 from authlib.integrations.base_client import OAuthError
 from authlib.integrations.requests_client import OAuth2Session
@@ -119,9 +120,12 @@ class OAuth:
             self.revoke(token)
 
     def _session(self) -> Any:
+        name, secret = self._config.client_id, self._credential(self._config.client_secret).decode("ascii", "strict")
+        if self._config.client_auth == "client_secret_basic":
+            name, secret = quote_plus(name), quote_plus(secret)  # RFC 6749 §2.3.1, which Authlib leaves out
         made = OAuth2Session(
-            self._config.client_id,
-            self._credential(self._config.client_secret).decode("utf-8", "strict"),
+            name,
+            secret,
             token_endpoint_auth_method=self._config.client_auth,
             revocation_endpoint_auth_method=self._config.client_auth,
             default_timeout=self._config.timeout_s,
