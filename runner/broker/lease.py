@@ -89,13 +89,18 @@ class Leases:
         self._over: OrderedDict[str, None] = OrderedDict()
         self._undoing: dict[str, asyncio.Task[None]] = {}
         self._pools: dict[str, ThreadPoolExecutor] = {}
-        self._recovered = False
+        self._left: dict[str, Outstanding] | None = None  # by a broker before this one; None until the journal is open
 
     def use(self, settings: Secrets, compiled: Compiled) -> None:
-        """These providers from now on. Leases that live keep theirs."""
+        """These providers from now on; leases that live keep theirs. What a broker that died has left is revoked now,
+        not at the first call. Without a master key nothing is left, and nothing can be leased."""
         self._settings, self._compiled = settings, compiled
-        if self._keeper.opened is not None:
-            self._recover(self._keeper.opened)
+        try:
+            opened = self._keeper.open()
+        except RunnerError as error:
+            _log.warning("no secret can be used: %s", error.refused.line())
+        else:
+            self._recover(opened)
 
     @property
     def living(self) -> int:
@@ -275,24 +280,24 @@ class Leases:
     def opened(self) -> Opened:
         """Store and journal; what an earlier broker left outstanding is being undone from then on."""
         opened = self._keeper.open()
-        self._recover(opened)
+        if self._left is None:
+            self._recover(opened)
         return opened
 
     def _recover(self, opened: Opened) -> None:
-        if self._recovered:
-            return
-        self._recovered = True
-        left = [*opened.journal.outstanding.values()]
-        if opened.journal.dropped:
-            _log.warning("%d bytes at the end of the lease journal were a cut write", opened.journal.dropped)
-        for made in left:
+        if self._left is None:  # no lease of ours is in it yet
+            self._left = dict(opened.journal.outstanding)
+            if opened.journal.dropped:
+                _log.warning("%d bytes at the end of the lease journal were a cut write", opened.journal.dropped)
+            if self._left:
+                _log.warning("%d leases are left of a broker that died", len(self._left))
+        for made in [*self._left.values()]:
             provider = self._compiled.provider(made.provider)
             if provider is None:
-                _log.error("lease %s of %s:%s is left from before, and no such provider is configured: it stays",
+                _log.error("lease %s of %s:%s is left, and no such provider is configured: it stays until one is",
                            made.id, made.provider, made.name)  # fmt: skip
-            self._undo(made, provider)
-        if left:
-            _log.warning("%d leases of a broker that died are being revoked", len(left))
+            else:
+                self._undo(self._left.pop(made.id), provider)
 
     async def close(self) -> None:
         """End everything; give providers a moment to undo it."""

@@ -55,7 +55,6 @@ class BrokerProcess:
         """Serve until gate or parent ends, then end every lease."""
         self._upward = Channel(socket.socket(fileno=parent_fd), parent.FromParent, self._from_parent)
         self._gate = Channel(socket.socket(fileno=gate_fd), wire.FromGate, self._from_gate)
-        self._open_early()
         waits = [asyncio.ensure_future(channel.closed.wait()) for channel in (self._gate, self._upward)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -64,13 +63,6 @@ class BrokerProcess:
         for task in self._tasks:
             task.cancel()
         await self._leases.close()
-
-    def _open_early(self) -> None:
-        """What a broker that died has left is revoked soon, not at the first call. Without a key, nothing is left."""
-        try:
-            self._leases.opened()
-        except RunnerError as error:
-            _log.warning("no secret can be used: %s", error.refused.line())
 
     # --- parent -------------------------------------------------------------------------------------------
 

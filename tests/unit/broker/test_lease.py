@@ -330,6 +330,8 @@ async def test_what_a_broker_left_is_revoked_by_the_next_one(tmp_path: Path, mon
     provider = Made()
     home = House(tmp_path, provider)
     await home.ask()
+    home.leases.use(Secrets(), Compiled({"made": provider}, {"made": frozenset(("db",))}))  # a reload revokes nothing
+    assert provider.living
     await home.ask("c2")
     home.keeper.open().journal.close()  # as a kill closes it
     assert len(provider.living) == 2
@@ -346,6 +348,23 @@ async def test_what_a_broker_left_is_revoked_by_the_next_one(tmp_path: Path, mon
         await until(lambda: not provider.living)
         (lease,) = await third.ask("c3")  # and it serves
         assert lease.dynamic
+    assert outstanding(tmp_path) == 0
+
+
+async def test_what_is_left_waits_for_its_provider_to_be_configured(tmp_path: Path) -> None:
+    provider = Made()
+    home = House(tmp_path, provider)
+    await home.ask()
+    home.keeper.open().journal.close()
+    compiled = Compiled({"made": provider}, {"made": frozenset(("db",))})
+    leases = Leases(Keeper(tmp_path, KEY), lambda call, lease: None)
+    leases.opened()  # before it is configured, and with another provider only
+    leases.use(Secrets(), Compiled({}, {}))
+    await asyncio.sleep(0.05)
+    assert provider.living
+    leases.use(Secrets(), compiled)
+    await until(lambda: not provider.living)
+    await leases.close()
     assert outstanding(tmp_path) == 0
 
 
