@@ -17,7 +17,7 @@ from runner.catalog.place import Place
 from runner.config import RuleFile, size
 from runner.destination import PORTS, host_pattern, method, path_pattern
 from runner.errors import RunnerError
-from runner.model import Delivery, EgressRule, SecretRef
+from runner.model import Allowlist, Delivery, EgressRule, Manifest, SecretRef, TaskProfile
 
 T = TypeVar("T")
 
@@ -249,3 +249,11 @@ def check_delivery(delivery: Sequence[Delivery], place: Place) -> tuple[Delivery
     if len(set(delivery)) != len(delivery):
         raise place.wrong("delivery: says the same twice", "delivery")
     return tuple(delivery)
+
+
+def allowlists(profile: TaskProfile, manifest: Manifest) -> tuple[Allowlist, ...]:
+    """What the files let a call of this tool reach in a task of this profile: egress allows what every part does."""
+    return (
+        Allowlist(part=f"profile {profile.name}", rules=profile.egress),
+        Allowlist(part=f"tool {manifest.id}", rules=manifest.egress),
+    )

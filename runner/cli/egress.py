@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from runner.catalog import Catalog, compile_bundle, read_bundle, read_folders, shared
+from runner.catalog.egress import allowlists
 from runner.catalog.profile import amount_text
 from runner.cli.tables import print_json, print_table, printable
 from runner.cli.token import read_chain
@@ -17,7 +18,6 @@ from runner.destination import Malformed, absolute
 from runner.destination import method as method_of
 from runner.egress.allowlist import Limit
 from runner.errors import EXIT_REFUSED, refuse
-from runner.gate import egress
 from runner.gate.serving import Serving
 from runner.model import EgressRule, Principal, SecretRef
 from runner.review.egress import Explained, Standing
@@ -178,7 +178,7 @@ def _standing(catalog: Catalog, tool: str, profile: str, token: Path | None) -> 
         principal=Principal(agent=who["agent"], owner=who["owner"], task=who["task"], session=who["session"]),
         tool=tool,
         profile=profile,
-        allowlists=egress.allowlists(task, manifest),
+        allowlists=allowlists(task, manifest),
         granted=granted,
         secrets=manifest.secrets,
     )

@@ -15,7 +15,7 @@ from runner.destination import Destination
 from runner.gate.authorize import Answer as PolicyAnswer
 from runner.gate.authorize import SessionView, session_context
 from runner.gate.schema import EGRESS, Place
-from runner.model import Allowlist, Authenticated, Decision, Manifest, Principal, TaskProfile, Value
+from runner.model import Authenticated, Decision, Principal, Value
 from runner.token.capability import ConstraintMap, violation
 from runner.token.narrow import shown
 from runner.wire import egress as wire
@@ -45,14 +45,6 @@ class Policies(Protocol):
         self, principal: Principal, profile: str, where: Place, context: Mapping[str, Any]
     ) -> PolicyAnswer:
         """The verdict on one request."""
-
-
-def allowlists(profile: TaskProfile, manifest: Manifest) -> tuple[Allowlist, ...]:
-    """What the files let a call of this tool reach in a task of this profile: egress allows what every part does."""
-    return (
-        Allowlist(part=f"profile {profile.name}", rules=profile.egress),
-        Allowlist(part=f"tool {manifest.id}", rules=manifest.egress),
-    )
 
 
 def authorize_egress(

@@ -12,9 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from runner.errors import RunnerError
 from runner.gate.calls import Running
-from runner.gate.egress import decide_request
+from runner.gate.egress import answer, authorize_egress
 from runner.gate.entries import Journal, content
 from runner.gate.serving import Serving
 from runner.gate.session import Session
@@ -94,26 +93,17 @@ class Requests:
         view = watched.session.task.context.view(
             watched.session.facts.original_request, len(watched.authenticated.chain) - 1
         )
-        decision = decide_request(
+        decision = authorize_egress(
             watched.authenticated, watched.session.verified.tools, view, watched.serving.policies, asked.request
         )
         allowed = decision.effect == "allow"
         watched.counted["requests" if allowed else "refused"] += 1
         if allowed and asked.request.visibility == "opaque":
             watched.counted["opaque"] += 1
-        try:
-            await self._write(watched, asked.request, decision, part="" if allowed else "token or policy")
-        except RunnerError:
-            allowed = False  # not recorded, so not done: the journal has stopped the daemon already
-        self._answer(
-            wire.Answer(
-                number=asked.number,
-                allowed=allowed,
-                rule=", ".join(decision.rules),
-                reason=decision.reason,
-                next_step=decision.allowed,
-            )
-        )
+        part = "" if allowed else "policy" if decision.code == "denied" else "token"
+        await self._write(watched, asked.request, decision, part=part)
+        # Not recorded is not answered: the journal stops the daemon then.
+        self._answer(answer(asked.number, decision))
 
     async def _refused(self, watched: Watched, refused: wire.Refused) -> None:
         watched.counted["refused"] += 1

@@ -177,13 +177,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 def read_cases(folder: Path) -> list[tuple[str, Case]]:
     """Every case below `folder`/cases with its `file:line`. Raises `RunnerError` (policy)."""
     found: list[tuple[str, Case]] = []
-    for path in sorted((folder / "cases").glob("*")):
-        name = f"policies/cases/{path.name}"
-        if path.name.startswith(".") or path.name == "README.md":
+    for file in sorted((folder / "cases").glob("*")):
+        name = f"policies/cases/{file.name}"
+        if file.name.startswith(".") or file.name == "README.md":
             continue
-        if path.suffix != ".toml" or not path.is_file():  # never run would read as holding
+        if file.suffix != ".toml" or not file.is_file():  # never run would read as holding
             raise refuse("policy", "not a *.toml file of cases", field=name, next_step="move or remove it")
-        found += read_case_file(path, name)
+        found += read_case_file(file, name)
     return found
 
 

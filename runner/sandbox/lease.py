@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal, Protocol
 
+from runner.catalog.egress import allowlists
 from runner.errors import RunnerError, refuse
 from runner.ledger import entry as entries
 from runner.model import Allowlist, CallPlan, Delivered, Manifest, OutcomeKind, SecretRef, TaskProfile
@@ -243,10 +244,7 @@ class NetworkLease(Lease):
             listener,
             call=self._plan.call,
             sandbox=sandbox.id,
-            allowlists=(
-                Allowlist(part=f"profile {self._profile.name}", rules=self._profile.egress),
-                Allowlist(part=f"tool {self._manifest.id}", rules=self._manifest.egress),
-            ),
+            allowlists=allowlists(self._profile, self._manifest),
             injections=tuple(
                 Injection(
                     name=ref.name,
