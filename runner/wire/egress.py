@@ -96,7 +96,10 @@ class Requested(Message, frozen=True):
 
 
 class Ask(Message, frozen=True, tag="ask"):
-    """The allowlists allow this; do token and policy? Answered by `Answer`."""
+    """The allowlists allow this; do token and policy? Answered by `Answer`.
+
+    Both ends number requests on one channel: egress counts downwards from -1, so that none of its questions is taken
+    for the answer to one of gate's."""
 
     number: int
     call: str
@@ -167,6 +170,14 @@ class Failed(Message, frozen=True, tag="failed"):
 
     number: int
     refusal: Refusal
+
+
+class Listen(Message, frozen=True, tag="listen"):
+    """From another process of the house: serve this listener, whose descriptor comes with the message, by
+    `[daemon.destinations]`. Answered by `Done`. Its requests are asked and told like any other's, as those of the call
+    `daemon:PROCESS`."""
+
+    number: int
 
 
 FromGate = Open | Close | Trust | Forget | Answer
