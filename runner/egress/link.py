@@ -46,6 +46,7 @@ class Link:
         self._on_closed = on_closed
         self.closed = False
         self.silent = False  # whether it was aborted because no byte passed
+        self.partner: Link | None = None  # of a link upstream: the sandbox's, for which it was made
         self.moved = self._loop.time()  # when a byte last passed, either way
 
     async def read(self, size: int = PIECE) -> bytes:

@@ -77,27 +77,28 @@ async def relay(
     *,
     ahead: bytes = b"",
     watch: Watch | None = None,
-    again: tuple[str, bool] | None = None,
+    hello: Hello | None = None,
 ) -> None:
-    """Move bytes until both ends are done. `ahead` came from the sandbox already. `again`, a host and whether it is an
-    address, also holds a second ClientHello to that name. Raises `Stop` (budget, name), `Leak`, `OSError`."""
+    """Move bytes until both ends are done. `ahead` came from the sandbox already; with `hello` it begins with that, and
+    a second ClientHello must ask for the same name. Raises `Stop` (budget, name), `Leak`, `OSError`."""
     await together(
-        _up(sandbox, upstream, meter, ahead, watch, again),
+        _up(sandbox, upstream, meter, ahead, watch, hello),
         _pump(upstream, sandbox, meter, up=False, watch=None),
     )
 
 
 async def _up(
-    source: Stream, sink: Stream, meter: Meter, ahead: bytes, watch: Watch | None, again: tuple[str, bool] | None
+    source: Stream, sink: Stream, meter: Meter, ahead: bytes, watch: Watch | None, hello: Hello | None
 ) -> None:
-    if again is not None:
-        ahead = await _second(source, ahead, *again)
+    if hello is not None:
+        await _move(ahead[: hello.size], sink, meter, up=True, watch=watch)
+        ahead = await _second(source, ahead[hello.size :], hello.name)
     if ahead:
         await _move(ahead, sink, meter, up=True, watch=watch)
     await _pump(source, sink, meter, up=True, watch=watch)
 
 
-async def _second(source: Stream, data: bytes, host: str, literal: bool) -> bytes:
+async def _second(source: Stream, data: bytes, name: str) -> bytes:
     """What the client says after its first hello, held to the same name when that is a hello again."""
     while (at := second_hello(data)) == -2:
         more = await source.read(PIECE)
@@ -107,7 +108,8 @@ async def _second(source: Stream, data: bytes, host: str, literal: bool) -> byte
     while at >= 0:
         hello = checked(data[at:])
         if hello is not None:
-            same_name(hello, host, literal=literal)
+            if hello.name.lower() != name.lower():
+                raise Stop("name", "the second ClientHello asks for another name than the first", part="tls")
             return data
         more = await source.read(PIECE)
         if not more:
