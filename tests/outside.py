@@ -193,9 +193,9 @@ class Web:
 class Outside:
     """A proxy, its gate, and whatever servers a test starts."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, authority: trustme.CA | None = None, **settings: Any) -> None:
         self.gate = Recorded()
-        self.authority = trustme.CA()
+        self.authority = authority or trustme.CA()
         self._stack = contextlib.ExitStack()
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -254,13 +254,18 @@ class Outside:
         self.authority.issue_cert(*(names or (NAME,))).configure_cert(context)
         return context
 
-    def client_tls(self, sandbox: str = "s1") -> ssl.SSLContext:
-        """A client's context as a sandbox has it."""
+    def bundle(self, sandbox: str = "s1") -> bytes:
+        """Whom a sandbox trusts."""
 
-        async def bundle() -> bytes:
+        async def made() -> bytes:
             return self.proxy.bundle(sandbox)
 
-        return ssl.create_default_context(cadata=self.run(bundle()).decode())
+        found: bytes = self.run(made())
+        return found
+
+    def client_tls(self, sandbox: str = "s1") -> ssl.SSLContext:
+        """A client's context as a sandbox has it."""
+        return ssl.create_default_context(cadata=self.bundle(sandbox).decode())
 
     def web(self, context: ssl.SSLContext | None = None, **more: Any) -> Web:
         """A web server."""

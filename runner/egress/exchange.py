@@ -172,7 +172,7 @@ class Exchange:
         host, port = asked.where
         if held is not None:
             same = (held.host, held.port) == (host, port)
-            if same and self.call.allowlists.addresses(verdict, host, [held.address]).allowed and held.link.fresh():
+            if same and self._may(held, verdict) and held.link.fresh():
                 self._upstream = held
                 passage.address = held.address
                 return held
@@ -190,8 +190,14 @@ class Exchange:
             except BaseException:
                 link.abort()
                 raise
-        self._upstream = Upstream(link, stream, Inlet(stream), passage.address, host, port)
+        self._upstream = Upstream(link, stream, Inlet(stream), passage.address, host, port, verdict.opened)
         return self._upstream
+
+    def _may(self, held: Upstream, verdict: Verdict) -> bool:
+        """Whether this verdict, too, lets the address be dialled that is connected: other rules open other ranges."""
+        if held.opened == verdict.opened:
+            return True
+        return self.call.allowlists.addresses(verdict, held.host, [held.address]).allowed
 
 
 class Broken(Exception):

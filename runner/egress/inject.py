@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import sys
 from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -57,9 +58,9 @@ class Needles:
     def __bool__(self) -> bool:
         return bool(self._names)
 
-    def find(self, data: bytes) -> tuple[int, bytes] | None:
-        """The first that stands in `data`, and where."""
-        found = [(at, text) for text in self._names if (at := data.find(text)) >= 0]
+    def find(self, data: bytes | bytearray, end: int = sys.maxsize) -> tuple[int, bytes] | None:
+        """The first that stands in the first `end` bytes of `data`, and where."""
+        found = [(at, text) for text in self._names if (at := data.find(text, 0, end)) >= 0]
         return min(found) if found else None
 
     def without(self, texts: Iterable[bytes]) -> Needles:
@@ -79,19 +80,21 @@ class Needles:
         """What this text is reported by."""
         return self._names[text]
 
-    def check(self, data: bytes, where: str) -> None:
-        """Raises `Leak` when one stands in `data`."""
-        if (found := self.find(data)) is not None:
+    def check(self, data: bytes | bytearray, where: str, end: int = sys.maxsize) -> None:
+        """Raises `Leak` when one stands in the first `end` bytes of `data`."""
+        if (found := self.find(data, end)) is not None:
             raise Leak(self._names[found[1]], where)
 
     def unfinished(self, data: bytes) -> int:
         """How many bytes at the end of `data` may be the beginning of one."""
         tail = data[max(0, len(data) - self.longest + 1) :]
-        for at in range(len(tail)):
-            part = tail[at:]
-            if any(text.startswith(part) for text in self._names):
-                return len(part)
-        return 0
+        most = 0
+        for text in self._names:
+            at = tail.find(text[:1])
+            while at >= 0 and not text.startswith(tail[at:]):
+                at = tail.find(text[:1], at + 1)
+            most = max(most, len(tail) - at if at >= 0 else 0)
+        return most
 
 
 class Watch:
@@ -102,16 +105,16 @@ class Watch:
         self._where = where
         self._before = b""
 
-    def look(self, data: bytes | memoryview) -> None:
-        """Raises `Leak` when this piece completes one."""
+    def look(self, data: bytes | bytearray, size: int) -> None:
+        """Raises `Leak` when the first `size` bytes of `data` complete one."""
         keep = self._needles.longest - 1
         if keep < 0:
             return
-        seen = bytes(data)
         if self._before:
-            self._needles.check(self._before + seen[:keep], self._where)
-        self._needles.check(seen, self._where)
-        self._before = (self._before + seen)[-keep:] if len(seen) < keep else seen[len(seen) - keep :]
+            self._needles.check(self._before + data[: min(keep, size)], self._where)
+        self._needles.check(data, self._where, size)
+        last = bytes(data[max(0, size - keep) : size])
+        self._before = (self._before + last)[-keep:] if keep else b""
 
 
 class Filter:

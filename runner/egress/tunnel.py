@@ -124,10 +124,13 @@ async def _pump(source: Stream, sink: Stream, meter: Meter, *, up: bool, watch: 
             await _move(data, sink, meter, up=up, watch=watch)
         await sink.end()
         return
-    buffer = memoryview(bytearray(_ROOM))
+    buffer = bytearray(_ROOM)
+    room = memoryview(buffer)
     turn = 0
-    while count := await source.read_into(buffer):
-        await _move(buffer[:count], sink, meter, up=up, watch=watch)
+    while count := await source.read_into(room):
+        if watch is not None:
+            watch.look(buffer, count)  # where it lies: a copy of each piece would cost more than the search
+        await _move(room[:count], sink, meter, up=up, watch=None)
         turn += 1
         if turn % _TURN == 0:
             await asyncio.sleep(0)
@@ -137,7 +140,7 @@ async def _pump(source: Stream, sink: Stream, meter: Meter, *, up: bool, watch: 
 async def _move(data: bytes | memoryview, sink: Stream, meter: Meter, *, up: bool, watch: Watch | None) -> None:
     """One piece; of one that exceeds the budget no more than fits."""
     if watch is not None:
-        watch.look(data)
+        watch.look(bytes(data), len(data))
     room = meter.room(up=up)
     part = data[:room]
     meter.count(len(part), up=up)

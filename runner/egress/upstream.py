@@ -35,6 +35,7 @@ class Upstream(NamedTuple):
     address: str
     host: str
     port: int
+    opened: tuple[tuple[str, ...], ...]  # the ranges with which its address was judged
 
 
 class Resolver:

@@ -49,7 +49,7 @@ class Place:
             rule("plain", OPAQUE, port=self.plain.port, protocol="http"),
         )
         bundle = folder / "bundle.pem"
-        bundle.write_bytes(self.bundle())
+        bundle.write_bytes(outside.bundle())
         proxy = f"http://127.0.0.1:{port}"
         self.folder = folder
         self.proxy = f"127.0.0.1:{port}"
@@ -70,15 +70,6 @@ class Place:
             "PIP_DISABLE_PIP_VERSION_CHECK": "1",
             "GIT_TERMINAL_PROMPT": "0",
         }
-
-    def bundle(self) -> bytes:
-        """The authorities of the sandbox."""
-
-        async def made() -> bytes:
-            return self.outside.proxy.bundle("s1")
-
-        found: bytes = self.outside.run(made())
-        return found
 
     def url(self, host: str, path: str = "hello.txt") -> str:
         """Where a file is."""

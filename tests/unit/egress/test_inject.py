@@ -133,7 +133,7 @@ def feed(filter_: Filter, parts: list[bytes], out: bytearray) -> None:
 def look(watch: Watch, parts: list[bytes]) -> None:
     """Every piece, until one is refused."""
     for part in parts:
-        watch.look(memoryview(part))
+        watch.look(bytearray(part) + b"beyond the size", len(part))
 
 
 @given(st.lists(st.integers(0, 400), max_size=40), st.binary(max_size=40), st.binary(max_size=40))
@@ -165,7 +165,7 @@ def test_a_stream_that_is_not_held_up_is_seen_through(cuts: list[int], before: b
 def test_nothing_to_look_for_finds_nothing() -> None:
     nothing = Credentials((), "")
     assert not nothing.needles
-    Watch(nothing.needles, "x").look(b"rnr-")
+    Watch(nothing.needles, "x").look(b"rnr-", 4)
     assert nothing.body((), ()).feed(b"") == b""
     assert nothing.fill((), "/rnr-", "?rnr-", ((b"a", b"rnr-"),)).used == ()
 
