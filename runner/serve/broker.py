@@ -1,13 +1,12 @@
-"""The broker process: `python -m runner.serve.broker PARENT_FD GATE_FD EGRESS_FD FOLDER USER`.
+"""The broker process: `python -m runner.serve.broker PARENT_FD GATE_FD FOLDER USER`.
 
 While it is still root it enters an empty network namespace, where it makes the one listener that egress will answer
-(127.0.0.1:3128) and hands it over EGRESS_FD, once, with one byte; and it reads the master key where systemd gave one.
+(127.0.0.1:3128), which parent passes on; and it reads the master key where systemd gave one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -43,8 +42,9 @@ def stamp() -> str:
 class BrokerProcess:
     """The broker behind its channels to parent and gate."""
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(self, keeper: Keeper, listener: socket.socket) -> None:
         self._keeper = keeper
+        self._listener = listener
         self._leases = Leases(keeper, self._expired)
         self._offered: dict[int, tuple[Secrets, Compiled]] = {}
         self._gate: Channel | None = None
@@ -55,6 +55,7 @@ class BrokerProcess:
         """Serve until gate or parent ends, then end every lease."""
         self._upward = Channel(socket.socket(fileno=parent_fd), parent.FromParent, self._from_parent)
         self._gate = Channel(socket.socket(fileno=gate_fd), wire.FromGate, self._from_gate)
+        self._upward.post(parent.Dials(), self._listener.detach())  # without egress behind it, dials are refused
         waits = [asyncio.ensure_future(channel.closed.wait()) for channel in (self._gate, self._upward)]
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
@@ -172,21 +173,15 @@ def _trust(path: str, given: dict[str, bytes]) -> bytes:
         raise refuse("config", f"egress.trust: cannot read it: {error.strerror}", field=path) from None
 
 
-def _hand_over(listener: socket.socket, egress_fd: int) -> None:
-    """Give the listener away: without egress behind it, a dial is refused at once."""
-    with socket.socket(fileno=egress_fd) as egress, listener, contextlib.suppress(BrokenPipeError, ConnectionError):
-        socket.send_fds(egress, [b"\0"], [listener.fileno()])
-
-
 def main() -> int:
     """Take what root alone can, drop everything, then serve."""
-    parent_fd, gate_fd, egress_fd, folder, user = sys.argv[1:6]
+    parent_fd, gate_fd, folder, user = sys.argv[1:5]
     log.configure("broker")
     os.umask(0o077)
     try:
         privilege.leave_network()
         privilege.loopback_up()
-        _hand_over(privilege.listen_on_loopback(_PORT), int(egress_fd))
+        listener = privilege.listen_on_loopback(_PORT)
         key = master.from_credential(os.environ.get(master.CREDENTIALS_VARIABLE, ""))
         locked = privilege.lock_memory()
         privilege.drop_to(user)
@@ -199,7 +194,7 @@ def main() -> int:
         _log.warning("memory cannot be locked here: a secret could reach the swap area")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is parent's to act on: gate must drain first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    process = BrokerProcess(Keeper(Path(folder), key))
+    process = BrokerProcess(Keeper(Path(folder), key), listener)
     asyncio.run(process.serve(int(parent_fd), int(gate_fd)))
     return 0
 

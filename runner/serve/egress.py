@@ -1,4 +1,4 @@
-"""The egress process: `python -m runner.serve.egress PARENT_FD GATE_FD BROKER_FD USER` (BROKER_FD -1 for none).
+"""The egress process: `python -m runner.serve.egress PARENT_FD GATE_FD USER`.
 
 It keeps the host's network and gives up everything else: user, new privileges, new programs. It never binds or opens a
 listener: those come as descriptors, one per call. When gate or parent is gone, so is everything that passed.
@@ -77,17 +77,15 @@ class EgressProcess:
         self._proxy: Proxy | None = None
         self._offered: dict[int, tuple[Catalog, bytes]] = {}
         self._destinations = Allowlist(part="daemon")
+        self._dials: socket.socket | None = None  # broker's listener, until it is served
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def serve(self, parent_fd: int, gate_fd: int, broker_fd: int) -> None:
+    async def serve(self, parent_fd: int, gate_fd: int) -> None:
         """Serve until gate or parent ends."""
-        self._upward = Channel(socket.socket(fileno=parent_fd), parent.FromParent, self._from_parent)
+        taken = socket.socket(fileno=parent_fd)
+        self._upward = Channel(taken, parent.FromParent, self._from_parent, carriers=(parent.Dials,))
         gate = Channel(socket.socket(fileno=gate_fd), wire.FromGate, self._from_gate, carriers=(wire.Open,))
         self._asks.channel = gate
-        if broker_fd >= 0:
-            taken = socket.socket(fileno=broker_fd)
-            self._broker = Channel(taken, wire.Listen, self._from_broker, carriers=(wire.Listen,))
-            self._run(self._until_broker_ends())
         waits = [asyncio.ensure_future(channel.closed.wait()) for channel in (gate, self._upward)]
         sweeper = asyncio.ensure_future(self._sweep())
         gc.freeze()
@@ -110,9 +108,14 @@ class EgressProcess:
 
     # --- parent -------------------------------------------------------------------------------------------
 
-    def _from_parent(self, message: Any, _: int | None) -> None:
+    def _from_parent(self, message: Any, descriptor: int | None) -> None:
         if isinstance(message, parent.Offer):
             self._run(self._offer(message))
+        elif isinstance(message, parent.Dials) and descriptor is not None:
+            if self._dials is not None:
+                self._dials.close()  # of a broker that is gone
+            self._dials = socket.socket(fileno=descriptor)
+            self._run(self._serve_dials())
         elif isinstance(message, parent.Commit):
             catalog, trust = self._offered.pop(message.generation)
             self._offered.clear()
@@ -136,6 +139,7 @@ class EgressProcess:
         if self._proxy is None:
             self._proxy = Proxy(catalog.config.egress, trust, self._asks)
             self._upward.post(parent.Ready())
+            self._run(self._serve_dials())
         else:
             self._proxy.adopt(catalog.config.egress, trust)
             self._proxy.replace(_BROKER, (self._destinations,))
@@ -186,15 +190,14 @@ class EgressProcess:
 
     # --- broker -------------------------------------------------------------------------------------------
 
-    def _from_broker(self, message: wire.Listen, descriptor: int | None) -> None:
+    async def _serve_dials(self) -> None:
         """Broker's own way out: a call like any other, by the daemon's own allowlist."""
-        opened = wire.Open(number=message.number, call=_BROKER, sandbox=_BROKER, allowlists=(self._destinations,))
-        self._broker.post(self._open(opened, descriptor))
-
-    async def _until_broker_ends(self) -> None:
-        await self._broker.closed.wait()
-        if self._proxy is not None:
-            await self._proxy.close(0, _BROKER)
+        if self._proxy is None or self._dials is None:
+            return  # once there is a catalogue
+        await self._proxy.close(0, _BROKER)
+        listener, self._dials = self._dials, None
+        opened = wire.Open(number=0, call=_BROKER, sandbox=_BROKER, allowlists=(self._destinations,))
+        self._proxy.open(opened, listener)
 
 
 def authorities(path: str, bundle: parent.Bundle) -> bytes:
@@ -223,8 +226,8 @@ def authorities(path: str, bundle: parent.Bundle) -> bytes:
 
 def main() -> int:
     """Keep the network, drop everything else, then serve."""
-    parent_fd, gate_fd, broker_fd = map(int, sys.argv[1:4])
-    user = sys.argv[4]
+    parent_fd, gate_fd = map(int, sys.argv[1:3])
+    user = sys.argv[3]
     log.configure("egress")
     os.umask(0o077)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -237,7 +240,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(EgressProcess().serve(parent_fd, gate_fd, broker_fd))
+        runner.run(EgressProcess().serve(parent_fd, gate_fd))
     return 0
 
 

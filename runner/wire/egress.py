@@ -172,14 +172,6 @@ class Failed(Message, frozen=True, tag="failed"):
     refusal: Refusal
 
 
-class Listen(Message, frozen=True, tag="listen"):
-    """From another process of the house: serve this listener, whose descriptor comes with the message, by
-    `[daemon.destinations]`. Answered by `Done`. Its requests are asked and told like any other's, as those of the call
-    `daemon:PROCESS`."""
-
-    number: int
-
-
 FromGate = Open | Close | Trust | Forget | Answer
 FromEgress = Done | Closed | Trusted | Failed | Ask | Refused | Ended | Leaked
 

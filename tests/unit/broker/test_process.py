@@ -55,15 +55,15 @@ def state() -> Iterator[Path]:
 
 
 class Broker:
-    """The process, between a parent, a gate and an egress that are this test."""
+    """The process, between a parent and a gate that are this test."""
 
     def __init__(self, state: Path, credentials: str = "") -> None:
         self.state = state
         self.answers: asyncio.Queue[Any] = asyncio.Queue()
         self.told: list[Any] = []
-        upward, gate, egress = (socket.socketpair() for _ in range(3))
+        upward, gate = (socket.socketpair() for _ in range(2))
         self.log = (state / "log").open("ab")
-        theirs = [pair[1] for pair in (upward, gate, egress)]
+        theirs = [pair[1] for pair in (upward, gate)]
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-m", "runner.serve.broker", *(str(end.fileno()) for end in theirs)),
@@ -78,11 +78,17 @@ class Broker:
         )
         for end in theirs:
             end.close()
-        self.egress = egress[0]
-        self.parent = Channel(upward[0], parent.FromChild, lambda message, _: self.answers.put_nowait(message))
+        self.dials: list[int] = []
+        self.parent = Channel(upward[0], parent.FromChild, self._heard, carriers=(parent.Dials,))
         self.gate = Channel(gate[0], wire.FromBroker, lambda message, _: self.told.append(message))
         self.caller = wire.BrokerCaller(self.gate)
         self._generation = 0
+
+    def _heard(self, message: Any, descriptor: int | None) -> None:
+        if descriptor is None:
+            self.answers.put_nowait(message)
+        else:
+            self.dials.append(descriptor)
 
     @property
     def said(self) -> str:
@@ -112,13 +118,8 @@ class Broker:
             return await self.caller.issue(call=call, task="t", tool="x", names=names, ttl_ms=60_000, read=False)
 
     def listener(self) -> socket.socket:
-        """What egress is given, once."""
-        self.egress.settimeout(30)
-        data, descriptors, _, _ = socket.recv_fds(self.egress, 16, 4)
-        assert data == b"\0"
-        (descriptor,) = descriptors
-        assert self.egress.recv(1) == b""
-        return socket.socket(fileno=descriptor)
+        """What parent is given, once, before it answers anything."""
+        return socket.socket(fileno=self.dials.pop())
 
     async def ended(self) -> int:
         return await asyncio.to_thread(self.process.wait, 30)
@@ -126,7 +127,8 @@ class Broker:
     async def close(self) -> None:
         self.gate.close()
         self.parent.close()
-        self.egress.close()
+        for descriptor in self.dials:
+            os.close(descriptor)
         try:
             await self.ended()
         finally:
@@ -268,11 +270,11 @@ async def test_a_program_of_its_user_runs_confined_in_it(state: Path) -> None:
         'print(os.getuid(), said, \\"enough\\")'
     ).replace("\n", "\\n")
     async with broker(state) as made:
+        await made.offer(
+            '[secrets.providers.p]\nkind = "command"\n[secrets.providers.p.secrets.x]\n'
+            f'argv = ["{os.path.realpath(sys.executable)}", "-I", "-c", "{code}"]\n'
+        )
         with made.listener():
-            await made.offer(
-                '[secrets.providers.p]\nkind = "command"\n[secrets.providers.p.secrets.x]\n'
-                f'argv = ["{os.path.realpath(sys.executable)}", "-I", "-c", "{code}"]\n'
-            )
             assert (await made.lease("p:x"))[0].value == f"{NOBODY} 13 enough".encode()
 
 

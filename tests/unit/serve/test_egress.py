@@ -61,8 +61,8 @@ class Process:
     """An egress process and everyone it talks to."""
 
     def __init__(self, folder: Path, authority: bytes, more: str = "") -> None:
-        self.parent, self.gate, self.broker = End(parent.FromChild), End(wire.FromEgress), End(wire.FromEgress)
-        ends = (self.parent, self.gate, self.broker)
+        self.parent, self.gate = End(parent.FromChild), End(wire.FromEgress)
+        ends = (self.parent, self.gate)
         for end in ends:
             end.its.set_inheritable(True)
         self.run = subprocess.Popen(
@@ -107,7 +107,7 @@ class Process:
 
     def close(self) -> None:
         """Let go of it; it ends."""
-        for end in (self.parent, self.gate, self.broker):
+        for end in (self.parent, self.gate):
             end.sock.close()
         with self.run:
             self.run.wait(20)
@@ -299,8 +299,7 @@ def test_brokers_own_dials_pass_the_same_authoriser(make_process: Callable[..., 
     process = make_process(DESTINATIONS.format(port=web.port)).start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        process.broker.send(wire.Listen(number=5), listener.fileno())
-    assert process.broker.next() == wire.Done(number=5)
+        process.parent.send(parent.Dials(), listener.fileno())
     with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
         sock.sendall(ask(port, f"{NAME}:{web.port}"))
         question = process.gate.until(wire.Ask)
@@ -321,7 +320,8 @@ def test_brokers_own_dials_pass_the_same_authoriser(make_process: Callable[..., 
             return found
 
     outside.wait(lambda: rules() == ("daemon/renamed",))
-    process.broker.sock.close()
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # a new broker's: the old one is not served any more
+        process.parent.send(parent.Dials(), listener.fileno())
     outside.wait(lambda: _refuses(port))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from runner.errors import RunnerError
 from runner.serve import log, privilege
-from runner.serve.parent import _folder, _identity
+from runner.serve.places import folder, identity
 
 
 def test_a_user_that_cannot_reach_the_interpreter_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,13 +52,13 @@ def test_the_environment_keeps_only_what_is_named(monkeypatch: pytest.MonkeyPatc
 
 def test_folders_are_made_and_never_taken_from_a_link_or_from_somebody_else(tmp_path: Path) -> None:
     own = (os.getuid(), os.getgid())
-    _folder(tmp_path / "a" / "b", 0o700, own)
+    folder(tmp_path / "a" / "b", 0o700, own)
     assert (tmp_path / "a" / "b").stat().st_mode & 0o777 == 0o700
     (tmp_path / "link").symlink_to(tmp_path / "a")
     (tmp_path / "file").touch()
     for name in ("link", "file"):
         with pytest.raises(RunnerError) as refused:
-            _folder(tmp_path / name, 0o777, own)
+            folder(tmp_path / name, 0o777, own)
         assert "not a folder" in refused.value.refused.reason
     assert (tmp_path / "a").stat().st_mode & 0o777 != 0o777
 
@@ -68,21 +68,21 @@ def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     os.chown(tmp_path / "theirs", 65_000, 65_000)
     with pytest.raises(RunnerError):
-        _folder(tmp_path / "theirs", 0o700, (0, 0))
+        folder(tmp_path / "theirs", 0o700, (0, 0))
 
 
 def test_the_identity_is_made_once_and_never_guessed(tmp_path: Path) -> None:
     path = tmp_path / "instance"
-    made = _identity(path)
-    assert _identity(path) == made
+    made = identity(path)
+    assert identity(path) == made
     for wrong in ("", "../x\n", "R" * 99):
         path.write_text(wrong)
         with pytest.raises(RunnerError):
-            _identity(path)
+            identity(path)
     path.unlink()
     path.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunnerError):
-        _identity(path)
+        identity(path)
 
 
 def test_a_log_line_stays_one_line(capsys: pytest.CaptureFixture[str]) -> None:
