@@ -4,8 +4,9 @@ Only globally reachable unicast is free. Everything else has a kind, and is deni
 the IANA special-purpose registries (RFC 6890, as of 2025-10), what never got into them, and the well-known addresses
 at which clouds hand out credentials. An address that carries another one (NAT64, 6to4, Teredo, …) is judged by both.
 
-What this cannot know: a NAT64 prefix that an operator chose for themselves (RFC 6052 §2.2), and routes of the host that
-lead a global address somewhere private.
+What this cannot know: a NAT64 prefix that an operator chose for themselves (RFC 6052 §2.2; of the local-use prefix only
+the form with the IPv4 address in its last 32 bits is read), and routes of the host that lead a global address
+somewhere private.
 """
 
 from __future__ import annotations

@@ -34,6 +34,10 @@ EPILOG = (
     "Example: runner exec --agent reader --task t-42 --user alice --allow fs_list "
     """--allow 'fs_read={"path":{"constraint_type":"path_containment","root":"/workspace/src"}}' """
     "-- python agent.py\n\n"
+    "`egress` is granted like a tool: what calls may send out, within task profile and tool. Its arguments are host, "
+    "port, protocol, and method and path where requests can be read: "
+    """--allow 'egress={"host":{"constraint_type":"exact","value":"api.example.com"},"""
+    """"*":{"constraint_type":"wildcard"}}'\n\n"""
     "Exit status: the command's own; 2 a wrong option, 3 refused, 4 no daemon, 5 a wrong file or key."
 )
 

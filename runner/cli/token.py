@@ -42,7 +42,7 @@ def mint(
     agent: Annotated[str, typer.Option(help="The agent's name.")],
     owner: Annotated[str, typer.Option(help="On whose behalf.")],
     task: Annotated[str, typer.Option(help="The task; its sandbox lives as long as it does.")],
-    tool: Annotated[list[str], typer.Option(help="NAME, or NAME:{constraint map as JSON}. Repeatable.")],
+    tool: Annotated[list[str], typer.Option(help="NAME, or NAME:{constraint map as JSON}; also egress. Repeatable.")],
     key: Annotated[
         Path | None,
         typer.Option(help="The issuer's private key; issuer.key in $CREDENTIALS_DIRECTORY, or here, by default."),

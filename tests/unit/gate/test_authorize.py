@@ -82,6 +82,7 @@ def authenticated(asked: Question) -> Authenticated:
 TABLE = [
     (question(), {}, "allow", "", ("reads",), "reading is open", ""),
     (question("nothing"), {}, "deny", "unknown_tool", (), "no tool `nothing`", ""),
+    (question("egress"), {}, "deny", "unknown_tool", (), "no tool `egress`", ""),
     (question("other"), {}, "deny", "not_granted", (), "does not hold tool `other`", ""),
     (question(profile="night"), {}, "deny", "not_granted", (), "`night`, which does not exist", ""),
     (question(path=7), {}, "deny", "arguments", (), "not of type", "path"),

@@ -14,6 +14,8 @@ from runner.gate.authorize import SessionView
 from runner.gate.egress import Outward, answer, authorize_egress, beyond, decide
 from runner.gate.policy import PolicyBundle, Verdict
 from runner.model import Authenticated, Manifest, Peer, Principal, ToolCall
+from runner.token.capability import attenuates
+from runner.token.constraints import Work
 from runner.wire.egress import Requested
 
 TOOL = Manifest(
@@ -172,6 +174,17 @@ def test_tokens_narrow_it_like_a_tool(granted: dict[str, Any], request_: Request
         assert not answer(1, decision).allowed
         assert answer(1, decision).next_step == decision.allowed
     assert (beyond(granted, request_) is None) is (code == "")
+
+
+def test_a_derived_token_only_narrows_it() -> None:
+    two = {"constraint_type": "one_of", "values": ["api.example.com", "www.example.com"]}
+    parent = {"host": two, "*": ANY}
+    narrower = {"host": HERE, "*": ANY}
+    assert attenuates(parent, narrower, Work()) is None
+    for wider in ({}, {"*": ANY}, {"host": ANY, "*": ANY}, {"host": {**HERE, "value": "evil.net"}, "*": ANY}):
+        assert attenuates(parent, wider, Work()) is not None
+    assert decide(asked(opaque("www.example.com")), {"egress": parent}, SessionView(), POLICIES).effect == "allow"
+    assert decide(asked(opaque("www.example.com")), {"egress": narrower}, SessionView(), POLICIES).effect == "deny"
 
 
 def test_an_authenticated_call_is_asked_the_same() -> None:

@@ -21,6 +21,9 @@ def test_only_what_all_three_hold_is_listed(serving: Serving) -> None:
     granted = {"fs_read": {}, "shell_run": {}, "no_such_tool": {}}
     assert [spec.name for spec in listing(serving, "default", granted)] == ["fs_read", "shell_run"]
     assert listing(serving, "default", {}) == ()
+    # A capability for requests is granted like a tool, and is none.
+    assert [spec.name for spec in listing(serving, "default", {"fs_read": {}, "egress": {}})] == ["fs_read"]
+    assert listing(serving, "default", {"egress": {}}) == ()
     assert listing(serving, "no_such_profile", granted) == ()
 
 
