@@ -175,6 +175,21 @@ def _unique(table: _Table, key: str, values: list[T]) -> tuple[T, ...]:
     return tuple(values)
 
 
+def overlap(rule: EgressRule, other: EgressRule) -> bool:
+    """Whether some request could match both: their hosts, ports, protocol and methods have one in common. Paths are
+    not compared."""
+    return (
+        rule.protocol == other.protocol
+        and bool({*rule.ports} & {*other.ports})
+        and (not rule.methods or not other.methods or bool({*rule.methods} & {*other.methods}))
+        and (rule.host == other.host or _below(rule.host, other.host) or _below(other.host, rule.host))
+    )
+
+
+def _below(wildcard: str, host: str) -> bool:
+    return wildcard.startswith("*.") and parse(host) is None and host.partition(".")[2] == wildcard[2:]
+
+
 # --- secrets --------------------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
+from runner.catalog.egress import overlap
 from runner.catalog.profile import amount_text
 from runner.cli.checks import wall_findings
 from runner.cli.egress import rule_words
@@ -78,7 +79,7 @@ def check(profiles: Profiles = None, tools: Tools = None, json: Json = False) ->
     groups = {name: seccomp.explain(_filter(catalog, name)) for name in used}
     said: dict[str, list[str]] = {}
     for task in catalog.task_profiles.values():
-        said[f"{task.name} (task)"] = task_promises(task)
+        said[f"{task.name} (task)"] = [*task_promises(task), *_never(task, catalog)]
     for tool in catalog.tool_profiles.values():
         users = [manifest.id for manifest in catalog.tools.values() if manifest.profile == tool.name]
         said[f"{tool.name} (tool)"] = [
@@ -140,6 +141,16 @@ def task_promises(profile: TaskProfile) -> list[str]:
         *[f"may let out, where tool, token and policy agree: {rule_words(rule)}" for rule in profile.egress],
         f"secrets reach its tools by {', '.join(profile.delivery)}" if profile.delivery else "no secret reaches it",
         *[f"where the host has none, does without {COSTS[word][0]}: {COSTS[word][1]}" for word in profile.accept],
+    ]
+
+
+def _never(profile: TaskProfile, catalog: Catalog) -> list[str]:
+    """Destinations that a tool of this profile asks for, and that no rule of the profile opens."""
+    return [
+        f"never lets out what `{tool}` may send by its rule `{rule.name}`: no rule here opens {rule.host}"
+        for tool in profile.tools
+        for rule in catalog.tools[tool].egress
+        if not any(overlap(rule, own) for own in profile.egress)
     ]
 
 

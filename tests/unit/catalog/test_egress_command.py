@@ -226,6 +226,7 @@ def test_profiles_and_tools_are_explained_in_words(config: Path, folders: Any) -
     assert [line for line in said if "apis: https to one name below example.com port 443; opaque" in line]
     assert [line for line in said if "db: tcp to 10.0.0.7 port 5432" in line and "10.0.0.0/24" in line]
     assert "secrets reach its tools by inject" in said
+    assert not [line for line in said if "never lets out" in line]
     assert "*.example.com" in run("profile", "show", "base", *profiles)
     checked = json.loads(run("tool", "check", "count", *profiles, "--json"))["tools"][0]
     assert checked["egress"][0] == "api: https to api.example.com port 443; egress reads it: GET of /v1/*"
@@ -236,6 +237,17 @@ def test_profiles_and_tools_are_explained_in_words(config: Path, folders: Any) -
         assert "placeholder in API_KEY" in " ".join(run(*command, *profiles).split())
     shown = json.loads(run("tool", "show", "count", *profiles, "--json"))
     assert shown["egress"][0]["host"] == "api.example.com"
+
+
+def test_a_profile_says_which_of_its_tools_destinations_it_never_lets_out(config: Path, folders: Any) -> None:
+    profiles = ("--profiles", folders.root / "profiles", "--tools", folders.root / "tools")
+    folders.edit("profiles/base.toml", '"*.example.com"', '"api.example.com"')
+    folders.edit("profiles/base.toml", "ports = [5432]", "ports = [5433]")
+    said = json.loads(run("profile", "check", *profiles, "--json"))["profiles"]["base (task)"]
+    assert [line.partition("rule ")[2] for line in said if "never lets out" in line] == [
+        "`files`: no rule here opens files.example.com",
+        "`db`: no rule here opens 10.0.0.7",
+    ]
 
 
 def test_the_help_has_examples() -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runner.catalog.egress import compile_rules
+from runner.catalog.egress import compile_rules, overlap
 from runner.catalog.place import Place
 from runner.config import RuleFile
 from runner.destination import path, path_pattern
@@ -255,7 +255,21 @@ rules = st.builds(
     paths=st.sampled_from([(), ("/v1/*",), ("/v1/{id}", "/v2/a%2Fb"), ("/*",)]),
     addresses=st.sampled_from([(), ("10.0.0.0/8",)]),
 )
-parts = st.lists(st.lists(rules, max_size=6, unique_by=lambda each: each.name).map(tuple), min_size=1, max_size=3)
+
+
+def lists_of(each: st.SearchStrategy[EgressRule]) -> st.SearchStrategy[list[tuple[EgressRule, ...]]]:
+    part = st.lists(each, max_size=6, unique_by=lambda one: one.name).map(tuple)
+    return st.lists(part, min_size=1, max_size=3)
+
+
+def lawful(each: EgressRule) -> bool:
+    """Whether the catalogue would make such a rule: it judges only requests that can be read."""
+    if each.inspect or each.protocol == "http":
+        return (each.protocol == "https") is each.inspect
+    return not each.methods and not each.paths
+
+
+parts = lists_of(rules)
 
 
 def build(drawn: list[tuple[EgressRule, ...]]) -> list[Allowlist]:
@@ -304,7 +318,7 @@ def test_allowed_is_what_every_part_allows_by_definition(drawn: list[tuple[Egres
         assert verdict.inspect is (asked.protocol == "https" and any(e.inspect for part in matching for e in part))
 
 
-@given(parts, requests)
+@given(lists_of(rules.filter(lawful)), requests)
 def test_the_missing_rule_is_what_the_deciding_part_lacked(
     drawn: list[tuple[EgressRule, ...]], asked: Requested
 ) -> None:
@@ -328,6 +342,13 @@ def _with(allowlist: Allowlist, verdict: Verdict) -> Allowlist:
     (made,) = compile_rules(msgspec.convert(table, tuple[RuleFile, ...]), Place(file, b"", "profile"))
     kept = tuple(each for each in allowlist.rules if each.name != made.name)
     return Allowlist(part=allowlist.part, rules=(*kept, made))
+
+
+@given(rules, rules, requests)
+def test_rules_that_allow_a_request_together_overlap(one: EgressRule, other: EgressRule, asked: Requested) -> None:
+    both = by_definition(one, asked) and by_definition(other, asked)
+    assert overlap(one, other) is overlap(other, one)
+    assert overlap(one, other) or not both
 
 
 @given(parts, rules, requests)
