@@ -92,7 +92,9 @@ class Allowlists:
         self._parts = tuple(map(_compiled, allowlists))
 
     def authorise(self, request: Requested) -> Verdict:
-        """The verdict on one request as it can be read: a tunnel by its destination, anything else by its head."""
+        """The verdict on one request as it can be read: a tunnel by its destination, anything else by its head.
+
+        A tunnel to https is asked about as opaque only where `connect` says that it stays so."""
         wrong = _not_canonical(request)
         if wrong:
             return _denied("syntax", wrong, protocol=request.protocol)
@@ -127,7 +129,7 @@ class Allowlists:
         part = next(lacking, None)
         if part is None and self._parts:
             reason = "one part takes it for https and another for tcp"
-            return _denied(self._parts[-1].name, f"{self._parts[-1].name}: {reason}", code="egress")
+            return _denied(self._parts[-1].name, f"{self._parts[-1].name}: {reason}")
         return _lacking(part, asked)
 
     def addresses(self, verdict: Verdict, host_: str, addresses: Sequence[str]) -> Verdict:
@@ -287,8 +289,8 @@ def _least(values: Iterable[int]) -> int:
 # --- denying --------------------------------------------------------------------------------------------------
 
 
-def _denied(part: str, reason: str, *, code: str = "", protocol: Protocol = "https", missing: str = "") -> Verdict:
-    code = code or ("protocol" if part == "syntax" else "egress")
+def _denied(part: str, reason: str, *, protocol: Protocol = "https", missing: str = "") -> Verdict:
+    code = "protocol" if part == "syntax" else "egress"
     return Verdict(allowed=False, reason=reason, code=code, part=part, missing=missing, protocol=protocol)
 
 
@@ -307,7 +309,7 @@ def _lacking(part: _Part | None, request: Requested) -> Verdict:
             _METHOD: f"{best.id} does not allow {request.method}",
             _PATH: f"{best.id} does not allow this path",
         }[_unfit(best, request)]
-    return _denied(part.name, reason, code="egress", protocol=request.protocol, missing=_missing(part, request))
+    return _denied(part.name, reason, protocol=request.protocol, missing=_missing(part, request))
 
 
 def _missing(part: _Part, request: Requested) -> str:
