@@ -72,8 +72,9 @@ def test_the_guest_stays_small() -> None:
 @pytest.mark.parametrize(
     ("process", "never"),
     [
-        ("gate", {"docker", "runner.engine", "runner.recorder", "requests"}),
+        ("gate", {"docker", "runner.engine", "runner.recorder", "runner.broker", "requests", "hvac", "authlib"}),
         ("engine", {"cedarpy", "nacl", "runner.gate", "runner.token", "runner.recorder"}),
+        ("broker", {"docker", "cedarpy", "nacl", "runner.gate", "runner.engine", "runner.ledger", "runner.catalog"}),
         ("recorder", {"docker", "cedarpy", "nacl", "runner.gate", "runner.engine", "runner.token"}),
         ("parent", {"docker", "cedarpy", "nacl", "runner.gate", "runner.engine", "runner.recorder"}),
     ],

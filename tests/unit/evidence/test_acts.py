@@ -212,3 +212,27 @@ def test_a_policy_that_is_put_back_is_said_to_be(sample: ModuleType, tmp_path: P
     assert [act.what.partition(", a policy put back ")[2] for act in told(tmp_path)] == [
         "", "", "", "that entry 1 replaced", "", "that entry 3 replaced",
     ]  # fmt: skip
+
+
+def test_what_operators_did_to_secrets(sample: ModuleType, tmp_path: Path) -> None:
+    recorder = sample.open_recorder(tmp_path)
+    rows = [("set", 0, 1, ""), ("rotate", 1, 2, ""), ("rotate", 2, 2, "the disk is full"), ("remove", 2, 0, "")]
+    for number, (act, before, after, problem) in enumerate(rows):
+        recorder.append(
+            entries.encode(
+                entries.Secret(
+                    time=at(number), act=act, name="api", before=before, after=after, by=1000, operator=ANN,  # type: ignore[arg-type]
+                    why="a reason", problem=problem,
+                )
+            )
+        )  # fmt: skip
+    recorder.close()
+    (tmp_path / "ledger/key.pub").write_text(sample.VKEY + "\n")
+    found = told(tmp_path, kind="secret")
+    assert [(act.what, act.before, act.after, act.why) for act in found] == [
+        ("secret api, set", "not stored", "version 1", "a reason"),
+        ("secret api, rotate", "version 1", "version 2", "a reason"),
+        ("secret api, rotate", "version 2", "version 2", "not carried out: the disk is full"),
+        ("secret api, remove", "version 2", "not stored", "a reason"),
+    ]
+    assert {act.operator for act in found} == {"ann"}
