@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import logging
 from pathlib import Path
 
 from runner.broker import master
@@ -13,6 +14,7 @@ from runner.broker.providers.provider import unavailable
 from runner.broker.store import Store
 from runner.errors import RunnerError
 
+_log = logging.getLogger(__name__)
 _MAX_CREDENTIAL = 64 << 10
 _FINGERPRINT = 16  # bytes: collisions of 2^64 values matter to nobody
 
@@ -59,9 +61,8 @@ class Keeper:
             try:
                 value = master.read_file(Path(name), maximum=_MAX_CREDENTIAL)
             except RunnerError as error:
-                raise unavailable(
-                    f"the credential {name}: {error.refused.reason}", next_step=error.refused.next_step
-                ) from None
+                _log.error("a provider's credential: %s", error.refused.line())
+                raise unavailable("a provider's credential cannot be read", next_step="see the daemon's log") from None
         else:
             secret = self.open().store.get(name)
             if secret is None:
@@ -72,5 +73,6 @@ class Keeper:
             secret.wipe()
         value = value.removesuffix(b"\n")
         if not value or not value.isascii() or not value.decode("ascii").isprintable():
-            raise unavailable(f"the credential {name} is not one line of ASCII", next_step="see what it holds")
+            _log.error("a provider's credential, %s, is not one line of printable ASCII", name)
+            raise unavailable("a provider's credential cannot be used", next_step="see the daemon's log")
         return value

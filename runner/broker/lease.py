@@ -9,6 +9,7 @@ it is delivered, and leaves it when the provider has undone it: a crash at any p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -56,12 +57,13 @@ class _Held:
 class _Flight:
     """A request that waits for providers."""
 
-    __slots__ = ("call", "over", "task")
+    __slots__ = ("call", "done", "over", "task")
 
     def __init__(self, call: str, task: str) -> None:
         self.call = call
         self.task = task
-        self.over = False
+        self.over = False  # revoked
+        self.done = asyncio.Event()  # delivered, or what came of it is being undone
 
 
 class _Came:
@@ -117,7 +119,13 @@ class Leases:
             raise unavailable("the call is over")
         if not 0 < len(asked.names) <= _NAMES or len(self._flights) >= _FLIGHTS:
             raise refuse("busy", f"more than {_NAMES} secrets, or {_FLIGHTS} calls that wait for providers")
-        opened = self.opened()
+        try:
+            opened = self.opened()
+        except RunnerError as error:  # an agent reads this: without the place
+            refused = error.refused
+            raise unavailable(
+                f"the broker's store is not open: {refused.reason}", next_step=refused.next_step
+            ) from None
         flight = _Flight(asked.call, asked.task)
         self._flights.add(flight)
         return self._issue(opened, asked, flight)
@@ -128,17 +136,18 @@ class Leases:
             came = await asyncio.gather(
                 *(self._one(opened, name, wish) for name in asked.names), return_exceptions=True
             )
-        finally:
-            self._flights.discard(flight)
-        # From here to the return nothing waits: either the call was revoked before, or its revocation finds these.
-        failed = [each for each in came if isinstance(each, BaseException)]
-        ready = [each for each in came if isinstance(each, _Came)]
-        if failed or flight.over:
+            # From here to the return nothing waits: either the call was revoked before, or its revocation finds these.
+            failed = [each for each in came if isinstance(each, BaseException)]
+            ready = [each for each in came if isinstance(each, _Came)]
+            if not failed and not flight.over:
+                return tuple(self._deliver(opened, asked, wish, each) for each in ready)
             for each in ready:
                 each.issued.secret.wipe()
                 self._undo(each.made, each.provider)
-            raise next((each for each in failed), unavailable("the call is over"))
-        return tuple(self._deliver(opened, asked, wish, each) for each in ready)
+            raise failed[0] if failed else unavailable("the call is over")
+        finally:
+            self._flights.discard(flight)
+            flight.done.set()
 
     async def _one(self, opened: Opened, name: str, wish: Wish) -> _Came:
         try:
@@ -302,8 +311,12 @@ class Leases:
     async def close(self) -> None:
         """End everything; give providers a moment to undo it."""
         self.revoke("all", "")
-        if self._undoing:
-            await asyncio.wait([*self._undoing.values()], timeout=_GRACE_S)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_S):
+                for flight in [*self._flights]:
+                    await flight.done.wait()
+                if self._undoing:
+                    await asyncio.wait([*self._undoing.values()])
         for task in [*self._undoing.values()]:
             task.cancel()
         for pool in self._pools.values():

@@ -53,6 +53,17 @@ operators = [0]
 # uri = "https://issuer.example"
 # public_key = "keys/issuer.jwk"
 
+# Secrets for tools: `runner secret init` makes the key of the broker's own store, `runner secret set NAME` fills it.
+# Others' come from programs, HashiCorp Vault or OpenBao, and OAuth 2.0 servers; a manifest names them `vault:orders`.
+# [secrets.providers.vault]
+# kind = "vault"
+# address = "https://vault.example:8200"
+# token = "vault-token"
+# [secrets.providers.vault.secrets.orders]
+# path = "database/creds/orders-rw"
+# read_path = "database/creds/orders-ro"
+# username = "username"
+
 # Whose signature a bundle of policies must have: runner policy sign.
 # [policy]
 # require_signature = true

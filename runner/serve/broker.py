@@ -60,10 +60,9 @@ class BrokerProcess:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         for wait in waits:
             wait.cancel()
-        self._leases.revoke("all", "")  # also what is being made now
+        await self._leases.close()
         for task in self._tasks:
             task.cancel()
-        await self._leases.close()
 
     # --- parent -------------------------------------------------------------------------------------------
 

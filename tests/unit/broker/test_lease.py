@@ -351,6 +351,22 @@ async def test_what_a_broker_left_is_revoked_by_the_next_one(tmp_path: Path, mon
     assert outstanding(tmp_path) == 0
 
 
+async def test_a_broker_that_ends_while_a_provider_works_undoes_what_comes(tmp_path: Path) -> None:
+    provider = Made()
+    provider.hold = threading.Event()
+    home = House(tmp_path, provider)
+    asked = asyncio.ensure_future(home.ask())
+    await until(provider.entered.is_set)
+    closing = asyncio.ensure_future(home.leases.close())
+    await asyncio.sleep(0.02)
+    provider.hold.set()
+    with pytest.raises(RunnerError):
+        await asked
+    await closing
+    assert (provider.made, provider.living) == (1, set())
+    assert outstanding(tmp_path) == 0
+
+
 async def test_what_is_left_waits_for_its_provider_to_be_configured(tmp_path: Path) -> None:
     provider = Made()
     home = House(tmp_path, provider)
