@@ -8,6 +8,7 @@ import http.server
 import json
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -245,7 +246,11 @@ class Outside:
 
     def end(self, call: str = "c1") -> wire.Closed:
         """Close a call."""
-        closed: wire.Closed = self.run(self.proxy.close(2, call))
+
+        async def close() -> wire.Closed:
+            return await self.proxy.close(2, call)
+
+        closed: wire.Closed = self.run(close())
         return closed
 
     def tls(self, *names: str) -> ssl.SSLContext:
@@ -295,6 +300,40 @@ class Outside:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+
+class Dns:
+    """A DNS server on loopback that gives each query for an A record the next of its answers, for no time at all."""
+
+    def __init__(self, answers: Callable[[int], list[str]]) -> None:
+        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._sock.bind(("127.0.0.1", 0))
+        self.port = self._sock.getsockname()[1]
+        self.asked = 0
+        self._answers = answers
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            query, peer = self._sock.recvfrom(4096)
+            if query == b"stop":
+                return
+            end = query.index(b"\0", 12) + 5
+            kind = struct.unpack(">H", query[end - 4 : end - 2])[0]
+            found: list[bytes] = []
+            if kind == 1:
+                found = [socket.inet_aton(each) for each in self._answers(self.asked)]
+                self.asked += 1
+            head = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0)
+            records = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + each for each in found)
+            self._sock.sendto(head + query[12:end] + records, peer)
+
+    def close(self) -> None:
+        """Gone when this returns."""
+        self._sock.sendto(b"stop", ("127.0.0.1", self.port))
+        self._thread.join()
+        self._sock.close()
 
 
 def talk(port: int, data: bytes, *, half_close: bool = False, wait_s: float = DEADLINE_S) -> bytes:
@@ -358,6 +397,19 @@ def make_outside() -> Iterator[Callable[..., Outside]]:
 
         def make(**settings: Any) -> Outside:
             made = Outside(**settings)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def dns() -> Iterator[Callable[[Callable[[int], list[str]]], Dns]]:
+    """Name servers: `dns(lambda number: ["192.0.2.1"])`."""
+    with contextlib.ExitStack() as stack:
+
+        def make(answers: Callable[[int], list[str]]) -> Dns:
+            made = Dns(answers)
             stack.callback(made.close)
             return made
 

@@ -17,8 +17,8 @@ from runner.destination import Destination, Malformed, absolute, authority, is_l
 from runner.egress.allowlist import Verdict
 from runner.egress.authority import Authority
 from runner.egress.body import Cut, Inlet
-from runner.egress.calls import Call, Passage, denied
-from runner.egress.exchange import Broken, Exchange, House, permit, reach
+from runner.egress.calls import Call, Passage, as_judged, denied
+from runner.egress.exchange import DEFECT, Broken, Exchange, House, permit, reach
 from runner.egress.head import Request, Syntax, parse_request
 from runner.egress.hello import Hello
 from runner.egress.inject import Leak, Watch
@@ -103,19 +103,10 @@ class Connection:
     def _refused(self, reason: str, code: str = "syntax", where: Destination | None = None) -> Stop:
         """Refuse what is not even a request that could be judged."""
         stop = Stop(code, reason, part="syntax")
-        self._tell(stop, where)
-        return stop
-
-    def _tell(self, stop: Stop, where: Destination | None = None, protocol: str = "http") -> None:
         host, port = where or ("", 0)
-        asked = Requested(
-            id=self.call.number(),
-            protocol="https" if protocol == "https" else "http",
-            host=host,
-            port=port,
-            visibility="opaque" if protocol == "https" else "head",
-        )
+        asked = Requested(id=self.call.number(), protocol="http", host=host, port=port, visibility="head")
         self.call.refused(asked, stop)
+        return stop
 
     async def _linger(self, stream: Stream) -> None:
         """Let the last answer be read: closing on unread bytes would take it back (RFC 9112 §9.6)."""
@@ -187,7 +178,8 @@ class Connection:
             if not verdict.allowed:
                 raise denied(verdict)
         except Leak as leak:
-            raise self._told(call.leaked(call.number(), leak), where) from None
+            number = call.number()
+            raise self._told(call.leaked(number, leak), where, number) from None
         except Stop as stop:
             raise self._told(stop, where) from None
         if verdict.inspect:
@@ -195,8 +187,12 @@ class Connection:
         else:
             await self._opaque(inlet, where, verdict.protocol == "tcp")
 
-    def _told(self, stop: Stop, where: Destination) -> Stop:
-        self._tell(stop, where, "https")
+    def _told(self, stop: Stop, where: Destination, number: int = 0) -> Stop:
+        """Refuse a tunnel."""
+        asked = Requested(
+            id=number or self.call.number(), protocol="https", host=where.host, port=where.port, visibility="opaque"
+        )
+        self.call.refused(asked, stop)
         return stop
 
     async def _inspected(self, inlet: Inlet, where: Destination) -> None:
@@ -242,6 +238,7 @@ class Connection:
             verdict = call.allowlists.authorise(requested)
             if not verdict.allowed:
                 raise denied(verdict)
+            requested = as_judged(requested, verdict)
             if call.bound(verdict):
                 raise Stop("injection", "a credential is bound to this destination; an opaque tunnel cannot carry it")
             passage = Passage(call, verdict, requested.id)
@@ -278,6 +275,9 @@ class _Opaque:
             ended = self._gone()
         except asyncio.CancelledError:
             ended = Stop("interrupted", "the call is over")
+            raise
+        except Exception:
+            ended = DEFECT
             raise
         finally:
             passage.over(ended)

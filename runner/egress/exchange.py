@@ -46,11 +46,16 @@ async def reach(house: House, call: Call, verdict: Verdict, where: Destination, 
 
 async def permit(call: Call, requested: Requested, verdict: Verdict, passage: Passage) -> None:
     """Gate's word, after which the request has an entry and must be ended. Raises `Stop`."""
-    answer = await call.gate.ask(call.id, as_judged(requested, verdict))
-    if call.over:
-        raise Stop("interrupted", "the call is over")
+    try:
+        answer = await call.gate.ask(call.id, as_judged(requested, verdict))
+    except asyncio.CancelledError:  # whatever the answer would have been: nothing was sent
+        passage.over(Stop("interrupted", "the call is over"))
+        raise
     if not answer.allowed:
         raise Forbidden(answer.reason or "token or policy forbids it", answer.rule, answer.next_step)
+
+
+DEFECT = Stop("unavailable", "egress has a defect; the log has the details")
 
 
 class Forbidden(Stop):
@@ -105,6 +110,7 @@ class Exchange:
         )
         try:
             verdict, filled, content = self._judge(asked, requested)
+            requested = as_judged(requested, verdict)
             passage = Passage(call, verdict, requested.id)
             passage.enter()
         except Stop as stop:
@@ -140,15 +146,20 @@ class Exchange:
         except Stop as stop:
             ended = stop
             if stop.part == "address":
-                self.call.refused(as_judged(requested, verdict), stop)
+                self.call.refused(requested, stop)
         except Leak as leak:
             ended = self.call.leaked(requested.id, leak)
+        except Unfit as unfit:
+            ended = Stop("injection", str(unfit))
         except (Syntax, Cut) as error:
             ended = Stop("syntax", f"the request's body: {error}")
         except OSError:
             ended = self.gone()
         except asyncio.CancelledError:
             ended = Stop("interrupted", "the call is over")
+            raise
+        except Exception:
+            ended = DEFECT
             raise
         finally:
             passage.secrets |= set(filled.used) if passage.status or run.sent else set()

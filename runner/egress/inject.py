@@ -21,6 +21,7 @@ from runner.egress.head import Headers
 from runner.wire.egress import Injection
 
 CANARY = "canary"
+_OFTEN = 16  # times that one place is filled: a short text that becomes a long one must not become endless
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _READABLE = frozenset({b"", b"identity"})
 
@@ -125,12 +126,13 @@ class Filter:
         self._all = needles.also((text, name) for text, (name, _) in self._replaced.items())
         self._where = where
         self._held = b""
+        self._filled = 0
         self.used: set[str] = set()
         self.rewrites = bool(self._replaced)
         self.values = tuple(value for _, value in self._replaced.values())
 
     def feed(self, data: bytes) -> bytes:
-        """What may go out. Raises `Leak` before any byte of a needle does."""
+        """What may go out. Raises `Leak` before any byte of a needle does, `Unfit` when it would grow without end."""
         if not self._all:
             return data
         return self._pass(self._held + data, last=False)
@@ -147,6 +149,9 @@ class Filter:
                 raise Leak(self._all.name(text), self._where)
             name, value = self._replaced[text]
             self.used.add(name)
+            self._filled += 1
+            if self._filled > _OFTEN:
+                raise Unfit(f"the placeholder stands more than {_OFTEN} times in the body")
             out += (data[:at], value)
             data = data[at + len(text) :]
         keep = 0 if last else self._all.unfinished(data)
@@ -213,6 +218,8 @@ class _Filling:
         for each in self._bound:
             placeholder = each.placeholder.encode()
             if place in each.places and placeholder in text:
+                if text.count(placeholder) > _OFTEN:
+                    raise Unfit(f"the placeholder stands more than {_OFTEN} times in one place")
                 text = text.replace(placeholder, each.value)
                 self._used.add(each.name)
                 self._shown.add(each.value)

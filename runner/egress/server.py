@@ -7,6 +7,8 @@ import contextlib
 import logging
 import socket
 import ssl
+from collections.abc import Coroutine
+from typing import Any
 
 from runner.config import Egress
 from runner.egress.allowlist import Allowlists
@@ -23,6 +25,10 @@ _log = logging.getLogger(__name__)
 _ACCEPTS = 16  # connections of one call in one turn of the loop
 _PAUSE_S = 0.1
 _NO_CONNECTION = Stop("busy", "too many connections are open")
+
+
+async def _closed(number: int, call: Call | None) -> Closed:
+    return await call.ended(number) if call is not None else Closed(number=number)
 
 
 class Proxy:
@@ -49,14 +55,13 @@ class Proxy:
         self._calls[call.id] = call
         self._listen(call)
 
-    async def close(self, number: int, name: str) -> Closed:
-        """End a call; when this returns nothing of it is left."""
+    def close(self, number: int, name: str) -> Coroutine[Any, Any, Closed]:
+        """End a call: from this very step on nothing of it passes. What is returned waits until nothing is left."""
         call = self._calls.pop(name, None)
-        if call is None:
-            return Closed(number=number)
-        asyncio.get_running_loop().remove_reader(call.listener.fileno())
-        call.end()
-        return await call.ended(number)
+        if call is not None:
+            asyncio.get_running_loop().remove_reader(call.listener.fileno())
+            call.end()
+        return _closed(number, call)
 
     def bundle(self, sandbox: str) -> bytes:
         """Whom a sandbox should trust: the same as egress, and its own authority."""
@@ -75,6 +80,7 @@ class Proxy:
     def adopt(self, config: Egress, trust: bytes) -> None:
         """New settings, for what begins from now on."""
         if (config.hosts, config.nameservers) != (self.config.hosts, self.config.nameservers):
+            asyncio.get_running_loop().call_later(2 * config.connect_s, self.resolver.discard)
             self.resolver = Resolver(config.hosts, config.nameservers, config.connect_s)
         if trust != self.trust:
             self.trust, self.context = trust, client_context(trust)

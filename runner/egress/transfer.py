@@ -180,7 +180,8 @@ class Transfer:
         endless = response.length == UNTIL_CLOSE or (response.length == CHUNKED and asked.old)
         self._closes = endless
         headers = end_to_end(response.headers)
-        headers = [(name, value) for name, value in headers if name != b"content-length" or response.length != CHUNKED]
+        if response.status == 204:  # there is no body whose length could be told (RFC 9110 §8.6)
+            headers = [(name, value) for name, value in headers if name != b"content-length"]
         if response.length == CHUNKED and not endless:
             headers.append((b"Transfer-Encoding", b"chunked"))
         if endless or not asked.keep:

@@ -69,6 +69,10 @@ class Resolver:
         wanted = (pycares.ARecordData, pycares.AAAARecordData)
         return [record.data.addr for record in result.answer if isinstance(record.data, wanted)]
 
+    def discard(self) -> None:
+        """Nobody waits for an answer any more."""
+        self._dns.cancel()
+
     async def close(self) -> None:
         """Ask nothing more."""
         await self._dns.close()

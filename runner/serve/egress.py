@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import uvloop
 from runner.catalog import Catalog, compile_bundle
 from runner.egress.refusals import Stop
 from runner.egress.server import Proxy
+from runner.egress.upstream import client_context
 from runner.errors import RunnerError, refusal, refuse
 from runner.model import Allowlist
 from runner.serve import confine, log, privilege
@@ -156,8 +158,8 @@ class EgressProcess:
             self._asks.post(self._open(message, descriptor))
         elif isinstance(message, wire.Trust):
             self._asks.post(self._trust(message))
-        else:
-            self._run(self._close(message))
+        elif isinstance(message, wire.Close):
+            self._run(self._close(self._ready().close(message.number, message.call)))
 
     def _open(self, message: wire.Open, descriptor: int | None) -> wire.FromEgress:
         if descriptor is None:
@@ -179,9 +181,8 @@ class EgressProcess:
         except RunnerError as error:
             return wire.Failed(number=message.number, refusal=error.refused)
 
-    async def _close(self, message: wire.Close) -> None:
-        closed = await self._proxy.close(message.number, message.call) if self._proxy is not None else None
-        self._asks.post(closed or wire.Closed(number=message.number))
+    async def _close(self, closing: Coroutine[Any, Any, wire.Closed]) -> None:
+        self._asks.post(await closing)
 
     def _ready(self) -> Proxy:
         if self._proxy is None:
@@ -214,10 +215,10 @@ def authorities(path: str, bundle: parent.Bundle) -> bytes:
     whole = b"\n".join(parts)
     try:
         if whole:
-            ssl.create_default_context(cadata=whole.decode("ascii"))
+            client_context(whole)
         if path:
-            ssl.create_default_context(cadata=parts[-1].decode("ascii"))
-    except (ssl.SSLError, UnicodeDecodeError, ValueError):
+            ssl.create_default_context(cadata=parts[-1].decode("ascii", "ignore"))
+    except (ssl.SSLError, ValueError):
         raise refuse(
             "config", "no PEM certificates of authorities", field=path, next_step="egress.trust names a file of them"
         ) from None

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -21,17 +22,23 @@ _FORK = multiprocessing.get_context("fork")  # before any thread is made
 
 
 @contextlib.contextmanager
-def server(serve: Callable[[socket.socket], None]) -> Iterator[int]:
-    """A process that serves one connection after the other on loopback; its port."""
+def server(serve: Callable[[socket.socket], None], *, threads: bool = False) -> Iterator[int]:
+    """A process that serves one connection after the other on loopback, or each in a thread; its port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+
+    def one(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            serve(connection)
 
     def run() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         while True:
             connection, _ = listener.accept()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with connection, contextlib.suppress(OSError):
-                serve(connection)
+            if threads:
+                threading.Thread(target=one, args=(connection,), daemon=True).start()
+            else:
+                one(connection)
 
     process = _FORK.Process(target=run, daemon=True)
     process.start()
@@ -63,7 +70,15 @@ class Client:
 
     def ask(self, name: str, *arguments: Any) -> Any:
         """What the named piece of work returns."""
+        self.begin(name, *arguments)
+        return self.finish()
+
+    def begin(self, name: str, *arguments: Any) -> None:
+        """Start a piece of work."""
         self._mine.send((name, arguments))
+
+    def finish(self) -> Any:
+        """What the work that was begun returns."""
         return self._mine.recv()
 
     def close(self) -> None:

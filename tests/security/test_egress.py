@@ -12,13 +12,12 @@ import json
 import re
 import socket
 import ssl
-import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from outside import DEADLINE_S, NAME, Origin, Outside, drained, refused, rule, talk, tunnel
+from outside import DEADLINE_S, NAME, Dns, Origin, Outside, drained, refused, rule, talk, tunnel
 
 from runner.wire import egress as wire
 
@@ -317,53 +316,6 @@ def test_what_is_for_the_proxy_goes_no_further(outside: Outside) -> None:
 # --- N04, N05, N06: names and addresses ---------------------------------------------------------------------
 
 
-class Dns:
-    """A DNS server on loopback that gives each query for an A record the next of its answers, for no time at all."""
-
-    def __init__(self, answers: Callable[[int], list[str]]) -> None:
-        self._sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._sock.bind(("127.0.0.1", 0))
-        self.port = self._sock.getsockname()[1]
-        self.asked = 0
-        self._answers = answers
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def _serve(self) -> None:
-        while True:
-            query, peer = self._sock.recvfrom(4096)
-            if query == b"stop":
-                return
-            end = query.index(b"\0", 12) + 5
-            kind = struct.unpack(">H", query[end - 4 : end - 2])[0]
-            found: list[bytes] = []
-            if kind == 1:
-                found = [socket.inet_aton(each) for each in self._answers(self.asked)]
-                self.asked += 1
-            head = query[:2] + struct.pack(">HHHHH", 0x8180, 1, len(found), 0, 0)
-            records = b"".join(b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 0, 4) + each for each in found)
-            self._sock.sendto(head + query[12:end] + records, peer)
-
-    def close(self) -> None:
-        """Gone when this returns."""
-        self._sock.sendto(b"stop", ("127.0.0.1", self.port))
-        self._thread.join()
-        self._sock.close()
-
-
-@pytest.fixture
-def dns() -> Iterator[Callable[[Callable[[int], list[str]]], Dns]]:
-    """Name servers: `dns(lambda number: ["192.0.2.1"])`."""
-    with contextlib.ExitStack() as stack:
-
-        def make(answers: Callable[[int], list[str]]) -> Dns:
-            made = Dns(answers)
-            stack.callback(made.close)
-            return made
-
-        yield make
-
-
 def test_a_name_that_changes_its_address_is_dialled_where_it_was_judged(
     make_outside: Callable[..., Outside], dns: Callable[..., Dns]
 ) -> None:
@@ -395,6 +347,35 @@ def test_a_name_that_changes_its_address_is_dialled_where_it_was_judged(
     assert server.asked == 50  # once a request
     assert {message.address for message in outside.gate.of(wire.Ended)} == {"127.0.0.2", ""}
     assert refused(answers[1])["part"] == "address"
+
+
+def test_a_name_without_an_address_or_an_answer_is_told(
+    make_outside: Callable[..., Outside], dns: Callable[..., Dns]
+) -> None:
+    empty, many = dns(lambda _: []), dns(lambda number: [f"127.0.{number % 4}.{each}" for each in range(1, 90)])
+    silent = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    silent.bind(("127.0.0.1", 0))
+    with silent:
+        cases = (
+            (empty.port, {"upstream"}),
+            (many.port, {"upstream"}),
+            (silent.getsockname()[1], {"timeout", "upstream"}),
+        )
+        for server, codes in cases:
+            outside = make_outside(nameservers=(f"127.0.0.1:{server}",), connect_s=0.5)
+            port = outside.open(rule(host="no.example.test", port=80, protocol="http"))
+            found = refused(ask(port, "no.example.test"))
+            assert found["code"] in codes
+            assert found["part"] == "dns"
+            assert outside.gate.of(wire.Ended)[0].address == ""
+
+
+def test_the_next_address_is_tried(make_outside: Callable[..., Outside]) -> None:
+    outside = make_outside(hosts={NAME: ("127.0.0.9", "127.0.0.1")})
+    web = outside.web()
+    port = outside.open(rule(port=web.port, protocol="http"))
+    assert ask(port, f"{NAME}:{web.port}").startswith(b"HTTP/1.1 200 ")
+    assert outside.gate.of(wire.Ended)[0].address == "127.0.0.1"
 
 
 @pytest.mark.parametrize(
@@ -1070,6 +1051,20 @@ def test_an_answer_that_repeats_the_credential_is_cut_before_it(outside: Outside
         outside.wait(lambda call=call: [each for each in outside.gate.of(wire.Ended) if each.call == call])
         assert outside.gate.of(wire.Ended)[-1].code == "injection"
         assert outside.gate.of(wire.Ended)[-1].secrets == ("key",)
+
+
+def test_a_placeholder_does_not_make_a_request_endless(outside: Outside) -> None:
+    """Thirty-six bytes become as many as the credential has: so many times and no more."""
+    web = outside.web(outside.tls()).quiet()
+    where = f"{NAME}:{web.port}"
+    port = outside.open(rule(port=web.port, inspect=True), injections=(key("body", "header:X-Key"),))
+    for count, wanted in ((16, b"200"), (17, b"403")):
+        body = KEY * count
+        post = f"POST / HTTP/1.1\r\nHost: {where}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+        assert inner(outside, port, where, post.encode())[9:12] == wanted
+        get_ = f"GET / HTTP/1.1\r\nHost: {where}\r\nX-Key: {body}\r\nConnection: close\r\n\r\n"
+        assert inner(outside, port, where, get_.encode())[9:12] == wanted
+    assert len(web.seen) == 2
 
 
 def test_injection_that_cannot_happen_is_a_refusal(outside: Outside) -> None:

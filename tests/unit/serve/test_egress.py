@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import trustme
-from outside import NAME, Outside, drained, refused, rule, talk
+from outside import NAME, Dns, Outside, drained, refused, rule, talk
 
 from runner.catalog import read_bundle
 from runner.config import parse_config
@@ -211,6 +211,20 @@ def test_a_call_comes_asks_and_goes(make_process: Callable[..., Process], outsid
     assert web.dialled == 1
     process.gate.send(wire.Close(number=9, call="c1"))
     assert process.gate.next() == wire.Closed(number=9)  # of a call that is gone there is nothing to tell
+
+
+def test_names_are_looked_up_behind_the_filter(
+    make_process: Callable[..., Process], outside: Outside, dns: Callable[..., Dns]
+) -> None:
+    web, server = outside.web(), dns(lambda _: ["127.0.0.1"])
+    process = make_process(f'nameservers = ["127.0.0.1:{server.port}"]\n').start()
+    port = process.open(rule(host="looked.example.test", port=web.port, protocol="http"))
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as sock:
+        sock.sendall(ask(port, f"looked.example.test:{web.port}"))
+        question = process.gate.until(wire.Ask)
+        process.gate.send(wire.Answer(number=question.number, allowed=True))
+        assert drained(sock).startswith(b"HTTP/1.1 200 ")
+    assert server.asked == 1
 
 
 def test_a_sandbox_has_its_own_authority_until_it_is_forgotten(make_process: Callable[..., Process]) -> None:
