@@ -24,6 +24,7 @@ from runner.wire.egress import Answer, Closed, Ended, FromEgress, Leaked, Open, 
 
 _UNBOUNDED = 1 << 62
 _MINUTE = 60.0
+_MAX_LEAKED = 16  # leaks of one call that are told: whoever reads them knows by then
 _MAX_TOLD = 128  # refusals of one call that are told singly; the rest are counted
 
 
@@ -63,6 +64,7 @@ class Call:
         self.down = 0
         self._requests = 0
         self._refused = 0
+        self._leaked = 0
         self._spent: dict[str, _Spent] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -110,7 +112,9 @@ class Call:
 
     def leaked(self, number: int, leak: Leak) -> Stop:
         """Tell gate of a placeholder or canary that was out of its place; the refusal that follows from it."""
-        self.gate.post(Leaked(call=self.id, id=number, name=leak.name, where=leak.where))
+        self._leaked += 1
+        if self._leaked <= _MAX_LEAKED:
+            self.gate.post(Leaked(call=self.id, id=number, name=leak.name, where=leak.where))
         return Stop("injection", f"a credential's placeholder stands where it may not: {leak.where}")
 
     def end(self) -> None:

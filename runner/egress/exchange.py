@@ -183,7 +183,7 @@ class Exchange:
         host, port = asked.where
         if held is not None:
             same = (held.host, held.port) == (host, port)
-            if same and self._may(held, verdict) and held.link.fresh():
+            if same and self._may(held, verdict) and held.stream.fresh():
                 self._upstream = held
                 passage.address = held.address
                 return held

@@ -33,6 +33,9 @@ class Stream(Protocol):
     def abort(self) -> None:
         """Gone, at once. Idempotent."""
 
+    def fresh(self) -> bool:
+        """Whether the peer has neither ended nor said anything that was not read."""
+
 
 class Link:
     """A non-blocking socket. One task may read and one may write."""
@@ -98,7 +101,7 @@ class Link:
                 raise OSError(error, "connect") from None
 
     def fresh(self) -> bool:
-        """Whether the peer has neither ended nor said anything out of turn."""
+        """Whether the peer has neither ended nor said anything that was not read."""
         if self.closed:
             return False
         try:
@@ -232,6 +235,10 @@ class TlsLink:
     def abort(self) -> None:
         """Gone, at once."""
         self._link.abort()
+
+    def fresh(self) -> bool:
+        """Whether the peer has neither ended nor said anything that was not read."""
+        return not self._in.pending and not self._tls.pending() and self._link.fresh()
 
     async def _fill(self) -> None:
         data = await self._link.read(PIECE)

@@ -99,13 +99,11 @@ class Transfer:
         down = asyncio.ensure_future(self._down(upstream))
         try:
             await asyncio.wait((up, down), return_when=asyncio.FIRST_COMPLETED)
-            if up.done():
-                up.result()
-            keep = await down
-            if not up.done():
-                return False if keep is not None else None
-            up.result()
-            return keep
+            broke = up.exception() if up.done() else None
+            if broke is not None and not isinstance(broke, OSError):
+                raise broke
+            keep = await down  # also where writing broke: a destination may have answered and read no further
+            return keep if keep is None or (up.done() and broke is None) else False
         finally:
             for task in (up, down):
                 task.cancel()
@@ -221,6 +219,8 @@ class Transfer:
             response = parse_response(raw, head.method, config.headers)
             if response.status == 101 and not head.upgrade:
                 raise Syntax("it changes to a protocol that was not asked for")
+            if response.status == 407:
+                raise Syntax("it asks for credentials of a proxy, and that is not the destination's to ask")
             if response.status == 101 or response.status >= 200:
                 self._passage.status = response.status
                 self._echo.feed(raw)

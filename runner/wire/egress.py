@@ -107,7 +107,8 @@ class Ask(Message, frozen=True, tag="ask"):
 
 
 class Refused(Message, frozen=True, tag="refused"):
-    """Egress itself refused this, or what came was no request: nothing was dialled."""
+    """Egress itself refused this, or what came was no request: nothing was dialled. At most 128 of a call are told;
+    `Closed` counts all. Addresses are known after gate's answer only: then an `Ended` of the same id follows."""
 
     call: str
     request: Requested
@@ -118,7 +119,7 @@ class Refused(Message, frozen=True, tag="refused"):
 
 
 class Ended(Message, frozen=True, tag="ended"):
-    """An allowed request is over."""
+    """An allowed request is over, or its call was while gate was being asked (code `interrupted`)."""
 
     call: str
     id: int
@@ -134,7 +135,8 @@ class Ended(Message, frozen=True, tag="ended"):
 
 
 class Leaked(Message, frozen=True, tag="leaked"):
-    """A canary, or a placeholder out of its place, appeared in this request: of severity critical."""
+    """A canary, or a placeholder out of its place, appeared in this request: of severity critical. Or a response
+    repeated a credential (`where` is "response"), and was cut before it. At most 16 of a call are told."""
 
     call: str
     id: int
