@@ -349,6 +349,30 @@ def test_a_name_that_changes_its_address_is_dialled_where_it_was_judged(
     assert refused(answers[1])["part"] == "address"
 
 
+def test_a_name_is_looked_up_only_after_it_is_allowed(
+    make_outside: Callable[..., Outside], dns: Callable[..., Dns]
+) -> None:
+    """N03: whoever may not reach a name cannot tell it to anybody's name server, by any label of it."""
+    server = dns(lambda _: ["127.0.0.1"])
+    outside = make_outside(nameservers=(f"127.0.0.1:{server.port}",))
+    web = outside.web()
+    port = outside.open(
+        rule(host="looked.example.test", port=web.port, protocol="http"),
+        rule("tls", host="*.example.test", port=web.port, inspect=True),
+    )
+    for host in ("stolen.evil.test", "sub.looked.example.test", "looked.example.test.evil.test"):
+        assert refused(ask(port, f"{host}:{web.port}"))["code"] == "egress"
+        assert refused_or_dialled(port, f"{host}:{web.port}") == "egress"
+    with tunnel(port, f"any.example.test:{web.port}"):  # nothing was asked for inside yet
+        assert server.asked == 0
+    outside.gate.decide = lambda _: wire.Answer(number=0, allowed=False)
+    assert refused(ask(port, f"looked.example.test:{web.port}"))["code"] == "denied"
+    assert server.asked == 0
+    outside.gate.decide = lambda _: wire.Answer(number=0, allowed=True)
+    assert ask(port, f"looked.example.test:{web.port}").startswith(b"HTTP/1.1 200 ")
+    assert server.asked == 1
+
+
 def test_a_name_without_an_address_or_an_answer_is_told(
     make_outside: Callable[..., Outside], dns: Callable[..., Dns]
 ) -> None:
