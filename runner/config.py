@@ -15,6 +15,7 @@ T = TypeVar("T")
 
 TOOL_ID = re.compile(r"^[a-z][a-z0-9_]{0,63}\Z")  # model vendors refuse dots in tool names
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:@/-]{0,127}\Z")  # agents, owners, tasks, sessions: printable, no spaces
+SECRET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}\Z")  # no `:`, which divides a provider from its secret
 PROTOCOL_VERSION = 1
 
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -258,6 +259,13 @@ class Secrets(_Section, frozen=True):
     ttl_s: Seconds = 900.0  # the longest a lease lives without being renewed
     max_ttl_s: Seconds = 86_400.0  # and with
     providers: dict[str, CommandProvider | VaultProvider | OAuthProvider] = {}
+
+    def names(self, name: str) -> bool:
+        """Whether a manifest's `name` can be one of a stored secret, or is `provider:secret` as configured here."""
+        provider, colon, secret = name.partition(":")
+        if not colon:
+            return bool(SECRET_NAME.match(name))
+        return provider in self.providers and secret in self.providers[provider].secrets
 
 
 class Telemetry(_Section, frozen=True):

@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from runner.broker import master, store
+from runner.broker import master
 from runner.cli import keys
 from runner.cli.credentials import ADMIN_SOCKET, ask
 from runner.cli.serve import DEFAULT_CONFIG
@@ -113,6 +113,8 @@ def init(
 ) -> None:
     """Make the master key of the broker's store: 0600, the broker's user's own. Needs root. A daemon that runs takes
     it up. Keep a copy elsewhere: without it the store opens for nobody."""
+    from runner.broker import store  # imported here: no other command needs its ciphers
+
     settings = load_config(config)[0]
     folder = Path(settings.state) / "broker"
     if os.path.lexists(folder / store.FILE):
@@ -137,6 +139,8 @@ def init(
 def rekey(config: Configuration = DEFAULT_CONFIG, json: Json = False) -> None:
     """Replace the master key in the state folder. Needs root, and a daemon that is stopped. Secrets stay as they are:
     rotate those that somebody with the old key could have read."""
+    from runner.broker import store
+
     settings = load_config(config)[0]
     privilege.require_root()
     state = Path(settings.state)

@@ -12,12 +12,13 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from runner.config import SECRET_NAME
 from runner.errors import Refusal, RunnerError, refuse
 
 MIN_SECRET = 8  # bytes: shorter ones stand in innocent output too, so that redacting them would damage it
 MAX_SECRET = 32 << 10  # bytes of one value: a kubeconfig with its certificates is 10 KiB
 MAX_FIELDS = 8
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,63}\Z")  # no `:`, which divides a provider from its secret
+NAME = SECRET_NAME
 FIELD = re.compile(r"[a-z][a-z0-9_]{0,31}\Z")
 PUBLIC_FIELDS = frozenset(("username",))  # they name somebody and are no secret: any length, never redacted
 

@@ -65,6 +65,11 @@ def test_names_lead_to_providers() -> None:
         with pytest.raises(LookupError):
             found.of(name)
     assert found.provider("nobody") is None
+    secrets = parse_config(GOOD.encode(), Path("/etc/runner.toml")).secrets
+    for name in ("pass:github", "idp:calendar", "github", "a/b.c"):
+        assert secrets.names(name)
+    for name in ("vault:other", "nobody:x", "pass:", ":github", "", "../x", "a b", "github\n"):
+        assert not secrets.names(name)
 
 
 @pytest.mark.parametrize(

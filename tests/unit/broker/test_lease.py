@@ -48,7 +48,7 @@ class Made:
         self.down = False
         self.hold: threading.Event | None = None
         self.entered = threading.Event()
-        self.wishes: list[Wish] = []
+        self.last = Secret(bytearray())
 
     def issue(self, name: str, wish: Wish) -> Issued:
         self.entered.set()
@@ -59,11 +59,10 @@ class Made:
         if name == "broken":
             raise ValueError(CANARY)
         with self.turn:
-            self.wishes.append(wish)
             self.made += 1
             handle = f"handle-{self.made}"
             self.living.add(handle)
-        secret = Secret(bytearray(CANARY))
+        self.last = secret = Secret(bytearray(CANARY))
         return Issued(secret, ttl_s=self.ttl, handle=handle, renewable=self.renewable)
 
     def renew(self, handle: str, ttl_s: float) -> float:
@@ -132,6 +131,7 @@ async def test_a_lease_lives_until_its_call_is_over(tmp_path: Path) -> None:
     async with house(tmp_path, provider) as home:
         (lease,) = await home.ask()
         assert lease.value == CANARY
+        assert provider.last.value == bytes(len(CANARY))  # the broker has it no more
         assert (lease.name, lease.dynamic, lease.ttl_ms) == ("made:db", True, 60_000)
         assert provider.living
         assert home.leases.living == 1

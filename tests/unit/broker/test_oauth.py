@@ -278,6 +278,18 @@ def test_egress_that_refuses(server: Server, network: Network, relay: Relay) -> 
     assert provider(server, network).issue("orders", FULL).secret.value
 
 
+def test_no_variable_of_the_environment_is_another_way(
+    server: Server, authority: Authority, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Relay() as closed:
+        nowhere = closed.url
+    for variable in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(variable, relay.url)
+    idp = provider(server, Network(trust=authority.pem, proxy=nowhere))
+    assert "cannot be reached" in refused(idp.issue, "orders", FULL).refused.reason
+    assert relay.asked == []
+
+
 def test_a_token_cannot_be_renewed(server: Server, network: Network) -> None:
     idp = provider(server, network)
     assert "not renewed" in refused(idp.renew, idp.issue("orders", FULL).handle, 60.0).refused.reason

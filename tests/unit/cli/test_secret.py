@@ -129,6 +129,7 @@ def test_a_terminal_that_would_show_it_is_refused(gate: Gate) -> None:
     done = runner(gate, "set", "api")  # no terminal to turn the echo off
     assert done.returncode == 3
     assert "--stdin" in done.stderr
+    assert runner(gate, "set", "api", given=f"{CANARY}\n" * 2).returncode == 3  # a pipe is read only when it is named
     assert gate.heard == []
 
 
