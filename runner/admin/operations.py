@@ -16,7 +16,7 @@ from runner.admin.reload import ACT, Reloads, Request, Swap
 from runner.admin.retention import Images, Retention
 from runner.admin.roster import Asker
 from runner.admin.second import SecondPerson
-from runner.admin.secrets import SecretKeeper, Secrets
+from runner.admin.secrets import HasBroker, Secrets
 from runner.errors import refuse
 from runner.gate import pruned
 from runner.gate.authenticate import RETIRED
@@ -81,7 +81,7 @@ class Operations:
         reloads: Reloads,
         second: SecondPerson,
         images: Images,
-        broker: SecretKeeper | None = None,
+        broker: HasBroker,
     ) -> None:
         self._parts = parts
         self._state = state

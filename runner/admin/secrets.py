@@ -26,28 +26,37 @@ class SecretKeeper(Protocol):
         """Forget version `expect`."""
 
 
+class HasBroker(Protocol):
+    """Where the broker is found: `runner.serve.outward.Outward`."""
+
+    @property
+    def broker(self) -> SecretKeeper | None:
+        """None while it is being restarted."""
+
+
 class Secrets:
     """The operations, one at a time, so that the versions in an entry are those of its act."""
 
-    def __init__(self, journal: Journal, broker: SecretKeeper | None) -> None:
+    def __init__(self, journal: Journal, parts: HasBroker) -> None:
         self._journal = journal
-        self._broker = broker
+        self._parts = parts
         self._turn = asyncio.Lock()
 
     async def carry_out(
         self, message: admin.SetSecret | admin.RemoveSecret | admin.ListSecrets, asker: Asker
     ) -> admin.ToOperator:
         """Carry out one of them. Raises `RunnerError`; nothing is half done then."""
-        if self._broker is None:
-            raise refuse("unavailable", "this daemon has no broker")
         async with self._turn:
+            broker = self._parts.broker
+            if broker is None:
+                raise refuse("unavailable", "the broker is being restarted", retry_after_ms=2000)
             match message:
                 case admin.ListSecrets():
-                    return admin.SecretsView(secrets=await self._broker.secrets())
+                    return admin.SecretsView(secrets=await broker.secrets())
                 case admin.SetSecret():
-                    return await self._set(self._broker, message, asker)
+                    return await self._set(broker, message, asker)
                 case admin.RemoveSecret():
-                    return await self._remove(self._broker, message, asker)
+                    return await self._remove(broker, message, asker)
 
     async def _set(self, broker: SecretKeeper, message: admin.SetSecret, asker: Asker) -> admin.Done:
         check_secret(message.name, message.value, message.fields)

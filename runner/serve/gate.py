@@ -216,6 +216,7 @@ class GateProcess:
             self._reloads,
             SecondPerson(self._store, self._journal, limits, time.time, lambda: self._admin.roster),
             images,
+            self._outward,
         )
         await images.finish()
         await operations.stop_revoked("revoked before the daemon stopped")  # where a crash came between the two

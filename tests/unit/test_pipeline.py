@@ -14,6 +14,7 @@ from runner.gate.calls import Calls, Finished, Running
 from runner.model import Outcome, Receipt
 from runner.pipeline import Pipeline
 from runner.sandbox.connection import Piece
+from runner.sandbox.lease import Lease
 from runner.telemetry import Telemetry
 
 
@@ -67,6 +68,14 @@ class Execution:
         return pipeline.Ended(outcome=outcome, value=value, walls=("w",))
 
 
+class Noted(Lease):
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    async def __aexit__(self, *_: object) -> None:
+        self.log.append("released")
+
+
 class Recorder:
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -95,7 +104,7 @@ class House:
                 task_profiles={"p": None}),
             view=lambda *_: None, admit=lambda running, planned: planned,
             journal=SimpleNamespace(recorder=Recorder(self.log)),
-            streams=lambda: {"numbers": (1, 2), "salt": bytes},
+            streams=lambda: {"numbers": (1, 2), "salt": bytes}, requests=SimpleNamespace(of=lambda *_: None),
         )  # fmt: skip
         decision = SimpleNamespace(effect="allow", rules=())
         monkeypatch.setattr(pipeline, "beyond", lambda *_: None)
@@ -108,7 +117,8 @@ class House:
         )
         monkeypatch.setattr(pipeline.record, "call", self._record_call)
         monkeypatch.setattr(pipeline.record, "outcome", self._record_outcome)
-        executor: Any = SimpleNamespace(sandbox_of=lambda task, profile: "s", start=self._start)
+        leases = SimpleNamespace(port=lambda *_: 0, over=lambda call: None, of=lambda *_: Noted(self.log))
+        executor: Any = SimpleNamespace(sandbox_of=lambda task, profile: "s", start=self._start, leases=leases)
         self.events = events
         self.pipeline = Pipeline(parts, executor, Telemetry("none", None, instance="i", version="v"))  # type: ignore[arg-type] # no file is opened
 
@@ -166,7 +176,7 @@ def test_the_order_is_recorded_before_it_acts_and_sealed_before_it_tells(monkeyp
     assert house.run() is None
     assert house.log == [
         "authenticate", "authorize", "approve", "plan", "record call", "accepted", "start",
-        "output", "delivered", "left", "record outcome", "result",
+        "output", "delivered", "left", "released", "record outcome", "result",
     ]  # fmt: skip
 
 
@@ -182,7 +192,7 @@ def test_a_process_that_never_existed_is_sealed_unavailable_and_refused(monkeypa
     house = House(monkeypatch, [ENDED], fails="start")
     assert house.run().code == "unavailable"
     assert house.sealed.kind == "unavailable"
-    assert house.log[-1] == "record outcome"
+    assert house.log[-2:] == ["released", "record outcome"]
 
 
 @pytest.mark.parametrize("error", [refuse("internal", "a defect"), ValueError("a defect")])
@@ -192,7 +202,7 @@ def test_a_failure_after_the_start_is_never_called_unavailable(
     house = House(monkeypatch, [error])
     assert house.run() is None
     assert house.sealed.kind == "interrupted"
-    assert house.log[-2:] == ["record outcome", "result"]
+    assert house.log[-3:] == ["released", "record outcome", "result"]
 
 
 def test_a_result_that_cannot_be_sealed_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:

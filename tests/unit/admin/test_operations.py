@@ -80,6 +80,7 @@ class House:
             Reloads(lambda message: None),
             second,
             images,
+            SimpleNamespace(broker=None),
         )
 
     @contextlib.contextmanager

@@ -32,6 +32,7 @@ class Keeper:
         self.held: dict[str, tuple[int, bytes]] = {}
         self.broken = False
         journal: Any = SimpleNamespace(stamp=lambda: "2026-01-01T00:00:00.000000Z", write=self._write)
+        self.broker = self
         self.secrets_ = Secrets(journal, self)
 
     async def _write(self, entry: Any, *, sync: bool) -> Any:
@@ -171,10 +172,13 @@ def test_the_role_that_each_needs() -> None:
             assert asker.may(NEEDS[kind]) is (kind in able.get(role, ()))
 
 
-def test_a_daemon_without_a_broker_says_so() -> None:
+def test_while_the_broker_is_away_it_is_said_so() -> None:
     nothing: Any = None
     parts: Any = SimpleNamespace(journal=None)
-    operations = Operations(parts, nothing, nothing, nothing, nothing, nothing, Reloads(lambda message: None), nothing)
+    away: Any = SimpleNamespace(broker=None)
+    operations = Operations(
+        parts, nothing, nothing, nothing, nothing, nothing, Reloads(lambda message: None), nothing, nothing, away
+    )
     for message in (SET, REMOVE, admin.ListSecrets()):
         with pytest.raises(RunnerError) as caught:
             asyncio.run(operations.carry_out(message, ROOT))

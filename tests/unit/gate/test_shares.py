@@ -21,7 +21,7 @@ DEFAULTS = Limits()
 def _parts(now: list[float], **limits: int) -> Parts:
     nothing: Any = None
     return Parts(
-        serving=nothing, authenticator=nothing, tasks=nothing, journal=nothing, state=nothing,
+        serving=nothing, authenticator=nothing, tasks=nothing, journal=nothing, requests=nothing, state=nothing,
         calls=Calls(keep_calls=10, keep_bytes=1000, keep_s=10, clock=lambda: now[0]),
         clock=SimpleNamespace(new_call=iter(range(10_000)).__next__, monotonic=lambda: now[0]),  # type: ignore[arg-type] # as much of one as is used
         limits=Limits(**limits),

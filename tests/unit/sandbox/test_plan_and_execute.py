@@ -12,6 +12,7 @@ from runner.errors import RunnerError, refuse
 from runner.model import Ceilings, Outcome, TaskProfile
 from runner.sandbox import plan as plans
 from runner.sandbox.execute import Execution, Executor, broken, never
+from runner.sandbox.lease import Lease
 
 
 def test_numbers_are_the_least_of_what_is_stated() -> None:
@@ -163,8 +164,9 @@ def test_a_cancel_ends_the_wait_for_a_slot_and_leaks_none() -> None:
         claims.waiting.set()
         running: Any = Running()
         profile = TaskProfile(name="p", description="", digest="d", image="", seccomp="", ceilings=Ceilings(), tools=())
-        parts: Any = (SimpleNamespace(sandbox="s"), "t", profile, SimpleNamespace(), running)
-        starting = asyncio.ensure_future(Executor(claims, NO_SNAPSHOTS, grace_s=1).start(*parts))
+        parts: Any = (SimpleNamespace(sandbox="s"), "t", profile, SimpleNamespace(), running, Lease())
+        nothing: Any = None
+        starting = asyncio.ensure_future(Executor(claims, NO_SNAPSHOTS, nothing, grace_s=1).start(*parts))
         await asyncio.sleep(0.01)
         running.cancelled = ("cancelled", "why")
         running.work.cancel()
