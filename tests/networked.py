@@ -1,0 +1,146 @@
+"""A daemon whose tools have a network, and a service on loopback for them: loaded as a pytest plugin."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from house import EVERY_TOOL, Daemon
+from outside import Web
+
+from runner.catalog import shared
+from runner.wire import admin
+
+HOST = "api.example.test"
+OTHER = "other.example.test"
+KEY = "sk-live-3f9d1c7ab2e84d5590aa"  # what neither agent nor tool may ever hold
+
+_PROFILE = """
+[[egress]]
+name = "service"
+host = "{host}"
+ports = [{port}]
+tls = "inspect"
+addresses = ["127.0.0.0/8"]
+
+[[egress]]
+name = "opaque"
+host = "opaque.example.test"
+ports = [{port}]
+addresses = ["127.0.0.0/8"]
+"""
+_TOOL = """
+id = "{id}"
+description = "Runs a program that has a network."
+consequence = "high"
+profile = "network"
+kind = "argv"
+argv = ["{{argv}}"]
+stdin = true
+
+[parameters]
+type = "object"
+additionalProperties = false
+required = ["argv"]
+properties.argv = {{ type = "array", items = {{ type = "string" }}, minItems = 1, maxItems = 64 }}
+
+[project]
+argv = "Set<String>"
+
+{rules}
+"""
+_RULES = """
+[[egress]]
+name = "service"
+host = "{host}"
+ports = [{port}]
+tls = "inspect"
+methods = ["GET", "POST"]
+addresses = ["127.0.0.0/8"]
+
+[[egress]]
+name = "opaque"
+host = "opaque.example.test"
+ports = [{port}]
+addresses = ["127.0.0.0/8"]
+"""
+_SECRET = """
+[[secrets]]
+name = "service-key"
+variable = "SERVICE_KEY"
+destinations = ["service"]
+places = ["header:authorization"]
+"""
+_POLICY = """
+@id("net-tools")
+@reason("the tests' tools with a network run")
+permit (principal, action in [Action::"net_run", Action::"key_run"], resource);
+"""
+
+
+class Networked:
+    """A service, and a daemon whose tools `net_run` (a network) and `key_run` (and a credential) reach it."""
+
+    def __init__(self, daemon: Daemon, web: Web, authority: trustme.CA) -> None:
+        self.daemon = daemon
+        self.web = web
+        self.authority = authority
+
+    def connect(self, **wish: Any) -> Any:
+        tools = {"net_run": {}, "key_run": {}, "shell_run": {}, "egress": {}}
+        return self.daemon.connect(profile="net", tools=wish.pop("tools", tools), **wish)
+
+
+def catalogue(folder: Path, port: int) -> Path:
+    """Profiles, tools and policies of a network, beside the package's own."""
+    for name in ("profiles", "tools", "policies"):
+        shutil.copytree(shared(name), folder / name)
+    base = (folder / "profiles/default.toml").read_text()
+    before, after = base.split("tools = [", 1)
+    own = before.replace('name = "default"', 'name = "net"') + 'tools = ["net_run", "key_run", ' + after
+    (folder / "profiles/net.toml").write_text(own + _PROFILE.format(host=HOST, port=port))
+    rules = _RULES.format(host=HOST, port=port)
+    for tool, more in (("net_run", ""), ("key_run", _SECRET)):
+        (folder / "tools" / tool).mkdir()
+        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=rules + more))
+    with (folder / "policies/net.cedar").open("w") as file:
+        file.write(_POLICY)
+    return folder
+
+
+@pytest.fixture
+def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Callable[..., Networked]]:
+    """Services and daemons of a test's own."""
+    served: list[Web] = []
+
+    def make(config: str = "") -> Networked:
+        authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(HOST, OTHER, "opaque.example.test").configure_cert(context)
+        web = Web(context).quiet()
+        served.append(web)
+        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+        hosts = ", ".join(f'"{name}" = ["127.0.0.1"]' for name in (HOST, OTHER, "opaque.example.test"))
+        egress = f'[egress]\ntrust = "{tmp_path / "ca.pem"}"\nhosts = {{ {hosts} }}\n'
+        daemon = make_daemon(
+            start=False, catalogue=catalogue(tmp_path / "catalogue", web.port), config=f"{config}\n{egress}"
+        )
+        daemon.start()
+        key = [sys.executable, "-m", "runner", "secret", "init", "--config", "runner.toml"]
+        subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
+        daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
+        return Networked(daemon, web, authority)
+
+    yield make
+    for web in served:
+        web.close()
+
+
+__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Networked", "make_networked"]
