@@ -796,6 +796,73 @@ def test_an_answer_that_nobody_asked_for_is_not_given_to_the_next_request(outsid
     assert origin.dialled == 2
 
 
+@pytest.mark.parametrize("secure", [False, True])
+def test_a_kept_connection_that_spoke_out_of_turn_is_not_used_again(outside: Outside, secure: bool) -> None:
+    """The same, said after the first answer was read whole."""
+    said, go = threading.Event(), threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\none")
+        if not said.is_set():
+            go.wait(DEADLINE_S)
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nfake")
+            said.set()
+        connection.recv(65536)
+
+    origin = outside.origin(serve, outside.tls() if secure else None)
+    where = f"{NAME}:{origin.port}"
+    rules = (rule(port=origin.port, protocol="http"), rule("tls", port=origin.port, inspect=True))
+    port = outside.open(*rules)
+    target = "/" if secure else f"http://{where}/"
+    one = f"GET {target} HTTP/1.1\r\nHost: {where}\r\n\r\n".encode()
+    sock = tunnel(port, where) if secure else socket.create_connection(("127.0.0.1", port), timeout=DEADLINE_S)
+    with outside.client_tls().wrap_socket(sock, server_hostname=NAME) if secure else sock as connection:
+        for _ in range(2):
+            connection.sendall(one)
+            answer = b""
+            while not answer.endswith((b"one", b"fake")):
+                answer += connection.recv(65536)
+            assert answer.endswith(b"one")
+            go.set()
+            assert said.wait(DEADLINE_S)
+    assert origin.dialled == 2
+
+
+def test_a_kept_connection_serves_only_rules_that_open_its_address(outside: Outside) -> None:
+    web = outside.web()
+    where = f"{NAME}:{web.port}"
+    port = outside.open(
+        rule("open", port=web.port, protocol="http", paths=("/a",)),
+        rule("closed", port=web.port, protocol="http", paths=("/b",), addresses=()),
+    )
+    text = "GET http://{0}{1} HTTP/1.1\r\nHost: {0}\r\n\r\n"
+    answer = talk(port, (text.format(where, "/a") * 2 + text.format(where, "/b")).encode())
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", answer) == [b"200", b"200", b"403"]
+    assert [seen["target"] for seen in web.seen] == ["/a", "/a"]
+    assert web.dialled == 1
+    assert outside.gate.of(wire.Refused)[0].part == "address"
+
+
+def test_a_call_is_dead_before_anything_else_runs(outside: Outside) -> None:
+    """Not when its tasks have noticed: in the very step that reads `Close`."""
+    origin = noting(outside)
+    port = outside.open(rule("tunnel", port=origin.port, protocol="tcp"), injections=(key("header:X-Key"),))
+    with tunnel(port, f"{NAME}:{origin.port}") as sock:
+        sock.sendall(b"x")
+        outside.wait(lambda: origin.received == b"x")
+
+        async def close() -> tuple[int, int, int, int]:
+            call = outside.proxy._calls["c1"]
+            before = len(call.links), len(call.credentials.bound(["api"]))
+            closing = outside.proxy.close(1, "c1")
+            after = len(call.links), len(call.credentials.bound(["api"]))
+            await closing
+            return (*before, *after)
+
+        assert outside.run(close()) == (2, 1, 0, 0)
+
+
 def test_leaks_are_told_so_often_and_no_more(outside: Outside) -> None:
     web = outside.web()
     where = f"{NAME}:{web.port}"
