@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from outside import Outside
 
+_SO_TIMESTAMPNS = 35  # asm-generic/socket.h: `recvmsg` tells when the kernel received what it reads
 _FORK = multiprocessing.get_context("fork")  # before any thread is made
 
 
@@ -25,6 +26,7 @@ _FORK = multiprocessing.get_context("fork")  # before any thread is made
 def server(serve: Callable[[socket.socket], None], *, threads: bool = False) -> Iterator[int]:
     """A process that serves one connection after the other on loopback, or each in a thread; its port."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
 
     def one(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
