@@ -121,7 +121,13 @@ class Watch:
 class Filter:
     """A body on its way: `replaced` texts become credentials, and nothing of a needle is let through."""
 
-    def __init__(self, needles: Needles, where: str, replaced: dict[bytes, tuple[str, bytes]] | None = None) -> None:
+    def __init__(
+        self,
+        needles: Needles,
+        where: str,
+        replaced: dict[bytes, tuple[str, bytes]] | None = None,
+        shown: tuple[bytes, ...] = (),
+    ) -> None:
         self._replaced = replaced or {}
         self._all = needles.also((text, name) for text, (name, _) in self._replaced.items())
         self._where = where
@@ -129,7 +135,7 @@ class Filter:
         self._filled = 0
         self.used: set[str] = set()
         self.rewrites = bool(self._replaced)
-        self.values = tuple(value for _, value in self._replaced.values())
+        self.values = (*shown, *(value for _, value in self._replaced.values()))  # what a response must not repeat
 
     def feed(self, data: bytes) -> bytes:
         """What may go out. Raises `Leak` before any byte of a needle does, `Unfit` when it would grow without end."""
@@ -186,12 +192,30 @@ class Credentials:
         return _Filling(self.needles, bound).fill(path, query, headers)
 
     def body(self, bound: tuple[Injection, ...], headers: Headers) -> Filter:
-        """The filter of a request's body. Raises `Unfit` when a credential belongs in a body that cannot be read."""
-        into = {each.placeholder.encode(): (each.name, each.value) for each in bound if "body" in each.places}
-        coded = next((value.lower() for name, value in headers if name == b"content-encoding"), b"")
+        """The filter of a request's body. Raises `Unfit` when a credential belongs in a body that cannot be read, or
+        cannot be written in one of this kind."""
+        fields = dict(headers)
+        kind = fields.get(b"content-type", b"").partition(b";")[0].strip().lower()
+        into = {
+            each.placeholder.encode(): (each.name, _fitted(each.value, kind)) for each in bound if "body" in each.places
+        }
+        coded = fields.get(b"content-encoding", b"").lower()
         if into and coded not in _READABLE:
             raise Unfit("the body is compressed, so the credential that belongs in it cannot be put there")
-        return Filter(self.needles.without(into), "body", into)
+        shown = tuple(each.value for each in bound if "body" in each.places)
+        return Filter(self.needles.without(into), "body", into, shown)
+
+
+def _fitted(value: bytes, kind: bytes) -> bytes:
+    """A credential as a body of this kind writes a text: what stands there is the value and nothing else."""
+    if kind == b"application/x-www-form-urlencoded":
+        return quote_from_bytes(value, safe="").encode()
+    if kind == b"application/json" or kind.endswith(b"+json"):
+        try:
+            return msgspec.json.encode(value.decode())[1:-1]
+        except UnicodeDecodeError:
+            raise Unfit("the credential is no text, so it cannot stand in JSON") from None
+    return value
 
 
 def _place(text: str) -> str:

@@ -177,7 +177,7 @@ class Transfer:
         asked = self._asked.head
         endless = response.length == UNTIL_CLOSE or (response.length == CHUNKED and asked.old)
         self._closes = endless
-        headers = end_to_end(response.headers)
+        headers = [(name, value) for name, value in end_to_end(response.headers) if name != _REFUSED]
         if response.status == 204:  # there is no body whose length could be told (RFC 9110 §8.6)
             headers = [(name, value) for name, value in headers if name != b"content-length"]
         if response.length == CHUNKED and not endless:
@@ -248,6 +248,7 @@ class Transfer:
 
 
 _OURS = frozenset({b"host", b"content-length"})
+_REFUSED = b"x-runner-refused"  # what we say of ourselves, no destination can
 
 
 def _switch(response: Response, head: Request) -> bytes:

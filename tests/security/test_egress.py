@@ -863,6 +863,15 @@ def test_a_call_is_dead_before_anything_else_runs(outside: Outside) -> None:
         assert outside.run(close()) == (2, 1, 0, 0)
 
 
+def test_only_egress_says_that_egress_refused(outside: Outside) -> None:
+    origin = answering(outside, head(b"X-Runner-Refused: denied", b"X-Other: 1", b"Content-Length: 0"))
+    port = outside.open(rule(port=origin.port, protocol="http"))
+    answer = ask(port, f"{NAME}:{origin.port}")
+    assert b"x-other: 1" in answer
+    assert b"refused" not in answer.lower()
+    assert b"X-Runner-Refused: egress" in ask(port, f"{NAME}:1")
+
+
 def test_leaks_are_told_so_often_and_no_more(outside: Outside) -> None:
     web = outside.web()
     where = f"{NAME}:{web.port}"

@@ -117,6 +117,29 @@ def test_a_value_that_cannot_stand_in_its_place_is_refused() -> None:
     assert not credentials("header:x-key").body(held.bound(["api"])[:0], ((b"content-encoding", b"gzip"),)).rewrites
 
 
+@pytest.mark.parametrize(
+    ("kind", "value", "wanted"),
+    [
+        (b"application/x-www-form-urlencoded; charset=utf-8", b"a+b&c=d %", b"a%2Bb%26c%3Dd%20%25"),
+        (b"application/json", b'a"b\\c\n', b'a\\"b\\\\c\\n'),
+        (b"Application/Vnd.X+JSON", b'"', b'\\"'),
+        (b"text/plain", b'a+"\n', b'a+"\n'),
+        (b"", b"\xff", b"\xff"),
+    ],
+)
+def test_a_value_is_written_as_the_body_writes_texts(kind: bytes, value: bytes, wanted: bytes) -> None:
+    held = credentials("body", value=value)
+    filter_ = held.body(held.bound(["api"]), ((b"content-type", kind),))
+    assert filter_.feed(b"x=" + KEY.encode() + b"&") + filter_.finish() == b"x=" + wanted + b"&"
+    assert {value, wanted} == set(filter_.values)
+
+
+def test_a_value_that_is_no_text_cannot_stand_in_json() -> None:
+    held = credentials("body", value=b"\xff")
+    with pytest.raises(Unfit):
+        held.body(held.bound(["api"]), ((b"content-type", b"application/json"),))
+
+
 def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
     """The data, cut at these places."""
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
