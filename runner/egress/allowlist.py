@@ -10,13 +10,12 @@ that names paths, then methods, then the first in its file. Inspection and addre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-import msgspec
-
-from runner.address import Network, closed, embedded, opening, parse
-from runner.destination import PORTS, Malformed, PathPattern, host, method, path, path_pattern, written
+from runner.address import Network, closed, opening, parse
+from runner.destination import Malformed, PathPattern, host, method, path, path_pattern, written
+from runner.egress.missing import lacking_rule, opening_rule
 from runner.model import Allowlist, EgressRule, Protocol, Value
 from runner.wire.egress import Requested
 
@@ -150,7 +149,10 @@ class Allowlists:
                     reason = f"{host_}: {why}, and no rule of {part.name} names that range"
                     rule = next(each for each in part.of(host_) if each.id in verdict.rules)
                     return _denied(
-                        "address", reason, protocol=verdict.protocol, missing=_with_addresses(part, rule.rule, text)
+                        "address",
+                        reason,
+                        protocol=verdict.protocol,
+                        missing=opening_rule(part.name, rule.rule, address),
                     )
         return verdict
 
@@ -309,87 +311,4 @@ def _lacking(part: _Part | None, request: Requested) -> Verdict:
             _METHOD: f"{best.id} does not allow {request.method}",
             _PATH: f"{best.id} does not allow this path",
         }[_unfit(best, request)]
-    return _denied(part.name, reason, protocol=request.protocol, missing=_missing(part, request))
-
-
-def _missing(part: _Part, request: Requested) -> str:
-    readable = request.visibility != "opaque"
-    patterns = (_as_pattern(request.path),) if readable else ()
-    literal = parse(request.host)
-    rule = EgressRule(
-        name=_fresh_name(part, request.host),
-        host=request.host,
-        ports=(request.port,),
-        protocol=request.protocol,
-        inspect=readable and request.protocol == "https",
-        methods=(request.method,) if readable else (),
-        paths=patterns,
-        addresses=_openings(request.host) if literal else (),
-    )
-    return "" if literal and closed(literal, _networks(rule.addresses)) else rule_text(part.name, rule)
-
-
-def _with_addresses(part: _Part, rule: EgressRule, text: str) -> str:
-    """The matching rule with the range added that it lacks; "" when no range can open the address."""
-    address = parse(text)
-    addresses = (*rule.addresses, *(each for each in _openings(text) if each not in rule.addresses))
-    if address is None or closed(address, _networks(addresses)):
-        return ""
-    return rule_text(part.name, msgspec.structs.replace(rule, addresses=addresses))
-
-
-def _openings(text: str) -> tuple[str, ...]:
-    """The narrowest ranges that open an address, and the one that it carries."""
-    return tuple(str(each) for each in _each_opening(text))
-
-
-def _each_opening(text: str) -> Iterator[Network]:
-    address = parse(text)
-    for each in (address, *embedded(address)) if address else ():
-        try:
-            yield opening(str(each))
-        except ValueError:  # free already, or nothing that can be opened
-            continue
-
-
-def _networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    return tuple(map(opening, texts))
-
-
-def _as_pattern(canonical: str) -> str:
-    """A path as a rule writes it: a segment with the sign of patterns becomes a placeholder."""
-    return "/".join("{any}" if "*" in segment else segment for segment in canonical.split("/"))
-
-
-def _fresh_name(part: _Part, host_: str) -> str:
-    name = "".join(char if char.isalnum() else "-" for char in host_).strip("-")[:60]
-    taken = (f"{name}-{number}" if number else name for number in range(len(part.names) + 1))
-    return next(each for each in taken if each not in part.names)
-
-
-def rule_text(part: str, rule: EgressRule) -> str:
-    """A rule as TOML, beneath the file that it belongs to; what is as by default is left out."""
-    kind, _, name = part.partition(" ")
-    file, table = {
-        "profile": (f"profiles/{name}.toml", "[[egress]]"),
-        "tool": (f"tools/{name}/tool.toml", "[[egress]]"),
-    }.get(kind, ("runner.toml", "[[daemon.destinations]]"))
-    lines = [f"# {file}", table, f'name = "{rule.name}"', f'host = "{rule.host}"']
-    if rule.ports != (PORTS.get(rule.protocol, 0),):
-        lines.append(f"ports = [{', '.join(map(str, rule.ports))}]")
-    if rule.protocol != "https":
-        lines.append(f'protocol = "{rule.protocol}"')
-    if rule.inspect:
-        lines.append('tls = "inspect"')
-    for key, values in (("methods", rule.methods), ("paths", rule.paths), ("addresses", rule.addresses)):
-        if values:
-            quoted = ", ".join(f'"{value}"' for value in values)
-            lines.append(f"{key} = [{quoted}]")
-    for key, amount in (("up", rule.up), ("down", rule.down), ("rate", rule.rate)):
-        if amount:
-            lines.append(f"{key} = {amount}")
-    if rule.record != "path":
-        lines.append(f'record = "{rule.record}"')
-    if rule.keep:
-        lines.append("keep = true")
-    return "\n".join(lines)
+    return _denied(part.name, reason, protocol=request.protocol, missing=lacking_rule(part.name, part.names, request))

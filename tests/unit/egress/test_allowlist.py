@@ -195,6 +195,7 @@ def test_what_is_missing_is_the_smallest_rule_in_the_file_of_the_part() -> None:
     literal = lists((), ()).authorise(tunnel("10.0.0.7", 5432, "tcp"))
     assert literal.missing.splitlines()[4:] == ["ports = [5432]", 'protocol = "tcp"', 'addresses = ["10.0.0.7/32"]']
     assert lists((), ()).authorise(tunnel("4000::1")).missing == ""  # nothing can open it
+    assert lists((), ()).authorise(get("/a*%2Fb")).missing == ""  # no pattern can say it
 
 
 def test_addresses_are_judged_after_names() -> None:
