@@ -54,6 +54,8 @@ def compile_bundle(bundle: Bundle) -> Catalog:
     policies = {path: data for path, data in bundle.policies.items() if path != SIGNATURE}
     contents.archive(policies)
     config = parse_config(bundle.config, Path(bundle.config_path))
+    if bundle.config:  # or else it is a look at the files alone
+        _check_secrets(tools, bundle.tools, config)
     place = Place(bundle.config_path, bundle.config, "config")
     return Catalog(
         digest=bundle.digest,
@@ -123,6 +125,18 @@ def _check_together(
                         key,
                         next_step="a tool profile may only narrow; lower it",
                     )
+
+
+def _check_secrets(tools: Mapping[str, Manifest], texts: Mapping[str, bytes], config: Config) -> None:
+    """Every secret that a manifest names is one that the broker could have."""
+    for tool in tools.values():
+        for secret in tool.secrets:
+            if not config.secrets.names(secret.name):
+                path = f"{tool.id}/tool.toml"
+                known = f"[secrets.providers] has: {', '.join(sorted(config.secrets.providers)) or 'none'}"
+                raise Place(f"tools/{path}", texts[path], "manifest").wrong(
+                    f"secrets: nothing provides `{secret.name[:80]}`", "secrets", next_step=known
+                )
 
 
 def _place(profile: str, texts: Mapping[str, bytes]) -> Place:

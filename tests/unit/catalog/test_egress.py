@@ -257,3 +257,24 @@ def test_too_many(make_folders: Callable[[str], Any]) -> None:
     ports = f'[[egress]]\nname = "p"\nhost = "h.example.com"\nports = {list(range(1, 66))}\n'
     assert "more than 64" in folders("ports", ports).refusal().reason
     assert tomllib.loads(ports)["egress"]
+
+
+def test_a_secret_that_nothing_provides_is_refused_where_there_is_a_configuration(folders: Any) -> None:
+    held = '[[secrets]]\nname = "vault:db"\nvariable = "DB_PASSWORD"\ndelivery = "file"\n'
+    with_rules(folders, text=held)
+    folders.edit(BASE, 'kind = "task"', 'kind = "task"\ndelivery = ["file"]')
+    folders.compile()  # by itself it is whole
+    given = (folders.root / name for name in ("profiles", "tools", "policies"))
+    bundle = read_folders(*given, config_bytes=b'run = "run"\n')
+    with pytest.raises(RunnerError) as caught:
+        compile_bundle(bundle)
+    assert caught.value.refused.field.startswith(COUNT)
+    assert "nothing provides `vault:db`" in caught.value.refused.reason
+    provider = (
+        '[secrets.providers.vault]\nkind = "command"\n[secrets.providers.vault.secrets.db]\nargv = ["/bin/true"]\n'
+    )
+    compile_bundle(
+        read_folders(
+            *(folders.root / name for name in ("profiles", "tools", "policies")), config_bytes=provider.encode()
+        )
+    )
