@@ -42,9 +42,10 @@ def stamp() -> str:
 class BrokerProcess:
     """The broker behind its channels to parent and gate."""
 
-    def __init__(self, keeper: Keeper, listener: socket.socket) -> None:
+    def __init__(self, keeper: Keeper, listener: socket.socket, *, locked: bool) -> None:
         self._keeper = keeper
         self._listener = listener
+        self._locked = locked  # whether memory stays out of the swap area
         self._leases = Leases(keeper, self._expired)
         self._offered: dict[int, tuple[Secrets, Compiled]] = {}
         self._gate: Channel | None = None
@@ -72,6 +73,9 @@ class BrokerProcess:
         elif isinstance(message, parent.Commit) and message.generation in self._offered:
             self._leases.use(*self._offered.pop(message.generation))
             self._offered.clear()
+            if not self._locked:
+                _log.warning("memory cannot be locked here (LimitMEMLOCK): a secret could reach the swap area")
+            self._locked = True  # once is enough
 
     def _offer(self, offer: parent.Offer) -> None:
         assert self._upward is not None
@@ -189,11 +193,9 @@ def main() -> int:
         _log.critical("%s", error.refused.line())
         return 1
     privilege.clear_environment()
-    if not locked:
-        _log.warning("memory cannot be locked here: a secret could reach the swap area")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is parent's to act on: gate must drain first
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    process = BrokerProcess(Keeper(Path(folder), key), listener)
+    process = BrokerProcess(Keeper(Path(folder), key), listener, locked=locked)
     asyncio.run(process.serve(int(parent_fd), int(gate_fd)))
     return 0
 
