@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,9 @@ import pytest
 from house import Daemon, _end
 
 from runner.cli.init import lay_out
+from runner.sandbox.lease import CANARY
+from runner.sandbox.plan import _AUTHORITIES, _PROXY
+from runner.wire import admin
 
 pytestmark = pytest.mark.docker
 
@@ -30,6 +34,7 @@ WAIVED = {
     "neighbour.file",
     "neighbour.process",
     "neighbour.socket-table",
+    "network.trust-rights",
     "proc.cmdline",
     "proc.fd-numbers",
     "proc.status",
@@ -50,8 +55,17 @@ CLOSED = {
     "call_python": {"process.pidfd-launcher", "process.queue-launcher", "process.signal-launcher"},
 }
 
-# Where code of a tool runs. `open_…` and `call_…` have no seccomp_deny: the container's own filter alone.
-MODES = ("shell_run", "python_run", "open_argv", "open_python", "call_argv", "call_python")
+# A fresh jail, in the package's own profile of tools with a network: it connects, and offers nothing.
+_LAUNCHER = CLOSED["call_argv"]
+CLOSED |= dict.fromkeys(("net_argv", "net_code", "net_python"), _LAUNCHER | {"way.tcp-listen"})
+CLOSED["wide_argv"] = _LAUNCHER
+
+# Where code of a tool runs. `open_…` and `call_…` have no seccomp_deny: the container's own filter alone. `net_…` have
+# a network, a placeholder and a secret file in the profile `network`, `wide_…` the same in `call`.
+WITHOUT = ("shell_run", "python_run", "open_argv", "open_python", "call_argv", "call_python")
+NETWORKED = ("net_argv", "net_code", "net_python", "wide_argv")
+MODES = (*WITHOUT, *NETWORKED)
+GIVEN = {"given.port", "given.secret", "given.trust", "given.placeholder"}  # what they have; nobody else may
 TOOL = """id = "{id}"
 description = "For the tests of the walls."
 consequence = "medium"
@@ -65,6 +79,21 @@ additionalProperties = false
 """
 ARGV = '[parameters.properties.argv]\ntype = "array"\nitems = { type = "string" }\n'
 CONTEXT = '[parameters.properties.context]\ntype = "object"\n'
+RULE = """
+[[egress]]
+name = "service"
+host = "api.example.test"
+ports = [443]
+tls = "inspect"
+"""
+SECRETS = """
+[[secrets]]
+name = "key-{delivery}"
+variable = "{variable}"
+delivery = "{delivery}"
+{more}
+"""
+VARIABLES = (*_PROXY, *_AUTHORITIES, "NODE_USE_ENV_PROXY", CANARY, "SENT_KEY", "FILE_KEY")
 TOOL_PROFILE = """name = "{name}"
 kind = "tool"
 description = "For the tests of the walls."
@@ -96,10 +125,43 @@ def catalogue(folder: Path) -> None:
             if kind == "python":
                 (place / "main.py").write_text(PROBE)
             names.append(name)
+    network(folder)
+    names += NETWORKED
     profile = folder / "profiles/default.toml"
     listed = ", ".join(f'"{name}"' for name in names)
     text = profile.read_text().replace('tools = ["shell_run"', f'tools = [{listed}, "shell_run"')
-    profile.write_text(text.replace('shm = "0B"', 'shm = "4MiB"'))
+    text = text.replace("[ceilings]", 'delivery = ["inject", "file"]\n\n[ceilings]').replace(
+        'shm = "0B"', 'shm = "4MiB"'
+    )
+    profile.write_text(text + RULE)
+
+
+def network(folder: Path) -> None:
+    """The tools of `NETWORKED`."""
+    more = RULE + SECRETS.format(
+        delivery="inject", variable="SENT_KEY", more='destinations = ["service"]\nplaces = ["header:authorization"]'
+    )
+    more += SECRETS.format(delivery="file", variable="FILE_KEY", more="")
+    for name in NETWORKED:
+        place, profile = folder / "tools" / name, "call" if name.startswith("wide") else "network"
+        if name == "net_code":
+            shutil.copytree(folder / "tools/python_run", place)
+            own = (place / "tool.toml").read_text().replace('"python_run"', '"net_code"')
+            (place / "tool.toml").write_text(own.replace('"compute"', '"network"') + more)
+            continue
+        place.mkdir()
+        python = name.endswith("python")
+        text = TOOL.format(
+            id=name, profile=profile, kind="python" if python else "argv", schema=CONTEXT if python else ARGV,
+            argv="" if python else 'argv = ["{argv}"]\n',
+        )  # fmt: skip
+        (place / "tool.toml").write_text(text + more)
+        if python:
+            (place / "main.py").write_text(PROBE)
+    permits = ", ".join(f'Action::"{name}"' for name in NETWORKED)
+    (folder / "policies/network.cedar").write_text(
+        f'@id("tests")\n@reason("the tests of the walls run")\npermit (principal, action in [{permits}], resource);\n'
+    )
 
 
 @pytest.fixture(scope="module")
@@ -110,34 +172,45 @@ def walled(tool_image: str) -> Iterator[Daemon]:
     catalogue(place / "catalogue")
     daemon = Daemon(place, tool_image, catalogue=place / "catalogue")
     daemon.start()
+    store_secrets(daemon)
     yield daemon
     _end(daemon)
 
 
-TOOLS: dict[str, Any] = {name: {} for name in (*MODES,)}
+def store_secrets(daemon: Daemon) -> None:
+    init = [sys.executable, "-m", "runner", "secret", "init", "--config", "runner.toml"]
+    subprocess.run(init, cwd=daemon.place, check=True, capture_output=True)
+    for delivery in ("inject", "file"):
+        daemon.ask(admin.SetSecret(name=f"key-{delivery}", value=secrets.token_hex(16).encode()))
+
+
+TOOLS: dict[str, Any] = {name: {} for name in (*MODES, "egress")}
 
 
 def arguments(mode: str, given: dict[str, Any]) -> dict[str, Any]:
     """The probe with this context, as that tool takes it."""
     if mode.endswith("python"):
         return {"context": given}
-    if mode == "python_run":
+    if mode in ("python_run", "net_code"):
         return {"code": PROBE, "args": [json.dumps(given)]}
     return {"argv": ["python3", "-I", "-S", "-c", PROBE, json.dumps(given)]}
 
 
 def walls_report(daemon: Daemon, mode: str) -> dict[str, Any]:
-    """Every attempt from that place, beside a call of the same task and a call of another one."""
+    """Every attempt from that place, beside a call of the same task, one with a network, and one of another task."""
     with daemon.connect(tools=TOOLS) as agent, daemon.connect(tools=TOOLS) as other:
-        context: dict[str, Any] = {}
+        context: dict[str, Any] = {"variables": VARIABLES if mode in NETWORKED else ()}
         peers = []
-        for whose, runner in (("neighbour", agent), ("other", other)):
+        for whose, runner, tool in (
+            ("neighbour", agent, "open_argv"), ("beside", agent, "wide_argv"), ("other", other, "open_argv")
+        ):  # fmt: skip
             token = secrets.token_hex(8)
-            peer = runner.stream("open_argv", arguments("open_argv", {"serve": token}))
+            peer = runner.stream(tool, arguments(tool, {"serve": token}))
             running = peer.__enter__()
             peers.append((peer, running))
             context[whose] = json.loads(next(iter(running)).data)
             assert context[whose]["token"] == token
+        assert context["beside"]["port"] == 3128
         done = agent.call(mode, arguments(mode, context))
         assert done.ok, done.stderr.decode()
         for peer, running in peers:
@@ -190,11 +263,11 @@ def exposed(report: dict[str, Any]) -> dict[str, str]:
 def test_no_attempt_gets_out(walled: Daemon, control: dict[str, Any], mode: str) -> None:
     report = walls_report(walled, mode)
     assert set(report) == set(control)
-    assert len(report) > 300
+    assert len(report) > 380
     out = exposed(report)
     assert {name: out[name] for name in out if report[name]["level"] == "must"} == {}
     # Equal, not only within: a waiver that is no longer needed goes.
-    assert set(out) == WAIVED - CLOSED.get(mode, set())
+    assert set(out) == (WAIVED | GIVEN if mode in NETWORKED else WAIVED) - CLOSED.get(mode, set())
 
 
 def test_each_attempt_succeeds_where_the_walls_are_not(control: dict[str, Any]) -> None:

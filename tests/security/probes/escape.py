@@ -1,6 +1,6 @@
 """Attempts to leave the walls, as data. Runs inside a container, as a program or as a python tool; prints JSON.
 
-    python3 escape.py '{"neighbour": {…}, "other": {…}}'
+    python3 escape.py '{"neighbour": {…}, "other": {…}, "beside": {…}, "variables": […]}'
 
 Standard library only. Each attempt is one act in a child of its own: what it returns, when that is anything at all,
 is how far it came ("exposed"); an error or nothing is "contained"; a kernel that has no such thing is "absent".
@@ -241,6 +241,11 @@ attempt("option.md5", SHOULD, "TCP signatures", SET, option(2, 6, 14, bytes(216)
 attempt("option.repair", MUST, "rewrite a connection's state", SET, option(2, 6, 19))
 attempt("option.netfilter", MUST, "replace netfilter's tables", SET, option(2, 0, 64, bytes(96)))
 attempt("option.netfilter6", MUST, "replace netfilter's IPv6 tables", SET, option(10, 41, 64, bytes(96)))
+attempt("option.mark", MUST, "mark packets for the host's routing", SET, option(2, 1, 36))
+attempt("option.bind-index", MUST, "bind a socket to an interface by number", SET, option(2, 1, 62))
+attempt("option.transparent", MUST, "use addresses that are not ours", SET, option(2, 0, 19))
+attempt("option.free-bind", SHOULD, "bind addresses that nobody has", SET, option(2, 0, 15))
+attempt("option.fast-open", SHOULD, "offer TCP Fast Open", SET, option(2, 6, 23))
 attempt("option.multicast", SHOULD, "multicast filters", SET, option(2, 0, 41, bytes(16)))
 attempt("option.alg", MUST, "options of AF_ALG's level", SET, option(2, 279, 1))
 attempt("option.get-netfilter", MUST, "read netfilter's tables", SET, lambda: get_option(0, 64))
@@ -578,7 +583,10 @@ attempt(
 )  # fmt: skip
 attempt(
     "inherited.environment", MUST, "find an unexpected variable", "its name",
-    lambda: sorted(set(os.environ) - {"HOME", "LANG", "LC_CTYPE", "PATH", "PWD", "TMPDIR", "SHLVL", "_", "OLDPWD"}),
+    lambda: sorted(
+        set(os.environ) - {"HOME", "LANG", "LC_CTYPE", "PATH", "PWD", "TMPDIR", "SHLVL", "_", "OLDPWD"}
+        - set(context.get("variables", ()))
+    ),
 )  # fmt: skip
 attempt("inherited.signal-mask", SHOULD, "start with signals blocked or ignored", "a set", lambda: inherited_signals())
 attempt("inherited.group", SHOULD, "belong to a further group", "its number", lambda: extra_groups())
@@ -1028,6 +1036,225 @@ attempt("way.tcp-connect", MUST, "connect by TCP", "an answer of the network", t
 attempt("way.fast-open", MUST, "connect by sending (TCP Fast Open)", "an answer of the network", fast_open)
 attempt("way.fast-open-message", MUST, "the same by sendmsg", "an answer of the network", fast_open_message)
 
+# --- E02 with a network: a call has one port, and nothing of the ports beside it -----------------------------
+
+ANSWERED = "an answer of the network"
+SECRETS, TRUST = "/run/tools/secrets", "/run/tools/trust/ca.pem"
+
+
+def own_port():
+    """The port of this call's own listener; 0 for a call without a network."""
+    return int(os.environ.get("https_proxy", ":0").rpartition(":")[2])
+
+
+def beside():
+    """The port of a call with a network that runs in the same sandbox."""
+    return context["beside"]["port"]
+
+
+def reach(address, port, family=socket.AF_INET, protocol=0, act=None, kind=socket.SOCK_STREAM):
+    """Connect, or do what else may: a refusal by the other end is an answer of the network too."""
+    with socket.socket(family, kind, protocol) as made:
+        made.settimeout(2)
+        try:
+            (act or (lambda made, where: made.connect(where)))(made, (address, port))
+        except (ConnectionRefusedError, BlockingIOError):
+            return f"a packet went out to {address} port {port}"
+        return f"connected to {address} port {port}"
+
+
+def every_other_port():
+    return first([port for port in range(1, 1 << 16) if port != own_port()], lambda port: reach("127.0.0.1", port))
+
+
+def delayed(made, where):
+    """connect() says yes and the first bytes connect."""
+    made.setsockopt(6, 30, 1)  # TCP_FASTOPEN_CONNECT
+    made.connect(where)
+    made.send(b"x")
+
+
+def many_messages(made, where):
+    """sendmmsg with MSG_FASTOPEN."""
+    name = struct.pack("=H", socket.AF_INET) + struct.pack("!H", where[1]) + socket.inet_aton(where[0]) + bytes(8)
+    data, address = ctypes.create_string_buffer(b"x"), ctypes.create_string_buffer(name, 16)
+    vector = ctypes.create_string_buffer(struct.pack("=QQ", ctypes.addressof(data), 1))
+    head = (ctypes.addressof(address), 16, 0, ctypes.addressof(vector), 1, 0, 0, 0, 0, 0)
+    raw(307, made.fileno(), struct.pack("=QIIQQQQIIQ", *head), 1, 0x20000000)
+
+
+def disconnect_first(made, where):
+    """connect to nothing, which no wall judges, then to somebody."""
+    libc.connect(made.fileno(), bytes(16), 16)
+    made.connect(where)
+
+
+def bound_first(made, where):
+    made.bind((where[0], 0))
+    made.connect(where)
+
+
+def answered_by_datagram():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.settimeout(2)
+        made.connect(("127.0.0.1", beside()))
+        made.send(b"who")
+        with contextlib.suppress(ConnectionRefusedError):
+            return f"answered {made.recv(100)!r}"
+
+
+def share_port(*places):
+    """Take connections that are meant for another listener."""
+
+    def act(place):
+        with socket.socket(place[2] if len(place) > 2 else socket.AF_INET) as made:
+            for name in (socket.SO_REUSEADDR, socket.SO_REUSEPORT):
+                made.setsockopt(socket.SOL_SOCKET, name, 1)
+            made.bind((place[0], place[1]() or 3128))
+            made.listen()
+            return f"listens on {place[0]}"
+
+    return lambda: first(places, act)
+
+
+def take_socket():
+    """A descriptor of the call beside us, by pidfd or by its link in /proc."""
+    pid = context["beside"]["pid"]
+    return first(
+        [lambda n=n: raw(438, raw(434, pid, 0), n, 0) for n in range(16)]
+        + [lambda n=n: os.open(f"/proc/{pid}/fd/{n}", os.O_RDWR | os.O_NONBLOCK) for n in range(16)],
+        lambda act: f"took descriptor {act()}",
+    )
+
+
+def secret_beside(top=""):
+    return lambda: opened(f"{top}{SECRETS}/{beside()}/FILE_KEY", os.O_RDONLY)
+
+
+def replaced(path):
+    """Change a file that is not ours to change, in every way; what is written is what it held."""
+
+    def act():
+        with open(path, "rb") as file:
+            data = file.read()
+        mine = f"{context['scratch']}/mine-{os.getpid()}"
+        with open(mine, "wb") as file:
+            file.write(data)
+        try:
+            return first(
+                (
+                    lambda: opened(path, os.O_WRONLY),
+                    lambda: os.truncate(path, len(data)) or "cut",
+                    lambda: os.rename(mine, path) or "replaced",
+                    lambda: os.symlink("/etc/hosts", path + ".link") or "linked beside",
+                    lambda: os.link(path, path + ".2") or "linked",
+                ),
+                lambda one: one(),
+            )
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(mine)
+
+    return act
+
+
+def rights(path):
+    """What Landlock does not see: the file's owner may."""
+    return lambda: first((lambda: os.chmod(path, 0o644), lambda: os.utime(path)), lambda act: act() or "given")
+
+
+def configure(number, request):
+    """An ioctl on the network stack: an address, a route, a flag, a bridge of our own."""
+
+    def act():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            return answered(16, made.fileno(), number, ctypes.create_string_buffer(request, 128))
+
+    return act
+
+
+_LO = b"lo".ljust(16, b"\0")
+_ADDRESS = struct.pack("=H", 2) + b"\0\0" + socket.inet_aton("127.0.0.1") + bytes(8)
+NO_KERNEL = "this kernel may be built without it"
+for _name, _act, _control in (
+    ("port-beside", lambda: reach("127.0.0.1", beside()), ""),
+    ("every-other-port", every_other_port, ""),
+    ("any-address", lambda: reach("0.0.0.0", beside()), ""),
+    ("whole-loopback", lambda: first(
+        [("127.0.0.2", beside()), ("127.255.255.254", beside()), ("127.0.0.2", 3128), ("127.0.0.2", 3129)],
+        lambda where: reach(*where) if where[1] != own_port() else None), ""),
+    ("mapped", lambda: reach("::ffff:127.0.0.1", beside(), socket.AF_INET6), ""),
+    ("six", lambda: first((3127, 3128, 3129, 53, 80), lambda port: port != own_port() and reach(
+        "::1", port, socket.AF_INET6)), ""),
+    ("mptcp", lambda: reach("127.0.0.1", beside(), protocol=262), NO_KERNEL),
+    ("mptcp-six", lambda: reach("::ffff:127.0.0.1", beside(), socket.AF_INET6, 262), NO_KERNEL),
+    ("sctp", lambda: reach("127.0.0.1", beside(), protocol=132), NO_KERNEL),
+    ("datagram", answered_by_datagram, ""),
+    ("fast-open", lambda: reach("127.0.0.1", beside(), act=lambda made, where: made.sendto(b"x", 0x20000000, where)),
+     ""),
+    ("fast-open-message", lambda: reach("127.0.0.1", beside(), act=lambda made, where: made.sendmsg(
+        [b"x"], [], 0x20000000, where)), ""),
+    ("fast-open-messages", lambda: reach("127.0.0.1", beside(), act=many_messages), ""),
+    ("fast-open-delayed", lambda: reach("127.0.0.1", beside(), act=delayed), ""),
+    ("after-disconnect", lambda: reach("127.0.0.1", beside(), act=disconnect_first), ""),
+    ("after-bind", lambda: reach("127.0.0.1", beside(), act=bound_first), ""),
+):  # fmt: skip
+    attempt(f"network.{_name}", MUST, f"reach the call beside us: {_name.replace('-', ' ')}", ANSWERED, _act, _control)
+attempt("network.share-own", MUST, "listen on our own port", "listens", share_port(("127.0.0.1", own_port)))
+attempt(
+    "network.share-beside", MUST, "listen where the call beside us connects", "listens",
+    share_port(("127.0.0.1", beside), ("127.0.0.2", beside), ("0.0.0.0", beside), ("::", beside, socket.AF_INET6)),
+)  # fmt: skip
+attempt("network.take-socket", MUST, "take a connection of the call beside us", "a descriptor", take_socket)
+attempt("network.secret-beside", MUST, "read the secret file of the call beside us", "opened", secret_beside())
+attempt(
+    "network.secret-through-root", MUST, "the same through our own root", "opened", secret_beside("/proc/self/root")
+)
+attempt("network.secret-folder", MUST, "list who has secret files", LISTED, listable(SECRETS, "/run/tools"))
+attempt(
+    "network.environment-beside", MUST, "read the placeholders of the call beside us", READ,
+    lambda: read_or_open(f"/proc/{context['beside']['pid']}/environ", os.O_RDONLY),
+)  # fmt: skip
+attempt(
+    "network.memory-beside", MUST, "change the variables in the memory of the call beside us", "opened",
+    lambda: opened(f"/proc/{context['beside']['pid']}/mem", os.O_RDWR),
+)  # fmt: skip
+attempt("network.trust", MUST, "change whom calls trust", "changed", replaced(TRUST))
+attempt("network.trust-rights", SHOULD, "give it other rights or times", "given", rights(TRUST))
+attempt(
+    "network.trust-folder", MUST, "put a file beside it", "made",
+    lambda: opened("/run/tools/trust/new.pem", os.O_CREAT | os.O_WRONLY),
+)  # fmt: skip
+attempt(
+    "network.own-secret", MUST, "change our own secret file, or keep it beyond the call", "changed",
+    lambda: replaced(f"{SECRETS}/{own_port() or beside()}/FILE_KEY")(),
+)  # fmt: skip
+for _name, _number, _request in (
+    ("address", 0x8916, _LO + _ADDRESS), ("flags", 0x8914, _LO + struct.pack("=H", 0x49)),
+    ("route", 0x890B, bytes(8) + _ADDRESS * 3 + bytes(60)), ("neighbour", 0x8955, _ADDRESS + bytes(60)),
+    ("bridge", 0x89A0, b"br0".ljust(16, b"\0")),
+):  # fmt: skip
+    attempt(
+        f"network.change-{_name}", MUST, f"change the network stack: {_name}", SET, configure(_number, _request),
+        NO_KERNEL if _name == "bridge" else "",
+    )  # fmt: skip
+
+# What a call with a network is for: the allowed twins of what is above, in the same place, by the same means.
+GIVEN = "given"
+attempt("given.port", GIVEN, "connect to our own port", "connected", lambda: reach("127.0.0.1", own_port()))
+attempt(
+    "given.secret", GIVEN, "read our own secret file", READ,
+    lambda: readable(f"{SECRETS}/{own_port()}/FILE_KEY")(),
+)  # fmt: skip
+attempt("given.trust", GIVEN, "read whom to trust", READ, readable(TRUST))
+attempt("given.placeholder", GIVEN, "have a placeholder", "its first letters", lambda: placeholder())
+
+
+def placeholder():
+    found = os.environ.get("SENT_KEY", "")
+    return found.startswith("rnr-") and found[:6]
+
+
 # --- E13: another call of this task, and another task -------------------------------------------------------
 
 
@@ -1116,12 +1343,20 @@ def serve_peer(token):
             file.write(token)
     with contextlib.suppress(OSError):
         raw(29, int.from_bytes(token.encode()[:4], "big") & 0x7FFFFFFF, 4096, 0o1600)
+    held = [socket.create_connection(("127.0.0.1", own_port()))] if own_port() else []  # what others must not take
     abstract = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     abstract.bind("\0" + token)
     datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     datagram.bind(("127.0.0.1", 0))
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
-    print(json.dumps({"token": token, "udp": datagram.getsockname()[1], "pid": os.getpid()}), flush=True)
+    mine = {
+        "connections": len(held),
+        "token": token,
+        "udp": datagram.getsockname()[1],
+        "pid": os.getpid(),
+        "port": own_port(),
+    }
+    print(json.dumps(mine), flush=True)
     while True:
         select.select([datagram], [], [])
         _, sender = datagram.recvfrom(100)
@@ -1157,11 +1392,12 @@ def stage():
         else:
             os.chown(f"/usr/bin/{name}", 12345, 12345)
             os.chmod(f"/usr/bin/{name}", 0o4755)
+    made += stage_network()
     os.environ["LEAKED"] = "yes"
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
     os.setgroups([12345])
     os.chdir("/")
-    for whose in ("neighbour", "other"):
+    for whose in ("neighbour", "other", "beside"):
         reading, writing = os.pipe()
         if not os.fork():
             if os.fork():
@@ -1171,7 +1407,37 @@ def stage():
                 sys.executable, [sys.executable, "-I", "-S", "-c", source(), json.dumps({"serve": f"{whose}-peer"})]
             )
         context[whose] = json.loads(os.read(reading, 1000))
+    os.environ["https_proxy"] = "http://127.0.0.1:3128"
+    context["beside"]["port"] = 3129
     return held, made, abstract
+
+
+def stage_network():
+    """Listeners, secret files and a trust file as a sandbox with two calls with a network has them."""
+    os.environ["SENT_KEY"] = "rnr-staged"
+    made = []
+    for path, value in (("ipv4/tcp_fastopen", "3"), ("ipv6/conf/lo/disable_ipv6", "0")):
+        with open(f"/proc/sys/net/{path}", "w") as file:
+            file.write(value)
+    for family, address in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::1")):
+        for port in (3128, 3129):
+            made.append(socket.socket(family))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            made[-1].bind((address, port))
+            made[-1].listen(128)
+    datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    datagram.bind(("127.0.0.1", 3129))
+    if not os.fork():
+        while True:
+            datagram.sendto(b"staged", datagram.recvfrom(100)[1])
+    for port in (3128, 3129):
+        os.makedirs(f"{SECRETS}/{port}")
+        with open(f"{SECRETS}/{port}/FILE_KEY", "w") as file:
+            file.write("staged")
+    os.makedirs(os.path.dirname(TRUST))
+    with open(TRUST, "w") as file:
+        file.write("staged")
+    return made
 
 
 def source():
