@@ -85,6 +85,20 @@ permit (principal, action in [Action::"net_run", Action::"key_run"], resource);
 """
 
 
+def another(folder: Path, tool: str, like: str, *, profile: str = "network", network: bool = True) -> None:
+    """One more argv tool, as `like` but in that tool profile; without its rules and credentials for a tool of none."""
+    text = (folder / f"tools/{like}/tool.toml").read_text().replace(f'"{like}"', f'"{tool}"')
+    text = text.replace('profile = "network"', f'profile = "{profile}"')
+    (folder / "tools" / tool).mkdir()
+    (folder / "tools" / tool / "tool.toml").write_text(text if network else text.partition("[[egress]]")[0])
+    task = folder / "profiles/net.toml"
+    task.write_text(task.read_text().replace('tools = ["', f'tools = ["{tool}", "', 1))
+    with (folder / "policies/net.cedar").open("a") as file:
+        file.write(
+            f'@id("{tool}")\n@reason("it is a test\'s")\npermit (principal, action == Action::"{tool}", resource);\n'
+        )
+
+
 class Networked:
     """A service, and a daemon whose tools `net_run` (a network) and `key_run` (and a credential) reach it."""
 
@@ -120,7 +134,7 @@ def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterat
     """Services and daemons of a test's own."""
     served: list[Web] = []
 
-    def make(config: str = "") -> Networked:
+    def make(config: str = "", prepare: Callable[[Path], None] = lambda folder: None) -> Networked:
         authority = trustme.CA()
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         authority.issue_cert(HOST, OTHER, "opaque.example.test").configure_cert(context)
@@ -129,9 +143,9 @@ def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterat
         authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
         hosts = ", ".join(f'"{name}" = ["127.0.0.1"]' for name in (HOST, OTHER, "opaque.example.test"))
         egress = f'[egress]\ntrust = "{tmp_path / "ca.pem"}"\nhosts = {{ {hosts} }}\n'
-        daemon = make_daemon(
-            start=False, catalogue=catalogue(tmp_path / "catalogue", web.port), config=f"{config}\n{egress}"
-        )
+        folder = catalogue(tmp_path / "catalogue", web.port)
+        prepare(folder)
+        daemon = make_daemon(start=False, catalogue=folder, config=f"{config}\n{egress}")
         daemon.start()
         key = [sys.executable, "-m", "runner", "secret", "init", "--config", "runner.toml"]
         subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
@@ -143,4 +157,4 @@ def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterat
         web.close()
 
 
-__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Networked", "make_networked"]
+__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Networked", "another", "make_networked"]

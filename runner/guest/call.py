@@ -79,7 +79,10 @@ class Call:
 
     def _take_back(self) -> None:
         while self._placed:
-            os.unlink(self._placed.pop())
+            path = self._placed.pop()
+            for folder in TOOLS, f"{TOOLS}/secrets", os.path.dirname(path):
+                os.chmod(folder, 0o700)  # Landlock does not see a tool take its rights away
+            os.unlink(path)
 
     def handed(self) -> None:
         """Its process has what is its own, or never will: close that here."""
