@@ -33,6 +33,7 @@ MAX_HOST = 253  # RFC 1035 §2.3.4, without the root's dot
 MAX_PATH = 4096  # half of what servers commonly take (8 KiB a request line); policies read it
 MAX_QUERY = 16384  # signed requests of object stores reach 4 KiB
 PORTS = {"http": 80, "https": 443}
+ANY = "*"  # the host of a manifest's rule: any name, so that the task profile alone says which
 
 _LABEL = r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?"
 _NAME = re.compile(rf"{_LABEL}(?:\.{_LABEL})*\Z")
@@ -215,8 +216,13 @@ def _triplet(found: re.Match[str]) -> str:
 # --- rules ----------------------------------------------------------------------------------------------------
 
 
-def host_pattern(text: str) -> str:
-    """The host of a rule, canonical: a name (of any script), `*.` and a name, or an IP literal. Raises Malformed."""
+def host_pattern(text: str, *, anywhere: bool = False) -> str:
+    """The host of a rule, canonical: a name (of any script), `*.` and a name, or an IP literal; where `anywhere`, also
+    `ANY`. Raises Malformed."""
+    if text == ANY:
+        if anywhere:
+            return ANY
+        raise Malformed("a rule here names its host; only a tool's manifest may leave that to the task profile")
     wildcard, name = (True, text[2:]) if text.startswith("*.") else (False, text)
     if not name.isascii():
         try:

@@ -15,7 +15,7 @@ import msgspec
 from runner.address import closed, opening, parse
 from runner.catalog.place import Place
 from runner.config import RuleFile, size
-from runner.destination import PORTS, host_pattern, method, path_pattern
+from runner.destination import ANY, PORTS, host_pattern, method, path_pattern
 from runner.errors import RunnerError
 from runner.model import Allowlist, Delivery, EgressRule, Manifest, SecretRef, TaskProfile
 
@@ -89,24 +89,25 @@ class _Table:
 
 
 def compile_rules(
-    files: Sequence[RuleFile], place: Place, array: tuple[str, ...] = ("egress",)
+    files: Sequence[RuleFile], place: Place, array: tuple[str, ...] = ("egress",), *, anywhere: bool = False
 ) -> tuple[EgressRule, ...]:
-    """The rules of one file. Raises `RunnerError` of the place's code, naming file, line, rule and key."""
+    """The rules of one file; `anywhere` lets `host` be `*`, as in a manifest and nowhere else. Raises `RunnerError` of
+    the place's code, naming file, line, rule and key."""
     if len(files) > MAX_RULES:
         raise place.wrong(f"{'.'.join(array)}: more than {MAX_RULES} rules", *array)
     found: list[EgressRule] = []
     for number, file in enumerate(files):
         table = _Table(place, array, number, file.name)
         table.name(file.name, _NAME, [rule.name for rule in found])
-        found.append(_rule(file, table))
+        found.append(_rule(file, table, anywhere=anywhere))
     return tuple(found)
 
 
-def _rule(file: RuleFile, table: _Table) -> EgressRule:
+def _rule(file: RuleFile, table: _Table, *, anywhere: bool) -> EgressRule:
     _check_readable(file, table)
     rule = EgressRule(
         name=file.name,
-        host=table.read("host", file.host, host_pattern),
+        host=table.read("host", file.host, lambda text: host_pattern(text, anywhere=anywhere)),
         ports=_ports(file, table),
         protocol=file.protocol,
         inspect=file.tls == "inspect",
@@ -187,6 +188,8 @@ def overlap(rule: EgressRule, other: EgressRule) -> bool:
 
 
 def _below(wildcard: str, host: str) -> bool:
+    if wildcard == ANY:  # what its addresses leave of literals is the authoriser's to say
+        return True
     return wildcard.startswith("*.") and parse(host) is None and host.partition(".")[2] == wildcard[2:]
 
 
@@ -242,6 +245,9 @@ def _check_bound(file: SecretFile, table: _Table, rules: dict[str, EgressRule]) 
         if rule is None:
             known = f"rules of this file: {', '.join(rules) or 'none'}"
             raise table.wrong("destinations", f"no [[egress]] rule `{name[:64]}` in this file", known)
+        if rule.host == ANY:
+            reason = f"rule `{name}` names no host, so the credential would go wherever the profile leads"
+            raise table.wrong("destinations", reason, "copy the tool, and name the credential's host in a rule of it")
         if rule.protocol != "http" and not rule.inspect:
             step = f'add tls = "inspect" to rule {name}' if rule.protocol == "https" else "use delivery file or env"
             raise table.wrong("destinations", f"requests by rule `{name}` cannot be read, so nothing goes in", step)

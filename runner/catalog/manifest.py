@@ -75,7 +75,7 @@ def compile_tool(
     tool = decode_toml(text, _ToolFile, name, "manifest", data)
     place = Place(name, text, "manifest")
     _Check(place, tool).all(folder, files, profiles)
-    egress = compile_rules(tool.egress, place)
+    egress = compile_rules(tool.egress, place, anywhere=True)
     secrets = compile_secrets(tool.secrets, egress, place)
     contents = contents or Contents()
     code = {path: content for path, content in files.items() if path != "tool.toml"}

@@ -14,7 +14,7 @@ from runner.catalog.profile import amount_text
 from runner.cli.tables import print_json, print_table, printable
 from runner.cli.token import read_chain
 from runner.config import load_config
-from runner.destination import Malformed, absolute
+from runner.destination import ANY, Malformed, absolute
 from runner.destination import method as method_of
 from runner.egress.allowlist import Limit
 from runner.errors import EXIT_REFUSED, refuse
@@ -112,7 +112,8 @@ def _terms(found: Explained) -> list[str]:
 def rule_words(rule: EgressRule) -> str:
     """A rule in words: what it opens, and what it bounds."""
     ports = " or ".join(map(str, rule.ports))
-    host = f"one name below {rule.host[2:]}" if rule.host.startswith("*.") else rule.host
+    below = f"one name below {rule.host[2:]}" if rule.host.startswith("*.") else rule.host
+    host = "any host that the task profile names" if rule.host == ANY else below
     readable = rule.protocol == "http" or rule.inspect
     what = f"{', '.join(rule.methods) or 'any method'} of {', '.join(rule.paths) or 'any path'}"
     words = [

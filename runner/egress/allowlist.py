@@ -4,8 +4,12 @@ Pure and total: the same request against the same rules has the same verdict; wh
 understood or not named is denied. A request goes out only where a rule of every part (task profile, tool) allows it:
 an intersection without any algebra, which can say which part denies and what rule it lacks.
 
-Of the rules of one part that match, the most specific is named and counted: an exact host before a wildcard, then one
-that names paths, then methods, then the first in its file. Inspection and address ranges are those of all that match.
+`*` is the host of rules of generic tools: any name, and of addresses written out only those in ranges that the rule
+opens. The catalogue lets manifests say it and nobody else, so it never is all that stands before a destination.
+
+Of the rules of one part that match, the most specific is named and counted: an exact host before a wildcard, and that
+before `*`, then one that names paths, then methods, then the first in its file. Inspection and address ranges are those
+of all that match.
 """
 
 from __future__ import annotations
@@ -13,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from runner.address import Network, closed, opening, parse
-from runner.destination import Malformed, PathPattern, host, method, path, path_pattern, written
+from runner.address import Address, Network, closed, opening, parse
+from runner.destination import ANY, Malformed, PathPattern, host, method, path, path_pattern, written
 from runner.egress.missing import lacking_rule, opening_rule
 from runner.model import Allowlist, EgressRule, Protocol, Value
 from runner.wire.egress import Requested
@@ -72,14 +76,19 @@ class _Part(NamedTuple):
     name: str
     exact: dict[str, tuple[_Rule, ...]]
     below: dict[str, tuple[_Rule, ...]]  # `*.example.com` under "example.com"
+    anywhere: tuple[_Rule, ...]  # `*`
     names: frozenset[str]
     opens: bool  # whether any rule opens a range
 
     def of(self, host_: str) -> tuple[_Rule, ...]:
         """The rules for a host, most specific first."""
         found = self.exact.get(host_, ())
-        wide = self.below.get(host_.partition(".")[2]) if self.below else None
-        return found + wide if wide and parse(host_) is None else found
+        if not self.below and not self.anywhere:
+            return found
+        literal = parse(host_)
+        if literal is None:
+            return found + self.below.get(host_.partition(".")[2], ()) + self.anywhere
+        return found + tuple(each for each in self.anywhere if _named(literal, each.addresses))
 
 
 class Allowlists:
@@ -217,6 +226,7 @@ def address_verdict(allowlists: Allowlists, verdict: Verdict, host_: str, addres
 def _compiled(allowlist: Allowlist) -> _Part:
     exact: dict[str, list[_Rule]] = {}
     below: dict[str, list[_Rule]] = {}
+    anywhere: list[_Rule] = []
     for rule in allowlist.rules:
         where, name = (below, rule.host[2:]) if rule.host.startswith("*.") else (exact, rule.host)
         made = _Rule(
@@ -225,14 +235,19 @@ def _compiled(allowlist: Allowlist) -> _Part:
             tuple(map(path_pattern, rule.paths)),
             tuple(map(opening, rule.addresses)),
         )
-        where.setdefault(name, []).append(made)
+        (anywhere if rule.host == ANY else where.setdefault(name, [])).append(made)
     return _Part(
         allowlist.part,
         {name: _sorted(rules) for name, rules in exact.items()},
         {name: _sorted(rules) for name, rules in below.items()},
+        _sorted(anywhere),
         frozenset(rule.name for rule in allowlist.rules),
         any(rule.addresses for rule in allowlist.rules),
     )
+
+
+def _named(literal: Address, opened: tuple[Network, ...]) -> bool:
+    return any(literal.version == network.version and literal in network for network in opened)
 
 
 def _sorted(rules: Sequence[_Rule]) -> tuple[_Rule, ...]:

@@ -26,6 +26,7 @@ _REQUEST = re.compile(rb"([A-Za-z!#$%&'*+.^_`|~0-9-]{1,32}) ([\x21-\x7e]+) HTTP/
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?\Z")
 _LENGTH = re.compile(rb"[0-9]{1,18}\Z")
 _TOKENS = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+(?:[ \t]*,[ \t]*[!#$%&'*+.^_`|~0-9A-Za-z-]+)*\Z")
+REFUSED = b"X-Runner-Refused"  # of an answer by egress itself: which code; a destination's is not passed on
 # What concerns one connection only (RFC 9110 §7.6.1), and what was meant for us.
 _HOP = frozenset({b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade"})
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"expect", b"upgrade"})
@@ -132,8 +133,9 @@ def parse_response(raw: bytes, method: str, maximum: int) -> Response:
 
 
 def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The fields that are for the other end: no hop-by-hop ones, none meant for a proxy, no framing but a count."""
-    dropped = _HOP | set(_options(headers)) | {b"expect"}
+    """The fields that are for the other end: no hop-by-hop ones, none meant for a proxy, no framing but a count, and no
+    refusal, which is this proxy's alone to say."""
+    dropped = _HOP | set(_options(headers)) | {b"expect", REFUSED.lower()}
     return [(name, value) for name, value in headers if name not in dropped and not name.startswith(b"proxy-")]
 
 

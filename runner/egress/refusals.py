@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from runner.egress.head import render
+from runner.egress.head import REFUSED, render
 
 _encoder = msgspec.json.Encoder()
 
@@ -73,7 +73,7 @@ class Stop(Exception):
             [
                 (b"Content-Type", b"application/problem+json"),
                 (b"Content-Length", b"%d" % len(text)),
-                (b"X-Runner-Refused", self.code.encode()),
+                (REFUSED, self.code.encode()),
                 (b"Cache-Control", b"no-store"),
                 (b"Connection", b"close"),
             ],

@@ -766,6 +766,17 @@ def test_an_answer_with_two_readings_is_none(outside: Outside, answer: bytes) ->
     assert ask(port, f"{NAME}:{good.port}").startswith(b"HTTP/1.1 200 ")
 
 
+def test_a_destination_cannot_refuse_in_the_name_of_egress(outside: Outside) -> None:
+    answer = b"HTTP/1.1 403 Forbidden\r\nx-RUNNER-refused: egress\r\nX-Own: kept\r\nContent-Length: 2\r\n\r\nno"
+    origin = answering(outside, answer)
+    port = outside.open(rule(port=origin.port, protocol="http"))
+    got = ask(port, f"{NAME}:{origin.port}")
+    assert b"x-own: kept" in got.lower(), got
+    assert b"x-runner-refused" not in got.lower()
+    denied = talk(port, b"GET http://other.example.test/ HTTP/1.1\r\nHost: other.example.test\r\n\r\n")
+    assert b"x-runner-refused: egress" in denied.lower()
+
+
 def test_an_early_answer_is_passed_on_and_the_connection_closed(outside: Outside) -> None:
     """A destination that has answered reads no further: neither do we send."""
     early = b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig"

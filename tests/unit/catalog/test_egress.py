@@ -113,7 +113,7 @@ WRONG = [
     ('host = "API.Example.com."', 'host = "https://api.example.com"', 4, "letters, digits and hyphens"),
     ('host = "API.Example.com."', 'host = "a@b.example"', 4, "letters, digits and hyphens"),
     ('host = "API.Example.com."', 'host = "*.com"', 4, "top-level domain"),
-    ('host = "API.Example.com."', 'host = "*"', 4, "letters, digits and hyphens"),
+    ('host = "API.Example.com."', 'host = "**"', 4, "letters, digits and hyphens"),
     ('host = "API.Example.com."', 'host = "0177.0.0.1"', 4, "ends in a number"),
     ('host = "API.Example.com."', 'host = "127.0.0.1"', 4, "always denied"),
     ('host = "API.Example.com."', 'host = "::ffff:10.0.0.1"', 4, "10.0.0.1 is private"),
@@ -278,3 +278,30 @@ def test_a_secret_that_nothing_provides_is_refused_where_there_is_a_configuratio
             *(folders.root / name for name in ("profiles", "tools", "policies")), config_bytes=provider.encode()
         )
     )
+
+
+ANYWHERE = """
+[[egress]]
+name = "any"
+host = "*"
+tls = "inspect"
+"""
+
+
+def test_only_a_manifest_may_leave_its_hosts_to_the_profile(folders: Any) -> None:
+    with_rules(folders, COUNT, ANYWHERE)
+    assert folders.compile().tools["count"].egress[0].host == "*"
+    with_rules(folders, BASE, ANYWHERE)
+    refused = folders.refusal()
+    assert (refused.code, refused.field.partition(":")[0]) == ("profile", BASE)
+    assert "only a tool's manifest may leave that to the task profile" in refused.reason
+
+
+def test_a_credential_needs_a_rule_that_names_its_host(folders: Any) -> None:
+    secret = '[[secrets]]\nname = "k"\nvariable = "K"\ndestinations = ["any"]\nplaces = ["basic"]\n'
+    with_rules(folders, COUNT, ANYWHERE.replace('"*"', '"api.example.com"') + secret)
+    assert folders.compile().tools["count"].secrets[0].destinations == ("any",)
+    folders.edit(COUNT, '"api.example.com"', '"*"')
+    refused = folders.refusal()
+    assert (refused.code, "the credential would go wherever the profile leads" in refused.reason) == ("manifest", True)
+    assert "copy the tool" in refused.next_step

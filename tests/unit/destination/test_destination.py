@@ -413,6 +413,15 @@ def test_hosts_that_no_rule_may_have(text: str) -> None:
         host_pattern(text)
 
 
+def test_any_host_only_where_it_may_stand() -> None:
+    assert host_pattern("*", anywhere=True) == "*"
+    with pytest.raises(Malformed, match="only a tool's manifest"):
+        host_pattern("*")
+    for text in ("**", "*.", "*.com", "* ", ".*"):
+        with pytest.raises(Malformed):
+            host_pattern(text, anywhere=True)
+
+
 def test_literals() -> None:
     assert [is_literal(text) for text in ("1.2.3.4", "::1", "example.com", "3com.example")] == [
         True,

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runner.address import opening, parse
 from runner.catalog.egress import compile_rules, overlap
 from runner.catalog.place import Place
 from runner.config import RuleFile
@@ -235,6 +236,41 @@ def test_a_literal_needs_a_rule_for_it_and_its_range() -> None:
     assert not lists((wild,), (wild,)).authorise(tunnel("10.0.0.7")).allowed
 
 
+def test_any_host_is_any_name_and_the_other_part_says_which() -> None:
+    anywhere = rule("any", host="*", inspect=True)
+    named = lists((rule(inspect=True),), (anywhere,))
+    assert named.authorise(get()).rules == ("profile p/r", "tool t/any")
+    assert named.connect("api.example.com", 443).inspect
+    denied = named.authorise(get(host="www.example.com"))
+    assert (denied.part, denied.reason) == ("profile p", "profile p has no rule for host www.example.com")
+    assert not named.authorise(get(port=8443)).allowed
+    assert not lists((), (anywhere,)).authorise(get()).allowed
+
+
+def test_any_host_is_no_address_but_those_of_the_ranges_it_opens() -> None:
+    where = ("10.0.0.7", "93.184.215.14", "fd00::7", "169.254.169.254", "127.0.0.1")
+    given = tuple(rule(f"r{n}", host=host, addresses=(host,) if n != 1 else ()) for n, host in enumerate(where))
+    closed, open_ = (rule("any", host="*", addresses=each) for each in ((), ("10.0.0.0/8", "fc00::/7")))
+    for tool, allowed in ((closed, []), (open_, ["10.0.0.7", "fd00::7"])):
+        found = [host for host in where if lists(given, (tool,)).authorise(tunnel(host)).allowed]
+        assert found == allowed
+    # A name that leads into a range needs both to open it, as with any other rule.
+    verdict = (named := lists((PASS,), (open_,))).authorise(tunnel())
+    assert verdict.allowed
+    assert address_verdict(named, verdict, "api.example.com", ["93.184.215.14"]).allowed
+    refused = address_verdict(named, verdict, "api.example.com", ["10.0.0.7"])
+    assert (refused.part, "no rule of profile p names that range" in refused.reason) == ("address", True)
+    both = lists((rule(addresses=("10.0.0.7",)),), (open_,))
+    assert address_verdict(both, both.authorise(tunnel()), "api.example.com", ["10.0.0.7"]).allowed
+    assert not address_verdict(both, both.authorise(tunnel()), "api.example.com", ["10.0.0.8"]).allowed
+
+
+def test_a_named_host_is_counted_before_any_host() -> None:
+    tool = (rule("any", host="*", up=1), rule("below", host="*.example.com", up=2), rule("own", up=3))
+    for kept, up in ((tool, 3), (tool[:2], 2), (tool[:1], 1)):
+        assert lists((PASS,), kept).authorise(tunnel()).up == up
+
+
 def test_rules_that_are_not_canonical_open_nothing() -> None:
     for wrong in (rule(paths=("/../x",), inspect=True), rule(addresses=("0.0.0.0/0",)), rule(addresses=("x",))):
         with pytest.raises(ValueError):
@@ -248,7 +284,7 @@ PATHS = ["/", "/v1", "/v1/", "/v1/7", "/v1/7/x", "/v2/a%2Fb", "/v1/*"]
 rules = st.builds(
     rule,
     name=st.sampled_from("abcdef"),
-    host=st.sampled_from([*HOSTS, "*.example.com", "*.www.example.com"]),
+    host=st.sampled_from([*HOSTS, "*.example.com", "*.www.example.com", "*"]),
     ports=st.sampled_from([(443,), (80,), (443, 80)]),
     protocol=st.sampled_from(["https", "http", "tcp"]),
     inspect=st.booleans(),
@@ -293,11 +329,15 @@ requests = st.one_of(
 
 def by_definition(each: EgressRule, asked: Requested) -> bool:
     """Whether a rule allows a request, written as the documentation says it."""
-    named = each.host == asked.host or (
-        each.host.startswith("*.")
-        and asked.host.endswith(each.host[1:])
-        and "." not in asked.host.removesuffix(each.host[1:])
-    )
+    literal = parse(asked.host)
+    if each.host == "*":
+        named = literal is None or any(literal in opening(text) for text in each.addresses)
+    else:
+        named = each.host == asked.host or (
+            each.host.startswith("*.")
+            and asked.host.endswith(each.host[1:])
+            and "." not in asked.host.removesuffix(each.host[1:])
+        )
     if not named or asked.port not in each.ports or each.protocol != asked.protocol:
         return False
     if asked.visibility == "opaque":
@@ -340,7 +380,8 @@ def _with(allowlist: Allowlist, verdict: Verdict) -> Allowlist:
         return allowlist
     table = tomllib.loads(verdict.missing)
     table = table["daemon"]["destinations"] if "daemon" in table else table["egress"]
-    (made,) = compile_rules(msgspec.convert(table, tuple[RuleFile, ...]), Place(file, b"", "profile"))
+    files = msgspec.convert(table, tuple[RuleFile, ...])
+    (made,) = compile_rules(files, Place(file, b"", "profile"), anywhere=True)
     kept = tuple(each for each in allowlist.rules if each.name != made.name)
     return Allowlist(part=allowlist.part, rules=(*kept, made))
 
