@@ -60,6 +60,18 @@ def tool_image(docker_engine_available: Docker) -> str:
             pytest.fail(f"{error}; run scripts/setup first, or set TOOLRUNNER_BASE", pytrace=False)
 
 
+@pytest.fixture(scope="session")
+def web_image(docker_engine_available: Docker) -> str:
+    """The id of the real image of tools with a network, built once on the base image that scripts/setup made."""
+    with _LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        base = os.environ.get("TOOLRUNNER_WEB_BASE", image.WEB.base)
+        try:
+            return image.build(docker_engine_available, base, kind=image.WEB)
+        except RunnerError as error:
+            pytest.fail(f"{error}; run scripts/setup --dev first, or set TOOLRUNNER_WEB_BASE", pytrace=False)
+
+
 class Bench:
     """An engine with a private instance, what ended in it, and the SDK to look at its containers from outside."""
 

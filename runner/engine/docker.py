@@ -170,14 +170,15 @@ class Docker:
             yield from self._api.get_image(image, chunk_size=1 << 20)
 
     def build(
-        self, context: Any, *, recipe: str, tag: str, arguments: dict[str, str], labels: dict[str, str]
+        self, context: Any, *, recipe: str, stage: str, tag: str, arguments: dict[str, str], labels: dict[str, str]
     ) -> Iterator[str]:
-        """Build an image from a tar stream with the engine's own builder, without network or pull; yields its lines."""
+        """Build an image, up to a stage of its recipe, from a tar stream with the engine's own builder, without network or pull; yields its lines."""
         with _speaking(f"build {tag}"):
             steps = self._api.build(
                 fileobj=context,
                 custom_context=True,
                 dockerfile=recipe,
+                target=stage,
                 tag=tag,
                 buildargs=arguments,
                 labels=labels,

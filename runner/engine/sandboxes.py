@@ -20,7 +20,7 @@ from runner.engine.containers import Container, Workshop
 from runner.engine.disk import Disks
 from runner.engine.docker import Docker, HostFacts
 from runner.engine.host import CompiledProfile, check_engine, compile_profile, host_facts
-from runner.engine.image import REPOSITORY, Pins, tag
+from runner.engine.image import TOOLS, WEB, Pins, tag
 from runner.engine.listener import listen
 from runner.engine.orphans import Orphans
 from runner.engine.snapshot import Bounds, Taken, open_workspace, take
@@ -104,10 +104,16 @@ class Engine:
         assert self._docker is not None, "start() comes first"
         found = {}
         for name, profile in profiles.items():
-            ours = profile.image in ("", REPOSITORY)
-            image = (self._config.sandboxes.image or tag()) if ours else profile.image
-            found[name] = compile_profile(profile, seccomp, self.facts, self._pins.resolve(self._docker, image))
+            found[name] = compile_profile(profile, seccomp, self.facts, self._image(profile.image, self._docker))
         return found
+
+    def _image(self, wanted: str, docker: Docker) -> str:
+        """The id of a profile's image. "" where it is `WEB` and nobody made that: its profile is refused when asked for,
+        and the others serve. Raises `RunnerError` (host) for any other that is missing, and for one that moved."""
+        if wanted == WEB.repository:
+            return self._pins.resolve(docker, tag(WEB), WEB) if docker.image(tag(WEB)) else ""
+        ours = wanted in ("", TOOLS.repository)
+        return self._pins.resolve(docker, (self._config.sandboxes.image or tag()) if ours else wanted)
 
     def adopt(self, compiled: Compiled) -> None:
         """Make sandboxes from this catalogue from now on. Those that live keep theirs."""
@@ -156,6 +162,12 @@ class Engine:
                 "unavailable",
                 f"profile {plan.profile!r} is not the one that was planned with: its digest differs",
                 next_step="the catalogue was swapped meanwhile; retry",
+            )
+        if not compiled.image:
+            raise refuse(
+                "unavailable",
+                f"the image of profile {plan.profile!r}, {tag(WEB)}, is not on this host",
+                next_step=f"{WEB.remedy}; then reload the daemon",
             )
         if not _on_disk(compiled) and self._disks.has(plan.task):
             raise refuse(
