@@ -14,11 +14,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
+import psutil
 import typer
 
 from runner.catalog import shared
+from runner.cli import demo_service
+from runner.cli.demo_evidence import attempts, searched
+from runner.cli.demo_network import SERVICE
+from runner.cli.demo_search import Search, Searched, live
+from runner.cli.demo_service import Service
 from runner.cli.keys import write_new
-from runner.errors import EXIT_TOOL, refuse
+from runner.errors import EXIT_TOOL, RunnerError, refuse
 from runner.serve.privilege import require_root, user_id
 from runner.token.keys import SigningKey, generate, private_file, public_file
 
@@ -27,7 +33,7 @@ _ISSUER = "https://demo.invalid/issuer"
 _MAX_FILE = 1 << 20
 _MAX_FILES = 2000
 _START_S = 90.0
-_TOOLS = ("fs_list", "fs_read", "fs_search", "python_run", "shell_run", "workspace_put")
+_TOOLS = ("fs_list", "fs_read", "fs_search", "python_run", "shell_run", "workspace_put", "orders_run", "egress")
 _WRITE = (
     'fs_write={"path":{"constraint_type":"path_containment","root":"/workspace/reports"},'
     '"*":{"constraint_type":"wildcard"}}'
@@ -35,11 +41,12 @@ _WRITE = (
 
 _INTRODUCTION = """\
 An agent (plain Python here, no model) does real work through a daemon that trusts it with nothing: it holds a token
-that says what it may do, and every tool runs in a container of its task. → is what the agent asks, ← what it gets.
+that says what it may do, and every tool runs in a container of its task. A service on this host wants a key: a tool
+may use it, and nobody holds it. → is what the agent asks, ← what it gets.
 """
 
 _CONFIG = """\
-state = "{place}/state"
+{folders}state = "{place}/state"
 run = "{place}/run"
 
 [peers]
@@ -54,7 +61,7 @@ archive = false
 
 [telemetry]
 export = "file"
-"""
+{network}"""
 
 
 def demo(
@@ -63,7 +70,7 @@ def demo(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the state folder for a look at the trace.")] = False,
 ) -> None:
-    """Watch an agent work through the daemon, be refused, be stopped, and its trace be verified. Takes about 10 s."""
+    """Watch an agent work through the daemon, be refused, be stopped, and its trace be verified. Takes about 12 s."""
     require_root()
     user_id(AGENT_USER)
     began = time.monotonic()
@@ -72,9 +79,15 @@ def demo(
     try:
         place.chmod(0o711)
         source = _source(repo, place)
-        _configure(place)
-        with _daemon(place):
-            failures = _agent(place, source)
+        with Service() as service:
+            _configure(place, service)
+            with _daemon(place) as daemon:
+                _keep(place, service.key)
+                found: list[Searched] = []
+                service.on_answer = lambda: found.extend(_live(place, service, daemon))
+                failures = _agent(place, source, service)
+        _heading("7. Where the key was: looked for as it is, in base64, in hex and backwards")
+        failures += searched(place, service, found)
         failures += _evidence(place)
     finally:
         if keep:
@@ -138,11 +151,12 @@ def _git(root: Path, *arguments: str) -> str:
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
 
 
-def _configure(place: Path) -> None:
+def _configure(place: Path, service: Service) -> None:
     key = SigningKey(generate())
     write_new(place / "issuer.key", private_file(key, _ISSUER))
     write_new(place / "issuer.pub", public_file(key.public, _ISSUER), 0o644)
-    config = _CONFIG.format(place=place, user=AGENT_USER, issuer=_ISSUER)
+    folders, network = demo_service.lay_out(place / "catalogue", service)
+    config = _CONFIG.format(place=place, user=AGENT_USER, issuer=_ISSUER, folders=folders, network=network)
     write_new(place / "runner.toml", config.encode(), 0o644)
 
 
@@ -156,9 +170,9 @@ def _runner(*arguments: str, show: bool = True) -> list[str]:
 
 
 @contextlib.contextmanager
-def _daemon(place: Path) -> Iterator[None]:
-    """A daemon of its own, stopped at the end, whatever happens."""
-    _heading("0. A private daemon: parent, gate, engine, recorder")
+def _daemon(place: Path) -> Iterator[int]:
+    """A daemon of its own, stopped at the end, whatever happens. Yields its process's number."""
+    _heading("0. A private daemon: parent, gate, engine, recorder, egress, broker")
     log = place / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -169,7 +183,7 @@ def _daemon(place: Path) -> Iterator[None]:
         )
     try:
         _wait_ready(process, log)
-        yield
+        yield process.pid
     finally:
         process.terminate()
         try:
@@ -191,8 +205,19 @@ def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     print("   ready", flush=True)
 
 
-def _agent(place: Path, source: Path) -> int:
+def _keep(place: Path, key: str) -> None:
+    """Give the broker the service's key, as an operator does: its value goes through a pipe, never through argv."""
+    subprocess.run(_runner("secret", "init", "--config", str(place / "runner.toml")), check=True)
+    sock = str(place / "run" / "admin.sock")
+    command = _runner("secret", "set", demo_service.SECRET, "--stdin", "--socket", sock)
+    subprocess.run(command, input=key.encode(), check=True)
+
+
+def _agent(place: Path, source: Path, service: Service) -> int:
     """The agent, as its own user, with a token on an inherited descriptor."""
+    heard = place / "heard"
+    write_new(heard, b"")
+    os.chown(heard, *user_id(AGENT_USER))
     grants = [option for grant in (*_TOOLS, _WRITE) for option in ("--allow", grant)]
     arguments = ["exec", "--agent", "demo-agent", "--task", "demo", "--user", AGENT_USER]
     print(f"$ runner {' '.join(arguments)} --allow fs_list --allow … -- python agent.py", flush=True)
@@ -211,8 +236,27 @@ def _agent(place: Path, source: Path) -> int:
         "runner.cli.demo_agent",
         show=False,
     )
-    environment = {**os.environ, "RUNNER_DEMO_SOURCE": str(source)}
+    where = {name: getattr(demo_service, name.upper()) for name in ("orders", "status", "elsewhere")}
+    environment = {
+        **os.environ,
+        "RUNNER_DEMO_SOURCE": str(source),
+        "RUNNER_DEMO_HEARD": str(heard),
+        SERVICE: json.dumps({**where, "port": service.port}),
+    }
     return abs(subprocess.run(command, env=environment, check=False, cwd="/").returncode)
+
+
+# --- the key ------------------------------------------------------------------------------------------------
+
+
+def _live(place: Path, service: Service, daemon: int) -> list[Searched]:
+    """What lives, looked through while the service answers a call that holds the key."""
+    try:
+        instance = (place / "state" / "instance").read_text(encoding="utf-8").strip()
+        return live(Search(service.key), daemon, instance, user_id(AGENT_USER)[0])
+    except (OSError, psutil.Error, RunnerError) as error:  # found nowhere because looked at nowhere: `searched` says so
+        print(f" ✗ UNEXPECTED: cannot look at what lives: {error}", flush=True)
+        return []
 
 
 # --- evidence ------------------------------------------------------------------------------------------------
@@ -220,16 +264,17 @@ def _agent(place: Path, source: Path) -> int:
 
 def _evidence(place: Path) -> int:
     """List, show and verify what was recorded; then show that a flipped byte is found."""
-    _heading("6. The evidence: every call, decision and outcome, signed")
+    _heading("8. The evidence: every call, decision, request and outcome, signed")
+    failures = attempts(place)
     state = ("--state", str(place / "state"))
-    failures = _call("trace", "list", "--limit", "8", *state)
+    failures += _call("trace", "list", "--limit", "8", *state)
     listed = subprocess.run(
         _runner("trace", "list", "--effect", "deny", "--json", *state, show=False), capture_output=True, check=True
     )
     for denied in json.loads(listed.stdout)[:1]:
         failures += _call("trace", "show", denied["call"]["call"], *state)
     failures += _call("trace", "verify", *state)
-    _heading("7. The same ledger with one byte flipped")
+    _heading("9. The same ledger with one byte flipped")
     damaged = place / "damaged"
     shutil.copytree(place / "state" / "ledger", damaged / "ledger")
     tail = damaged / "ledger" / "tail"

@@ -14,6 +14,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from runner.cli import demo_network
 from runner.client import ToolFailed, connect
 from runner.errors import RunnerError
 from runner.wire.agent import SessionFacts
@@ -62,6 +63,23 @@ class Agent:
         self.runner = connect(session=SessionFacts(original_request=REQUEST, model="scripted", client="runner demo"))
         self.tools = self.runner.tools()
         self.failures = 0
+        self._heard = Path(os.environ["RUNNER_DEMO_HEARD"]).open("a", encoding="utf-8")  # noqa: SIM115 - as long as we
+
+    def heard(self, **what: str) -> None:
+        """Keep what was heard, for whoever looks through all of it."""
+        self._heard.write(json.dumps(what) + "\n")
+        self._heard.flush()
+
+    def run(self, what: str, code: str, *expect: str) -> None:
+        """Run a program with the service's tool; its answer must hold all of `expect`."""
+        say(f"{what}", " →")
+        result = self.runner.call(demo_network.TOOL, {"code": code})
+        answer = result.text + result.stderr.decode("utf-8", "replace")
+        say(answer, " ←")
+        self.heard(what=what, call=result.call, answer=answer)
+        if not all(word in answer for word in expect):
+            self.failures += 1
+            say(f"UNEXPECTED: the demo counted on {' and '.join(map(repr, expect))} here", " ✗")
 
     def use(self, tool: str, expect: str = "", show: bool = True, **arguments: Any) -> str:
         """Dispatch one call as a model would ask for it. `expect` is a word that the answer must hold."""
@@ -70,6 +88,7 @@ class Agent:
         call = {"type": "tool_use", "id": "toolu_demo", "name": tool, "input": arguments}
         answer = self.tools.dispatch(call)
         text = str(answer["content"])
+        self.heard(what=tool, answer=text)
         if show or answer["is_error"]:
             say(text, " ←")
         if expect not in text or bool(answer["is_error"]) != bool(expect):
@@ -152,6 +171,8 @@ def main() -> int:
         stream(agent)
         refusals(agent)
         runaways(agent)
+        scene("6. A service that needs a key: the tool uses it, and nobody here holds it")
+        demo_network.service(agent, say)
         agent.runner.end_task()
     except (RunnerError, ToolFailed) as error:
         agent.failures += 1

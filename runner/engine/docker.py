@@ -122,8 +122,7 @@ class Docker:
 
     def state(self, container: str) -> State:
         """How the container is now."""
-        with _speaking("inspect the container"):
-            found = self._api.inspect_container(container)
+        found = self.inspect(container)
         return State(
             running=bool(found["State"]["Running"]),
             pid=int(found["State"]["Pid"]),
@@ -132,6 +131,11 @@ class Docker:
             image=str(found["Image"]),
             runtime=str(found["HostConfig"]["Runtime"]),
         )
+
+    def inspect(self, container: str) -> dict[str, Any]:
+        """Everything that the engine says of the container."""
+        with _speaking("inspect the container"):
+            return dict(self._api.inspect_container(container))
 
     def wait(self, container: str, timeout_s: float) -> int:
         """Wait until the container has stopped; its exit code."""

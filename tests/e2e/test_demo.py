@@ -17,7 +17,8 @@ pytestmark = pytest.mark.docker
 
 TOLD = (
     # in this order
-    "── 0. A private daemon: parent, gate, engine, recorder",
+    "── 0. A private daemon: parent, gate, engine, recorder, egress, broker",
+    "orders-key is kept; recorded as entry",
     "── 1. What this agent may do",
     "agent demo-agent, task demo, uid",
     "its token grants: fs_list",
@@ -36,10 +37,44 @@ TOLD = (
     "timed_out: ",
     "oom: ",
     "2 processes it left were killed with it",
-    "── 6. The evidence",
+    "── 6. A service that needs a key",
+    " → without the key",
+    " ← 401 ",
+    " → with what it has",
+    ' ← 200 {"orders"',
+    "ORDERS_KEY is rnr-",
+    " → directly, past egress\n ← [Errno 13] Permission denied",
+    " → a name of the resolver\n ← [Errno -",
+    " → another host\n ← <urlopen error Tunnel connection failed: 403",
+    " → a path that no rule opens\n ← 403 ",
+    " → where the service redirects to\n ← <urlopen error Tunnel connection failed: 403",
+    " → what it has, at another host\n ← 403 a credential's placeholder stands where it may not",
+    " → the same without it\n ← 200 ",
+    " → a neighbour call's way out\n ← its own port: connected · its neighbour's: [Errno 13] Permission denied",
+    "── 7. Where the key was",
+    "the service saw  Bearer ord-",
+    "the agent's memory (",
+    "memory of egress (",
+    "×, as it must be while the call lives",
+    "the state folder: ledger, content, spans, gate's state, sealed store (",
+    "The same eyes found the tool's placeholder in its environment, its memory and ",
+    "── 8. The evidence",
+    "   directly, past egress\n",
+    "0 out, 0 refused; 29 bytes of output kept; no request reached egress",
+    "   a name of the resolver\n",
+    "0 out, 0 refused",
+    "   another host\n",
+    " egress      deny  https://elsewhere.example.test:",
+    "   where the service redirects to\n",
+    " egress_end  302 from 127.0.0.1  with orders-key",
+    " egress      deny  https://elsewhere.example.test:",
+    "   what it has, at another host\n",
+    " alert       critical: credential orders-key in header authorization",
+    "   a neighbour call's way out\n",
+    "no request reached egress",
     "✓ 9 content: every digest fits its bytes",
     "verified: ",
-    "── 7. The same ledger with one byte flipped",
+    "── 9. The same ledger with one byte flipped",
     "NOT VERIFIED",
     "✓ the demo is over: ",
 )
@@ -77,6 +112,7 @@ def test_demo_on_a_repository(repository: Path, open_folder: Path, tool_image: s
     in_order(said, (f"input: 2 files of {repository}, 1 commits", "2 classes in 1 files", "class Square:"))
     in_order(said, TOLD)
     assert "root:x:0:0" not in said
+    assert "UNEXPECTED" not in said
     nothing_is_left(place, said)
 
 
@@ -87,6 +123,7 @@ def test_demo_on_what_it_brings(open_folder: Path, tool_image: str, runner: Any)
     place.chmod(0o711)
     said = runner("demo", env={**environment(), "TMPDIR": str(place)}).stdout
     in_order(said, TOLD)
+    assert "UNEXPECTED" not in said
     nothing_is_left(place, said)
 
 
