@@ -19,9 +19,9 @@ T = TypeVar("T")
 START_S = 120.0  # engine resolves images and removes orphans before it answers
 _LAST_WORDS_S = 2.0  # for what a child wrote before it ended to be read
 _ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ")  # a child gets no more: its first environment stays readable in /proc
-_OWN = {  # what one of them needs of it besides
+_ONE_PART = {  # what one part alone gets beside it
     "engine": ("DOCKER_HOST", "DOCKER_TLS_VERIFY", "DOCKER_CERT_PATH"),
-    "broker": ("CREDENTIALS_DIRECTORY",),  # its master key may lie there, readable for root alone
+    "broker": ("CREDENTIALS_DIRECTORY",),  # systemd's: where a master key lies
 }
 
 Heard = Callable[[str, Any, int | None], None]  # a child's name, its message, the descriptor that came with it
@@ -98,7 +98,7 @@ class Children:
         """Exec one child: a fresh interpreter that inherits its sockets, which are closed here, and nothing else."""
         mine, its = socket.socketpair()
         passed = (its, *sockets)
-        kept = (*_ENVIRONMENT, *_OWN.get(name, ()))
+        kept = (*_ENVIRONMENT, *_ONE_PART.get(name, ()))
         for sock in passed:
             sock.set_inheritable(True)
         process = await asyncio.create_subprocess_exec(

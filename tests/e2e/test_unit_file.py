@@ -5,9 +5,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from house import Daemon
+
+from runner.broker import master
 from runner.errors import EXIT_INVALID
+from runner.ledger import entry as entries
+from runner.wire import admin
 
 UNIT = Path(__file__).parents[2] / "packaging" / "toolrunner.service"
 NEEDED = {
@@ -22,9 +29,11 @@ NEEDED = {
     "NoNewPrivileges": "yes",
     "ProtectSystem": "strict",
     "UMask": "0077",
+    "LimitMEMLOCK": "infinity",  # broker keeps secrets out of the swap area
 }
 # setuid and namespaces for the walls, Docker's socket and the sandboxes' control sockets, /proc of containers
 CAPABILITIES = {"CAP_SETUID", "CAP_SETGID", "CAP_SYS_ADMIN", "CAP_CHOWN", "CAP_KILL", "CAP_SYS_PTRACE"}
+CAPABILITIES |= {"CAP_NET_ADMIN"}  # broker's loopback
 
 
 def directives(text: str) -> dict[str, list[str]]:
@@ -66,3 +75,28 @@ def test_systemd_takes_it(tmp_path: Path) -> None:
     unit.write_text(unit.read_text().replace("Type=notify", "Type=notfy"))  # that it would have said so
     broken = subprocess.run([analyze, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
     assert "toolrunner.service" in broken.stderr
+
+
+@pytest.mark.docker
+def test_a_daemon_serves_with_those_capabilities_alone(tmp_path: Path, make_daemon: Callable[..., Daemon]) -> None:
+    """All of its processes have no more than the unit leaves them, and the master key comes from a credential."""
+    (names,) = directives(UNIT.read_text())["CapabilityBoundingSet"]
+    bounding = ",".join(["-all", *(f"+{name.removeprefix('CAP_').lower()}" for name in names.split())])
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / master.CREDENTIAL).write_bytes(master.fresh())
+    bounded = tmp_path / "bounded"
+    bounded.write_text(
+        f"#!/bin/sh\nexport CREDENTIALS_DIRECTORY={credentials}\n"
+        f'exec setpriv --bounding-set={bounding} --no-new-privs {sys.executable} "$@"\n'
+    )
+    bounded.chmod(0o755)
+    daemon = make_daemon(python=str(bounded))
+    with daemon.connect() as runner:
+        assert runner.call("shell_run", {"argv": ["echo", "it serves"]}).text == "it serves\n"
+    daemon.ask(admin.SetSecret(name="a-key", value=b"a value to be kept"))
+    assert [each.name for each in daemon.entries(entries.Secret)] == ["a-key"]
+    assert not (daemon.state / "broker" / master.FILE).exists()
+    for name in ("gate", "recorder", "egress", "broker", "engine"):
+        told = [key for key in daemon.child(name).environ() if key == "CREDENTIALS_DIRECTORY"]
+        assert bool(told) == (name == "broker"), name
