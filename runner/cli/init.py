@@ -53,6 +53,19 @@ operators = [0]
 # uri = "https://issuer.example"
 # public_key = "keys/issuer.jwk"
 
+# What tools may reach is said in profiles and manifests ([[egress]]); `runner egress explain URL --tool ID` says who
+# decides. Here is how egress finds names and whom it believes: the host's resolver and authorities, and these.
+# [egress]
+# nameservers = ["192.0.2.53"]
+# hosts = { "db.example" = ["192.0.2.7"] }
+# trust = "keys/authorities.pem"
+
+# What the daemon's own processes may reach, by the same rules: nothing by default. Providers of secrets need theirs.
+# [[daemon.destinations]]
+# name = "vault"
+# host = "vault.example"
+# ports = [8200]
+
 # Secrets for tools: `runner secret init` makes the key of the broker's own store, `runner secret set NAME` fills it.
 # Others' come from programs, HashiCorp Vault or OpenBao, and OAuth 2.0 servers; a manifest names them `vault:orders`.
 # [secrets.providers.vault]
@@ -102,7 +115,10 @@ def init(
         f"  2. runner policy check --policies {dir / 'policies'} --tools {dir / 'tools'} --profiles {dir / 'profiles'}"
     )
     print("  3. runner keys init, and put the issuer it prints into runner.toml")
-    print(f"  4. runner doctor --config {dir / 'runner.toml'}, then runner serve --config {dir / 'runner.toml'}")
+    print(f"  4. runner secret init --config {dir / 'runner.toml'}, where tools will need credentials")
+    print(f"  5. runner doctor --config {dir / 'runner.toml'}, then runner serve --config {dir / 'runner.toml'}")
+    print("The daemon runs as runner-gate, runner-recorder, runner-egress and runner-broker: scripts/setup makes these")
+    print("users and the group runner-agents, or useradd -r and groupadd -r do.")
 
 
 def lay_out(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from runner.catalog import compile_tool, shared
+from runner.catalog import compile_bundle, compile_tool, read_bundle, shared
 from runner.cli import init, policy, profile, tool
+from runner.config import load_config
 from runner.errors import EXIT_INVALID, Refusal, RunnerError, exit_status
 
 app = typer.Typer()
@@ -371,9 +373,6 @@ def test_init_lays_out_a_folder_that_is_whole(tmp_path: Path) -> None:
     assert "next:" in run("init", target)
     folders = ["--profiles", target / "profiles", "--tools", target / "tools", "--policies", target / "policies"]
     assert "cases hold" in run("policy", "check", *folders)
-    from runner.catalog import compile_bundle, read_bundle
-    from runner.config import load_config
-
     config, text = load_config(target / "runner.toml")
     assert compile_bundle(read_bundle(config, target / "runner.toml", text)).tools
     assert config.profiles == str(target / "profiles")
@@ -387,6 +386,19 @@ def test_init_overwrites_nothing_and_writes_nothing_then(tmp_path: Path, taken: 
     assert "nothing is overwritten" in refused("init", tmp_path).reason
     assert sorted(tmp_path.rglob("*")) == before
     assert (tmp_path / taken).read_text() == "mine"
+
+
+def test_what_init_writes_as_comments_is_right_when_it_is_taken(tmp_path: Path) -> None:
+    init.lay_out(tmp_path)
+    path = tmp_path / "runner.toml"
+    commented = re.compile(r"# (?=[a-z_]+ = |\[+[a-z.]+\]+$)")
+    lines = [commented.sub("", line, count=1) for line in path.read_text().splitlines()]
+    path.write_text("\n".join(line for line in lines if not line.startswith("two_person")))  # stands above sections
+    config, text = load_config(path)
+    assert config.egress.hosts
+    assert config.egress.nameservers
+    assert config.secrets.names("vault:orders")
+    assert [rule.host for rule in compile_bundle(read_bundle(config, path, text)).destinations] == ["vault.example"]
 
 
 def test_init_as_json(tmp_path: Path) -> None:
