@@ -4,20 +4,28 @@ Memory is bounded: open calls, and the newest `REMEMBERED` call ids. An id is kn
 or not above the greatest id ever forgotten: so no id can come twice, whatever ids look like. Ids grow with time,
 so an honest id is refused only when `REMEMBERED` greater ones came before it, or, after a restart, when it is not
 above every id of the run before (whoever mints ids must keep them growing, also when the clock steps back).
+
+What a call did with its network (`egress`, `egress_end`, `alert`) comes while it is open and names its task; an end
+follows an allowed request of the same number, once. A request without an end when its call has one: nobody knows what
+became of it. The daemon's own dials belong to no call: their id is `daemon:` and a part's name, their task "", and
+their numbers begin anew with each start of egress, so their ends are held to no request.
 """
 
 from __future__ import annotations
 
 import heapq
+import re
 from typing import Final, Literal
 
 import msgspec
 
 from runner.errors import refuse
-from runner.ledger.entry import AnyEntry, Call, Outcome, Start, Stop
+from runner.ledger.entry import Alert, AnyEntry, Call, Egress, EgressEnd, Outcome, Start, Stop
 
 REMEMBERED = 4096  # far more than the calls that can be decided at one time (64 per task, 256 tasks)
 MAX_ID = 128
+DAEMON = "daemon:"  # how the ids of what no call did begin
+OWN = re.compile(r"daemon:[a-z]{1,32}\Z")
 
 Stage = Literal["new", "open", "closed"]
 Event = Literal["planned", "decided", "unpermitted", "outcome"]
@@ -39,6 +47,11 @@ REFUSED: Final[dict[tuple[Stage, Event], str]] = {
     ("closed", "outcome"): "an outcome for a call that has no plan, or has its outcome already",
 }
 PERMITS = frozenset({"allow", "modify"})
+
+
+def allowed(entry: Egress) -> bool:
+    """Whether this request may go out: nothing but ALLOW lets it."""
+    return entry.decision.effect == "allow"
 
 
 class State(msgspec.Struct, forbid_unknown_fields=True):
@@ -74,6 +87,8 @@ class Sequence:
         self._forgotten = self.state.newest
         self._order: list[str] = []  # a heap of the remembered ids
         self._remembered: set[str] = set()
+        self._requests: dict[str, set[int]] = {}  # call -> its allowed requests that have no end
+        self._earlier = frozenset(self.state.open)  # open where this began: what they had asked for is not known
 
     def check(self, entry: AnyEntry) -> None:
         """Raise `RunnerError` (ledger) when this entry may not come now."""
@@ -83,9 +98,13 @@ class Sequence:
                 event = "planned" if entry.decision.effect in PERMITS else "unpermitted"
             if not 0 < len(entry.call) <= MAX_ID:
                 raise refuse("ledger", f"a call id has 1 to {MAX_ID} characters", field=entry.call[:MAX_ID])
+            if entry.call.startswith(DAEMON):
+                raise refuse("ledger", f"a call id does not begin with {DAEMON}", field=f"call {entry.call}")
         elif isinstance(entry, Outcome):
             event = "outcome"
         else:
+            if isinstance(entry, Egress | EgressEnd | Alert):
+                self._check_network(entry)
             return
         stage = self._stage(entry.call)
         if (stage, event) not in ADVANCE:
@@ -97,7 +116,31 @@ class Sequence:
         """Follow an entry that `check` let pass."""
         if isinstance(entry, Call):
             self._remember(entry.call)
+        elif isinstance(entry, Outcome):
+            self._requests.pop(entry.call, None)
+        elif isinstance(entry, EgressEnd):
+            self._requests.get(entry.call, set()).discard(entry.request)
+        elif isinstance(entry, Egress) and allowed(entry) and not entry.call.startswith(DAEMON):
+            self._requests.setdefault(entry.call, set()).add(entry.request)
         self.state.apply(position, entry)
+
+    def _check_network(self, entry: Egress | EgressEnd | Alert) -> None:
+        call, place = entry.call, f"call {entry.call[:MAX_ID]}"
+        if call.startswith(DAEMON):
+            if not OWN.match(call) or entry.task:
+                raise refuse("ledger", "what the daemon itself did has a part's name and no task", field=place)
+            return
+        if call not in self.state.open:
+            raise refuse("ledger", "something on the network of a call that is not open", field=place)
+        if self.state.open[call][1] != entry.task:
+            raise refuse("ledger", "it names another task than its call", field=place)
+        if isinstance(entry, Alert):
+            return
+        begun = entry.request in self._requests.get(call, ())
+        if isinstance(entry, EgressEnd) and not begun and call not in self._earlier:
+            raise refuse("ledger", "the end of a request that was not allowed, or has its end already", field=place)
+        if isinstance(entry, Egress) and begun and allowed(entry):
+            raise refuse("ledger", "a request's number is in use", field=place)
 
     def _stage(self, call: str) -> Stage:
         if call in self.state.open:

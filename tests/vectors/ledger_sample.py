@@ -91,6 +91,25 @@ def outcome(number: int, *, task: str = "t", kind: str = "exited") -> entries.Ou
     )
 
 
+def egress(number: int, request: int = 1, *, effect: str = "allow", task: str = "t", **more: object) -> entries.Egress:
+    """A request of the `number`-th call."""
+    fields: dict[str, object] = {"protocol": "https", "host": "api.test", "port": 443, "visibility": "full"}
+    fields |= {"time": NOW, "call": f"c{number:08d}", "task": task, "request": request, **more}
+    return entries.Egress(**fields, decision=entries.Decided(effect=effect, reason="because"))  # type: ignore[arg-type]
+
+
+def egress_end(number: int, request: int = 1, *, task: str = "t", **more: object) -> entries.EgressEnd:
+    """Its end."""
+    fields = {"time": NOW, "call": f"c{number:08d}", "task": task, "request": request, "address": "192.0.2.1", **more}
+    return entries.EgressEnd(**fields)  # type: ignore[arg-type]
+
+
+def alert(number: int, *, task: str = "t", **more: object) -> entries.Alert:
+    """Something critical in the `number`-th call."""
+    fields = {"time": NOW, "call": f"c{number:08d}", "task": task, "what": "credential key", "where": "body", **more}
+    return entries.Alert(**fields)  # type: ignore[arg-type]
+
+
 def open_recorder(state: Path, key: Ed25519PrivateKey = KEY, clock: Callable[[], float] = lambda: 0.0) -> Recorder:
     """A recorder whose checkpoint file follows every commit (its clock jumps), unless `clock` says otherwise."""
     ticks = itertools.count(step=10)

@@ -2,10 +2,9 @@
 
     python verify_ledger.py LEDGER KEY [ANCHOR ...]      KEY: name+hash+key, or a file that holds it
 
-Exit status 0: it verifies; 6: it does not, and the findings are printed; 1: wrong usage. Written from the formats
-alone, so that the daemon's own verifier (`runner trace verify --no-content`) and it check each other: RFC 6962, C2SP
-tlog-tiles, tlog-checkpoint, signed-note and tlog-proof, and what the docstrings of runner/ledger/{tail,sequence,
-rotation}.py say of the tail, the order of calls and the keys. It holds all entries in memory, and leaves content out.
+Exit status 0: it verifies; 6: it does not, and the findings are printed; 1: wrong usage. Written from formats alone, so
+that the daemon's own verifier (`runner trace verify --no-content`) and it check each other: RFC 6962, C2SP tlog-tiles,
+tlog-checkpoint, signed-note, tlog-proof, and the docstrings of runner/ledger/{tail,sequence,rotation}.py.
 """
 
 import base64
@@ -27,6 +26,7 @@ KINDS = f"{KINDS} alert secret".split()
 HEAD, ENTRY, SIGNED, CONTENT = 1, 2, 3, 4  # records of the tail, and the most bytes of each
 LIMIT = {HEAD: 16 << 20, ENTRY: 65535, SIGNED: 4096, CONTENT: 16 << 10}
 PROOF = re.compile(r"c2sp\.org/tlog-proof@v1\nextra (.*)\nindex (0|[1-9][0-9]{0,15})((?:\n.*)*)\Z")
+OWN = re.compile(r"daemon:[a-z]{1,32}\Z")
 NUMBER = re.compile(r"(0|[1-9][0-9]{0,15})\Z")
 PLACE = re.compile(r"tile/(entries|0|[1-9][0-9]?)/((?:x[0-9]{3}/)*[0-9]{3})(?:\.p/([1-9][0-9]{0,2}))?\Z")
 NAMES = re.compile(r"(checkpoint|key|key\.next|key\.pub|vkey|lock|tail|rotation\.[1-9][0-9]{0,3})\Z")
@@ -81,7 +81,6 @@ class Key:
         return text.split("\n")
 
     def checkpoint(self, note):
-        """The (size, root) that this key signed."""
         origin, size, root = self.open(note, 3)
         need(origin == self.name and NUMBER.match(size) and len(note) <= 64 << 10, "not a checkpoint of this log")
         return int(size), unbase64(root, 32)
@@ -102,20 +101,24 @@ def canonical(data):
 
 def follow(state, seen, position, told):
     """One entry after `state`: a call has one decision, and an outcome only after its plan. `seen` are call ids."""
-    kind, waiting = told["kind"], state["open"]
-    if kind in ("start", "stop"):
-        state["life"] = "running" if kind == "start" else "stopped"
-    elif kind == "call":
-        call = told["call"]
+    kind, waiting, call = told["kind"], state["open"], told.get("call", "")
+    state["life"] = {"start": "running", "stop": "stopped"}.get(kind, state["life"])
+    if kind == "call":
         permitted = "plan" not in told or told["decision"]["effect"] in ("allow", "modify")
-        need(0 < len(call) <= 128 and call not in seen and permitted, f"position {position}: call {call} may not be")
+        fits = permitted and 0 < len(call) <= 128 and call not in seen and call[:7] != "daemon:"
+        need(fits, f"position {position}: call {call} may not be")
         seen.add(call)
         state["newest"] = max(state["newest"], call)
-        if "plan" in told:
-            waiting[call] = [position, told["who"]["task"]]
+        waiting |= {call: [position, told["who"]["task"]]} if "plan" in told else {}
     elif kind == "outcome":
-        waited = waiting.pop(told["call"], [0, None])
+        waited = waiting.pop(call, [0, None])
         need(waited[1] == told["task"], f"position {position}: an outcome that no open call waits for")
+    elif kind in ("egress", "egress_end", "alert"):
+        request, own, ends = (call, told.get("request")), OWN.match(call) and not told["task"], kind == "egress_end"
+        counts = ends or (kind == "egress" and told["decision"]["effect"] == "allow")
+        fits = waiting.get(call, [0, None])[1] == told["task"] and (not counts or (request in seen) == ends)
+        need(own or fits, f"position {position}: {kind} of no open call, or of no open request")
+        seen ^= {request} if counts and not own else set()
 
 
 class Keys:
@@ -145,7 +148,6 @@ class Keys:
         self.newest = self.chain[-1][0]
 
     def checkpoint(self, note):
-        """(size, root) of a checkpoint signed by the key that its size belongs to."""
         for place, (key, low) in reversed(list(enumerate(self.chain))):
             with contextlib.suppress(ValueError, InvalidSignature):
                 size, root = key.checkpoint(note)
@@ -208,8 +210,7 @@ class Ledger:
             node = sha(b"\x01", part, node)
         self.roots.append(node)
         follow(self.state, self.seen, len(self.entries), told)
-        if told["kind"] == "rotate":
-            self.handovers[len(self.entries)] = data
+        self.handovers |= {len(self.entries): data} if told["kind"] == "rotate" else {}
         self.entries.append(data)
 
     def bundle(self, number, width=0):
@@ -230,9 +231,8 @@ class Ledger:
             (self.base, size, root, state), records = read_tail(read(self.folder / "tail"), self.keys.newest)
             self.claims.append(("the tail's head", self.base, root))
             acknowledged = max(size, published)
-        for number in range(self.base // 256):
-            for data in self.bundle(number):
-                self.add(data)
+        for data in (data for number in range(self.base // 256) for data in self.bundle(number)):
+            self.add(data)
         need(self.exported or state == self.state, "the tail's head tells another state than the entries")
         for kind, data in records:
             if kind == ENTRY:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
@@ -138,6 +139,42 @@ def test_whole_ledgers(sample: ModuleType, other: ModuleType, tmp_path: Path, ca
     assert pair()
     export(Ledger(state / "ledger", load_verifier("", state / "ledger")), tmp_path / "out")
     assert Pair(other, tmp_path / "out", pair.vkey)()
+
+
+def test_both_hold_requests_to_their_calls(
+    sample: ModuleType, other: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written past the recorder's own check, as whoever has its key could; the first is its control."""
+    own = {"call": "daemon:broker", "task": ""}
+    call = [sample.call(1), sample.egress(1), sample.egress(1, 2, effect="deny"), sample.alert(1)]
+    over = [*call, sample.egress_end(1), sample.outcome(1)]
+    cases: list[tuple[bool, list[entries.AnyEntry]]] = [
+        (True, [*over, sample.egress(0, **own), sample.egress_end(0, **own), sample.egress(0, **own)]),
+        (True, [*call, sample.egress(1, 3), sample.outcome(1)]),
+        (True, [*call, sample.egress(1, effect="deny"), sample.egress_end(1)]),
+        (False, [*over, sample.egress(1)]),
+        (False, [*over, sample.alert(1)]),
+        (False, [*over, sample.egress_end(1)]),
+        (False, [*call, sample.egress(1)]),
+        (False, [*call, sample.egress_end(1, 2)]),
+        (False, [*call, sample.egress_end(1), sample.egress_end(1)]),
+        (False, [*call, sample.egress_end(1, task="other")]),
+        (False, [sample.call(1, effect="deny", planned=False), sample.egress(1)]),
+        (False, [sample.egress(1)]),
+        (False, [sample.egress(0, call="daemon:broker", task="t")]),
+        (False, [sample.alert(0, call="daemon:a b", task="")]),
+        (False, [msgspec.structs.replace(sample.call(1), call="daemon:broker")]),
+    ]
+    for number, (good, written) in enumerate(cases):
+        state = tmp_path / str(number)
+        recorder = sample.open_recorder(state)
+        with monkeypatch.context() as patch:
+            patch.setattr(recorder._sequence, "check", lambda _: None)
+            for entry in written:
+                recorder.append(entries.encode(entry))
+            recorder.commit()
+            recorder._release()
+        assert Pair(other, state / "ledger", sample.VKEY)(number) == good, written
 
 
 def test_two_levels_of_tiles(sample: ModuleType, other: ModuleType, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import itertools
 from types import ModuleType
 from typing import get_args
 
+import msgspec
 import pytest
 
 from runner.errors import RunnerError
@@ -106,3 +107,68 @@ def test_ids_have_a_length(sample: ModuleType) -> None:
     for name in ("", "x" * 129):
         with pytest.raises(RunnerError, match="characters"):
             Sequence().check(msgspec.structs.replace(sample.call(1), call=name))
+
+
+def test_a_request_is_of_an_open_call_and_ends_once(sample: ModuleType) -> None:
+    order = Sequence()
+    _feed(order, sample.call(1), sample.egress(1, 1), sample.egress(1, 2), sample.egress_end(1, 2))
+    _feed(order, sample.alert(1), sample.egress(1, 3, effect="deny"), sample.egress_end(1, 1), sample.egress(1, 4))
+    _feed(order, sample.egress(1, 4, effect="deny"), sample.egress_end(1, 4))  # its address was found to be closed
+    _feed(order, sample.egress(1, 5), sample.outcome(1))  # nobody knows what became of it
+
+
+@pytest.mark.parametrize("before", ["nothing", "denied", "over"])
+@pytest.mark.parametrize("kind", ["egress", "egress_end", "alert"])
+def test_nothing_is_of_a_call_that_is_not_open(sample: ModuleType, kind: str, before: str) -> None:
+    order = Sequence()
+    if before == "denied":
+        _feed(order, sample.call(1, effect="deny", planned=False))
+    elif before == "over":
+        _feed(order, sample.call(1), sample.egress(1), sample.outcome(1))
+    with pytest.raises(RunnerError, match="not open"):
+        order.check(getattr(sample, kind)(1))
+
+
+@pytest.mark.parametrize("kind", ["egress", "egress_end", "alert"])
+def test_what_a_call_did_is_of_its_task(sample: ModuleType, kind: str) -> None:
+    order = Sequence()
+    _feed(order, sample.call(1, task="mine"), sample.egress(1, task="mine"))
+    with pytest.raises(RunnerError, match="another task"):
+        order.check(getattr(sample, kind)(1, task="theirs"))
+
+
+def test_an_end_follows_what_was_allowed_and_no_more_than_once(sample: ModuleType) -> None:
+    order = Sequence()
+    _feed(order, sample.call(1), sample.call(2), sample.egress(1, 1), sample.egress(1, 2, effect="deny"))
+    for wrong in (sample.egress_end(1, 2), sample.egress_end(1, 3), sample.egress_end(2, 1)):
+        with pytest.raises(RunnerError, match="not allowed"):
+            order.check(wrong)
+    with pytest.raises(RunnerError, match="in use"):
+        order.check(sample.egress(1, 1))
+    _feed(order, sample.egress_end(1, 1))
+    with pytest.raises(RunnerError, match="its end already"):
+        order.check(sample.egress_end(1, 1))
+
+
+def test_an_order_that_begins_amid_a_call_does_not_know_what_it_had_asked_for(sample: ModuleType) -> None:
+    order = Sequence()
+    _feed(order, sample.call(1), sample.egress(1))
+    later = Sequence(order.state)
+    _feed(later, sample.egress_end(1), sample.call(2))
+    with pytest.raises(RunnerError, match="not allowed"):
+        later.check(sample.egress_end(2))
+
+
+def test_what_the_daemon_did_itself_is_of_no_call(sample: ModuleType) -> None:
+    order = Sequence()
+    own = {"call": "daemon:broker", "task": ""}
+    _feed(
+        order, sample.egress(0, **own), sample.egress(0, **own), sample.egress_end(0, 7, **own), sample.alert(0, **own)
+    )
+    for wrong in ({"call": "daemon:", "task": ""}, {"call": "daemon:Broker", "task": ""}, {**own, "task": "t"}):
+        for entry in (sample.egress(0, **wrong), sample.egress_end(0, **wrong), sample.alert(0, **wrong)):
+            with pytest.raises(RunnerError, match="the daemon itself"):
+                order.check(entry)
+    named = msgspec.structs.replace(sample.call(1), call="daemon:broker")
+    with pytest.raises(RunnerError, match="does not begin"):
+        order.check(named)
