@@ -40,11 +40,17 @@ class Recorded:
     def __init__(self) -> None:
         self.asked: list[wire.Requested] = []
         self.told: list[Any] = []
+        self.kept: list[tuple[int, bytes]] = []
+        self.wanted = 1 << 30  # pieces after which no more is
         self.decide: Callable[[wire.Requested], wire.Answer] = lambda _: wire.Answer(number=0, allowed=True)
 
     async def ask(self, call: str, request: wire.Requested) -> wire.Answer:
         self.asked.append(request)
         return self.decide(request)
+
+    async def keep(self, call: str, request: int, data: bytes) -> bool:
+        self.kept.append((request, data))
+        return len(self.kept) <= self.wanted
 
     def post(self, message: Any) -> None:
         self.told.append(message)

@@ -60,7 +60,7 @@ def compile_bundle(bundle: Bundle) -> Catalog:
     return Catalog(
         digest=bundle.digest,
         config=config,
-        destinations=compile_rules(config.daemon.destinations, place, ("daemon", "destinations")),
+        destinations=compile_rules(config.daemon.destinations, place, ("daemon", "destinations"), own=True),
         tools=tools,
         task_profiles=task_profiles,
         tool_profiles=tool_profiles,

@@ -89,18 +89,35 @@ class _Table:
 
 
 def compile_rules(
-    files: Sequence[RuleFile], place: Place, array: tuple[str, ...] = ("egress",), *, anywhere: bool = False
+    files: Sequence[RuleFile],
+    place: Place,
+    array: tuple[str, ...] = ("egress",),
+    *,
+    anywhere: bool = False,
+    own: bool = False,
 ) -> tuple[EgressRule, ...]:
-    """The rules of one file; `anywhere` lets `host` be `*`, as in a manifest and nowhere else. Raises `RunnerError` of
-    the place's code, naming file, line, rule and key."""
+    """The rules of one file; `anywhere` lets `host` be `*`, as in a manifest and nowhere else; `own` are those of the
+    daemon itself. Raises `RunnerError` of the place's code, naming file, line, rule and key."""
     if len(files) > MAX_RULES:
         raise place.wrong(f"{'.'.join(array)}: more than {MAX_RULES} rules", *array)
     found: list[EgressRule] = []
     for number, file in enumerate(files):
         table = _Table(place, array, number, file.name)
         table.name(file.name, _NAME, [rule.name for rule in found])
+        if own:
+            _check_own(file, table)
         found.append(_rule(file, table, anywhere=anywhere))
     return tuple(found)
+
+
+def _check_own(file: RuleFile, table: _Table) -> None:
+    """What belongs to a call, and is pruned with it: the daemon's own dials have none, and bring credentials."""
+    if file.keep:
+        raise table.wrong(
+            "keep", "what answers the daemon itself may be a credential, and is never kept", "leave it out"
+        )
+    if file.record != "path":
+        raise table.wrong("record", "a digest would name content that belongs to no call", "leave it out")
 
 
 def _rule(file: RuleFile, table: _Table, *, anywhere: bool) -> EgressRule:

@@ -18,6 +18,7 @@ import msgspec
 from runner.egress.allowlist import Allowlists, Limit, Verdict
 from runner.egress.inject import Credentials, Leak
 from runner.egress.link import Link
+from runner.egress.recording import Recording
 from runner.egress.refusals import Stop
 from runner.egress.tunnel import exceeded
 from runner.wire.egress import Answer, Closed, Ended, FromEgress, Leaked, Open, Refused, Requested
@@ -33,6 +34,9 @@ class Gate(Protocol):
 
     async def ask(self, call: str, request: Requested) -> Answer:
         """Token and policy. Raises `Stop` (unavailable) when gate is gone."""
+
+    async def keep(self, call: str, request: int, data: bytes) -> bool:
+        """The next piece of a response; whether more is wanted. Raises `Stop` (unavailable) when gate is gone."""
 
     def post(self, message: FromEgress) -> None:
         """Tell what has no answer."""
@@ -147,6 +151,7 @@ class Passage:
         self.address = ""
         self.status = 0
         self.secrets: set[str] = set()
+        self.recording = Recording(call.gate, call.id, number) if verdict.keep else None
 
     def enter(self) -> None:
         """One more request by these rules. Raises `Stop` (rate, budget)."""
@@ -187,6 +192,7 @@ class Passage:
 
     def over(self, stop: Stop | None) -> None:
         """Tell gate how it ended."""
+        kept = self.recording
         self._call.gate.post(
             Ended(
                 call=self._call.id,
@@ -199,6 +205,8 @@ class Passage:
                 code=stop.code if stop else "",
                 reason=stop.reason if stop else "",
                 secrets=tuple(sorted(self.secrets)),
+                whole=kept is not None and kept.whole and stop is None,
+                unkept=kept.problem if kept is not None else "",
             )
         )
 

@@ -65,8 +65,10 @@ class Transfer:
         self._inlet = exchange.inlet
         self._watch = Watch(exchange.call.credentials.needles, "bytes after the upgrade")
         shown = {*filled.shown, *content.values}
+        self._secret = bool(shown)
         self._echo = Filter(Needles((each, "credential") for each in shown if len(each) >= _SHOWN), "response")
         self._closes = False  # the end of the response is the end of the connection
+        self._recording = passage.recording
         self.sent = False  # anything of the request
         self.answered = False  # anything of the response
 
@@ -184,6 +186,8 @@ class Transfer:
             headers.append((b"Transfer-Encoding", b"chunked"))
         if endless or not asked.keep:
             headers.append((b"Connection", b"close"))
+        if self._recording is not None:
+            self._recording.begin(response, secret=self._secret)
         await self._give(render(b"HTTP/1.1 %d %b" % (response.status, response.reason), headers))
         try:
             await self._down_body(upstream, response, chunks=response.length == CHUNKED and not endless)
@@ -198,12 +202,19 @@ class Transfer:
         while piece := await body.read():
             piece = self._echo.feed(piece)
             if piece:
-                await self._give(chunk(piece) if chunks else piece)
+                await self._pass_on(piece, chunks=chunks)
         last = self._echo.finish()
         if last:
-            await self._give(chunk(last) if chunks else last)
+            await self._pass_on(last, chunks=chunks)
         if chunks:
             await self._give(chunk(b""))
+        if self._recording is not None:
+            await self._recording.end()
+
+    async def _pass_on(self, piece: bytes, *, chunks: bool) -> None:
+        await self._give(chunk(piece) if chunks else piece)
+        if self._recording is not None:
+            await self._recording.add(piece)
 
     async def _response_head(self, upstream: Upstream) -> Response:
         """The final response's head: informational ones are for us (we asked for none)."""

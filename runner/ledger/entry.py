@@ -380,10 +380,15 @@ AnyEntry = (
 )
 
 
-def own_content(entry: Call | Outcome) -> list[Content | Stream]:
+def own_content(entry: Call | Egress | EgressEnd | Outcome) -> list[Content | Stream]:
     """The content that belongs to this call alone, salted, and may be pruned: never an artefact or an authority."""
+    found: list[Content | Stream | None]
     if isinstance(entry, Call):
-        found: list[Content | Stream | None] = [entry.arguments, entry.plan.plan if entry.plan else None]
+        found = [entry.arguments, entry.plan.plan if entry.plan else None]
+    elif isinstance(entry, Egress):
+        found = [entry.path_content]
+    elif isinstance(entry, EgressEnd):
+        found = [entry.response]
     else:
         found = [entry.stdout, entry.stderr, entry.result, entry.workspace.manifest if entry.workspace else None]
     return [content for content in found if content is not None]

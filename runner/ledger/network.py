@@ -12,7 +12,8 @@ class Egress(Entry, frozen=True, kw_only=True, tag="egress"):
     is denied: a profile, a tool, the token, the policy, or a rule that none of them can lift (an address, a syntax).
 
     A denial says in `missing` which rule, at least, would have allowed it. `visibility` is what could be read:
-    nothing but the destination (opaque), its head, or all of it."""
+    nothing but the destination (opaque), its head, or all of it. What the daemon itself dials belongs to no call:
+    `call` is `daemon:` and the part that dials, `task` is ""."""
 
     call: str
     task: str
@@ -46,11 +47,14 @@ class EgressEnd(Entry, frozen=True, kw_only=True, tag="egress_end"):
     code: str = ""  # why it was ended; "" when it ended by itself
     reason: str = ""
     secrets: tuple[str, ...] = ()  # names of the credentials that were put into it
-    response: str = ""  # digest of the kept response
+    response: Content | None = None  # the kept response, salted: what the sandbox was given of it, without cookies
+    unkept: str = ""  # why it was not kept although a rule says so
 
 
 class Alert(Entry, frozen=True, kw_only=True, tag="alert"):
-    """Something that must never happen did, and was stopped: a human should look at it."""
+    """Something that must never happen did, and was stopped: a human should look at it.
+
+    `call` and `task` as in `Egress`."""
 
     severity: Literal["critical"] = "critical"
     call: str

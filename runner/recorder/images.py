@@ -12,6 +12,7 @@ from runner.ledger import entry as entries
 
 # A quote inside a JSON string is escaped, so these bytes are never part of a text.
 _SANDBOX, _CALL, _OUTCOME = b'"kind":"sandbox"', b'"kind":"call"', b'"kind":"outcome"'
+_REQUEST, _ENDED = b'"kind":"egress"', b'"kind":"egress_end"'
 
 
 class NamedImages:
@@ -20,7 +21,7 @@ class NamedImages:
     def __init__(self, images: Collection[str]) -> None:
         self.unnamed = set(images)
         self._sandboxes: dict[str, str] = {}  # of these images
-        self._pruned: dict[str, str] = {}  # calls whose arguments and plan go: what their outcomes name may stay
+        self._pruned: dict[str, str] = {}  # calls whose arguments and plan go: what follows them may stay
 
     def meet(self, data: bytes) -> None:
         """Remember which sandboxes were made of the images."""
@@ -31,7 +32,7 @@ class NamedImages:
 
     def look(self, data: bytes, holds: Sequence[entries.Criteria], goes: Callable[[bytes], bool]) -> None:
         """Take away the image that this entry names, if its call is kept. `goes` says which content goes or is gone."""
-        if not self.unnamed or not (_CALL in data or (_OUTCOME in data and self._pruned)):
+        if not self.unnamed or not (_CALL in data or (self._pruned and _of_call(data))):
             return
         entry = entries.decode(data)
         if isinstance(entry, entries.Call) and entry.plan is not None:
@@ -42,11 +43,20 @@ class NamedImages:
                     self.unnamed.discard(image)
                 else:
                     self._pruned[entry.call] = image
+        elif isinstance(entry, entries.Egress | entries.EgressEnd):
+            if entry.call in self._pruned and _stays(entry, goes):
+                self.unnamed.discard(self._pruned[entry.call])
         elif isinstance(entry, entries.Outcome):
             image = self._pruned.pop(entry.call, "")
             if image and _stays(entry, goes):
                 self.unnamed.discard(image)
 
 
-def _stays(entry: entries.Call | entries.Outcome, goes: Callable[[bytes], bool]) -> bool:
+def _of_call(data: bytes) -> bool:
+    return any(kind in data for kind in (_OUTCOME, _REQUEST, _ENDED))
+
+
+def _stays(
+    entry: entries.Call | entries.Egress | entries.EgressEnd | entries.Outcome, goes: Callable[[bytes], bool]
+) -> bool:
     return any(not goes(bytes.fromhex(content.digest)) for content in entries.own_content(entry))

@@ -49,6 +49,7 @@ _FLUSHES, _PAUSE_S = 1000, 0.005  # tries, and the pause after each, until no re
 _NAMED = re.compile(rb'"digest":"([0-9a-f]{64})"')
 # A quote inside a JSON string is escaped, so these bytes are never part of a text.
 _CALL, _OUTCOME, _PRUNE = b'"kind":"call"', b'"kind":"outcome"', b'"kind":"prune"'
+_REQUEST, _ENDED = b'"kind":"egress"', b'"kind":"egress_end"'
 _HOLD, _RELEASE = b'"kind":"hold"', b'"kind":"release"'
 _PACK = re.compile(r"(?P<number>[0-9]{3})-[0-9a-f]{32}")
 
@@ -256,6 +257,19 @@ def _follow(holds: dict[str, list[entries.Criteria]], entry: entries.AnyEntry) -
         holds.pop(entry.name, None)
 
 
+class _Open(NamedTuple):
+    """A call that has no outcome yet: whether a hold is on it, and its own content with the positions that name it."""
+
+    call: str
+    held: bool
+    contents: list[tuple[int, entries.Content | entries.Stream]]
+
+    def add(self, position: int, entry: entries.AnyEntry) -> None:
+        """One more entry of it."""
+        if isinstance(entry, entries.Egress | entries.EgressEnd | entries.Outcome):
+            self.contents.extend((position, each) for each in entries.own_content(entry))
+
+
 class _Choice:
     """What has been chosen so far."""
 
@@ -263,7 +277,7 @@ class _Choice:
         self._of = of
         self._holds = holds
         self._earlier = earlier
-        self._open: dict[str, tuple[bool, int, entries.Call]] = {}  # fits and is planned: held, position
+        self._open: dict[str, _Open] = {}  # fits and is planned
         self._calls: set[str] = set()
         self.found: dict[bytes, int] = {}
         self.bundles: set[int] = set()
@@ -286,26 +300,27 @@ class _Choice:
             ):
                 agents = (entry.who.agent, *entry.who.asserted)
                 held = any(hold.fits(entry.time, entry.who.task, agents, entry.tool) for hold in self._holds)
+                opened = _Open(entry.call, held, [(position, each) for each in entries.own_content(entry)])
                 if entry.plan is None:
-                    self._take(held, position, entry)
+                    self._take(opened)
                 else:
-                    self._open[entry.call] = (held, position, entry)
+                    self._open[entry.call] = opened
+        elif (_REQUEST in data or _ENDED in data) and _NAMED.search(data):
+            if (asked := self._open.get(_peek.decode(data).call)) is not None:
+                asked.add(position, entries.decode(data))
         elif _OUTCOME in data and (begun := self._open.pop(_peek.decode(data).call, None)) is not None:
-            held, where, call = begun
-            outcome = entries.decode(data)
-            if isinstance(outcome, entries.Outcome):
-                self._take(held, where, call)
-                self._take(held, position, outcome)
+            begun.add(position, entries.decode(data))
+            self._take(begun)
 
-    def _take(self, held: bool, position: int, entry: entries.Call | entries.Outcome) -> None:
-        for content in entries.own_content(entry):
+    def _take(self, over: _Open) -> None:
+        for position, content in over.contents:
             digest = bytes.fromhex(content.digest)
             if content.size <= self._of.larger or any(lists.holds(listed, digest) for listed in self._earlier):
                 continue
-            if held:
+            if over.held:
                 self.held += 1
                 continue
-            self._calls.add(entry.call)
+            self._calls.add(over.call)
             self.found[digest] = content.size
             self.bundles.add(position // TILE_WIDTH)
 

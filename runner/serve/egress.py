@@ -47,17 +47,26 @@ class Asks:
 
     async def ask(self, call: str, request: wire.Requested) -> wire.Answer:
         """Token and policy. Raises `Stop` (unavailable) when gate is gone."""
+        return await self._answered(wire.Ask(number=self._number(), call=call, request=request))
+
+    async def keep(self, call: str, request: int, data: bytes) -> bool:
+        """A piece of a response; whether more is wanted. Raises `Stop` (unavailable) when gate is gone."""
+        return (await self._answered(wire.Keep(number=self._number(), call=call, id=request, data=data))).allowed
+
+    def _number(self) -> int:
+        self._last -= 1  # downwards: no number of ours is ever one of gate's own requests
+        return self._last
+
+    async def _answered(self, asked: wire.Ask | wire.Keep) -> wire.Answer:
         if self.channel is None or self.channel.closed.is_set():
             raise Stop("unavailable", "gate is gone")
-        self._last -= 1  # downwards: no number of ours is ever one of gate's own requests
         answer: asyncio.Future[wire.Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[self._last] = answer
-        number = self._last
-        self.channel.post(wire.Ask(number=number, call=call, request=request))
+        self._waiting[asked.number] = answer
+        self.channel.post(asked)
         try:
             return await answer
         finally:
-            del self._waiting[number]
+            del self._waiting[asked.number]
 
     def answered(self, answer: wire.Answer) -> None:
         """Gate has decided; perhaps nobody waits for it any more."""

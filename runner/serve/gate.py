@@ -57,6 +57,7 @@ from runner.state.authority import Authority
 from runner.state.store import Store
 from runner.telemetry import Telemetry
 from runner.wire import admin, parent
+from runner.wire import egress as egress_wire
 from runner.wire import engine as engine_wire
 from runner.wire import recorder as recorder_wire
 
@@ -177,7 +178,7 @@ class GateProcess:
             tasks=tasks,
             calls=calls,
             journal=self._journal,
-            requests=Requests(self._journal, self._outward.answer),
+            requests=Requests(self._journal, self._outward.answer, limits),
             state=self._store,
             clock=clock,
             limits=limits,
@@ -265,6 +266,10 @@ class GateProcess:
             catalogue=serving.catalog.digest,
             policy=serving.policies.digest,
             engine=not self._engine.closed.is_set(),
+            egress=self._outward.egress is not None,
+            broker=self._outward.broker is not None,
+            alerts=self._parts.requests.alerts,
+            newest_alert=self._parts.requests.newest,
             closed=tuple(f"{target} {value}".strip() for target, value in self._authority.closed()),
             refusing=self._parts.draining or self._parts.full,
         )
@@ -308,6 +313,8 @@ class GateProcess:
         """What egress says unasked."""
         if self._server is not None:
             self._parts.requests.heard(message)
+        elif isinstance(message, egress_wire.Ask):  # a dial of the broker's: it tries again
+            self._outward.answer(egress_wire.Answer(number=message.number, allowed=False, reason="gate is starting"))
 
     async def _changed(self, part: outward.Part, state: outward.State) -> None:
         """A part that live calls depend on ended, or is back."""

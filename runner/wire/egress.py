@@ -66,7 +66,7 @@ class Forget(Message, frozen=True, tag="forget"):
 
 
 class Answer(Message, frozen=True, tag="answer"):
-    """What token and policy say of an `Ask`. The entry is written."""
+    """What token and policy say of an `Ask`: the entry is written. Or whether more is wanted after a `Keep`."""
 
     number: int
     allowed: bool
@@ -106,6 +106,16 @@ class Ask(Message, frozen=True, tag="ask"):
     request: Requested
 
 
+class Keep(Message, frozen=True, tag="keep"):
+    """The next piece of a response that a rule says to keep: its head, then its body, as the sandbox gets them. The
+    answer is an `Answer`: `allowed` while more of it is wanted. `Ended` says whether it was whole."""
+
+    number: int
+    call: str
+    id: int
+    data: bytes
+
+
 class Refused(Message, frozen=True, tag="refused"):
     """Egress itself refused this, or what came was no request: nothing was dialled. At most 128 of a call are told;
     `Closed` counts all. Addresses are known after gate's answer only: then an `Ended` of the same id follows."""
@@ -131,7 +141,8 @@ class Ended(Message, frozen=True, tag="ended"):
     code: str = ""  # why it ended early: a refusal's code; "" when it ended by itself
     reason: str = ""
     secrets: tuple[str, ...] = ()  # names of the credentials that went with it
-    response: str = ""  # digest of the kept response
+    whole: bool = False  # the whole response was handed over by `Keep`
+    unkept: str = ""  # why none of it was, although a rule says to keep it
 
 
 class Leaked(Message, frozen=True, tag="leaked"):
@@ -175,7 +186,7 @@ class Failed(Message, frozen=True, tag="failed"):
 
 
 FromGate = Open | Close | Trust | Forget | Answer
-FromEgress = Done | Closed | Trusted | Failed | Ask | Refused | Ended | Leaked
+FromEgress = Done | Closed | Trusted | Failed | Ask | Keep | Refused | Ended | Leaked
 
 
 class Requester(Protocol):

@@ -242,6 +242,10 @@ def test_the_daemon_s_own_destinations(folders: Any, tmp_path: Path) -> None:
         compiled(text + text.replace("Keys.Example.com", "10.0.0.1").replace('"keys"', '"vault"'))
     assert caught.value.refused.code == "config"
     assert caught.value.refused.field == f"{tmp_path / 'runner.toml'}:6"
+    for more, key in (('protocol = "http"\nkeep = true\n', "keep"), ('record = "digest"\n', "record")):
+        with pytest.raises(RunnerError, match=r"belongs to no call|never kept") as caught:
+            compiled(text + more)
+        assert key in caught.value.refused.reason
     assert parse_config(text.encode(), tmp_path / "runner.toml").daemon.destinations[0] == RuleFile(
         name="keys", host="Keys.Example.com"
     )

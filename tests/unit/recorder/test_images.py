@@ -98,3 +98,12 @@ def test_a_denied_call_names_none(sample: ModuleType) -> None:
     (made, *_) = call(sample, 1, "s1")
     denied = msgspec.structs.replace(made, plan=None, decision=msgspec.structs.replace(made.decision, effect="deny"))
     assert unnamed([sandbox("s1", A), denied], ()) == {A, B}
+
+
+def test_a_response_that_is_kept_keeps_the_image(sample: ModuleType) -> None:
+    began, ended = call(sample, 1, "s1")
+    kept = sample.egress_end(1, response=named("answer 1"))
+    found = [sandbox("s1", A), began, sample.egress(1, path_content=named("path 1")), kept, ended]
+    gone = {"arguments 1", "plan 1", "out 1", "path 1"}
+    assert unnamed(found, gone) == {B}
+    assert unnamed(found, gone | {"answer 1"}) == {A, B}

@@ -453,3 +453,56 @@ def test_sqlite_keeps_no_copy(sample: ModuleType, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "content/small.db") as database:
         assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     database.close()
+
+
+def test_what_a_call_reached_goes_with_it_and_nothing_else_does(sample: ModuleType, tmp_path: Path) -> None:
+    """Paths under a digest, and kept responses: small ones beside their entries, a large one in pieces."""
+    recorder: Recorder = sample.open_recorder(tmp_path)
+    sample.add(recorder, sample.start())
+    large = b"answer of 2" + bytes(LARGE)
+    for number in (1, 2, 3):
+        body = large if number == 2 else b"answer of %d" % number
+        path = b"/accounts/%d" % number
+        recorder.append(
+            entries.encode(call(sample, number, time=OLD)), (sample.SALT + arguments(number), sample.SALT + b"plan")
+        )
+        asked = sample.egress(number, task=f"t{number}", path_content=sample.kept(path))
+        recorder.append(entries.encode(asked), (sample.SALT + path,))
+        if number == 2:
+            recorder.open_stream(-1, sample.SALT)
+            recorder.write_stream(-1, body)
+            recorder.close_stream(-1, sample.kept(body).digest)
+        ended = sample.egress_end(number, task=f"t{number}", response=sample.kept(body))
+        recorder.append(entries.encode(ended), () if number == 2 else (sample.SALT + body,))
+        if number != 3:  # the third still runs
+            recorder.append(entries.encode(sample.outcome(number, task=f"t{number}")), (sample.SALT + b"out",))
+    recorder.commit()
+    checked(sample, tmp_path)
+    assert prune(recorder, before=NEW, tasks=("t2", "t3")).size == len(arguments(2)) + len(b"/accounts/2") + len(large)
+    recorder.commit()
+    assert not bytes_of(tmp_path, b"/accounts/2")
+    assert not bytes_of(tmp_path, b"answer of 2")
+    for kept in (b"/accounts/1", b"answer of 1", b"/accounts/3", b"answer of 3"):
+        assert bytes_of(tmp_path, kept), kept
+    report = checked(sample, tmp_path)
+    assert any("3 of them are gone" in note for note in report.notes), report.notes
+    recorder.close()
+
+
+def test_a_hold_keeps_what_a_call_reached(sample: ModuleType, tmp_path: Path) -> None:
+    recorder: Recorder = sample.open_recorder(tmp_path)
+    sample.add(recorder, sample.start())
+    contents = (sample.SALT + arguments(1), sample.SALT + b"plan")
+    recorder.append(entries.encode(call(sample, 1, time=OLD)), contents)
+    recorder.append(
+        entries.encode(sample.egress(1, task="t1", path_content=sample.kept(b"/p"))), (sample.SALT + b"/p",)
+    )
+    recorder.append(entries.encode(sample.egress_end(1, task="t1")))
+    recorder.append(entries.encode(sample.outcome(1, task="t1")), (sample.SALT + b"out",))
+    hold = entries.Hold(time=NEW, name="case", of=entries.Criteria(tasks=("t1",)), why="asked", by=0)
+    recorder.append(entries.encode(hold))
+    found = choose(recorder, keep=False, before=NEW)
+    assert (found.pieces, found.held) == (0, 4)
+    recorder.append(entries.encode(entries.Release(time=NEW, name="case", why="over", by=0)))
+    assert choose(recorder, keep=False, before=NEW).pieces == 4
+    recorder.close()
