@@ -73,6 +73,9 @@ def attempts(place: Path) -> int:
         words = _words(entry)
         if words:
             of.setdefault(str(getattr(entry, "call", "")), []).append(f"{position:>7} {words}")
+        if isinstance(entry, entries.Egress) and entry.missing:
+            rule = " ".join(line for line in entry.missing.splitlines() if not line.startswith("#"))
+            of[entry.call].append(f"{'':>7} lacks       {rule}")
     failures = 0
     for each in _heard(place):
         if "call" not in each:
@@ -92,7 +95,7 @@ def _words(entry: entries.AnyEntry) -> str:
         case entries.Egress():
             what = " ".join(part for part in (entry.method, f"{entry.protocol}://{entry.host}:{entry.port}") if part)
             decided = entry.decision
-            why = f"  {entry.part}: {decided.reason}" if decided.effect != "allow" else ""
+            why = f"  {decided.reason}" if decided.effect != "allow" else ""
             return f"egress      {decided.effect:<5} {what}{entry.path}{why}"
         case entries.EgressEnd():
             credentials = f"  with {', '.join(entry.secrets)}" if entry.secrets else ""

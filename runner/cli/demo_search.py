@@ -132,7 +132,8 @@ def live(search: Search, daemon: int, instance: str, agent_uid: int) -> list[Sea
         docker.close()
     firsts = [int(each["State"]["Pid"]) for each in described.values() if each["State"]["Pid"]]
     inside = [*firsts, *(child.pid for pid in firsts for child in psutil.Process(pid).children(recursive=True))]
-    parts = {child.cmdline()[3].rpartition(".")[2]: child.pid for child in psutil.Process(daemon).children()}
+    lines = {child.pid: child.cmdline() for child in psutil.Process(daemon).children()}
+    parts = {line[3].rpartition(".")[2]: pid for pid, line in lines.items() if len(line) > 3}
     agent = [each.pid for each in psutil.process_iter(["uids"]) if each.info["uids"].real == agent_uid]
     others = [daemon, *(pid for name, pid in parts.items() if name in ("engine", "recorder"))]
     told = (json.dumps(each).encode() for each in described.values())
@@ -145,5 +146,9 @@ def live(search: Search, daemon: int, instance: str, agent_uid: int) -> list[Sea
         search.look("the sandboxes' files", written),
         search.look("what Docker says of the sandboxes", told),
         search.look("memory of parent, engine, recorder", memory(others)),
-        *(search.look(f"memory of {name}", memory([parts[name]])) for name in ("egress", "gate", "broker")),
+        *(
+            search.look(f"memory of {name}", memory([parts[name]]))
+            for name in ("egress", "gate", "broker")
+            if name in parts
+        ),
     ]

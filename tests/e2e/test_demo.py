@@ -65,6 +65,7 @@ TOLD = (
     "0 out, 0 refused",
     "   another host\n",
     " egress      deny  https://elsewhere.example.test:",
+    ' lacks       [[egress]] name = "elsewhere-example-test" host = "elsewhere.example.test"',
     "   where the service redirects to\n",
     " egress_end  302 from 127.0.0.1  with orders-key",
     " egress      deny  https://elsewhere.example.test:",
