@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from runner.cli.demo_search import INSIDE, SPOKEN, Search, Searched, files, one_file
+from runner.cli.demo_search import INSIDE, SPOKEN, Search, Searched, files, one_file, rows
 from runner.cli.demo_service import Service
 from runner.evidence.read import Ledger, load_verifier
 from runner.evidence.view import visible
@@ -15,6 +15,7 @@ from runner.ledger import entry as entries
 _MUST = ("memory of egress", "memory of gate")  # who puts the key in, and who looks for it in what a tool writes
 _MAY = ("memory of broker",)  # who gave it to them
 _TOLD = "everything that the agent was told"
+_ROWS = "every value in the databases of the state folder"
 _SHOWN = 17  # characters of the header that the service saw
 _WIDE = 150
 
@@ -29,19 +30,20 @@ def searched(place: Path, service: Service, living: Sequence[Searched]) -> int:
         print(f"   the service saw  {header[:_SHOWN]}… ({len(header)} characters: the key that was set)")
     print("   while the service answered:")
     search = Search(service.key)
-    failures = sum(map(_row, living)) + (not living)
+    failures = sum(map(_row, living)) + len({*_MUST, *_MAY, SPOKEN, INSIDE} - {each.what for each in living})
     print("   when the daemon had stopped:")
     after = (
         search.look(_TOLD, one_file(place / "heard")),
         search.look("the daemon's log", one_file(place / "log")),
         search.look("the state folder: ledger, content, spans, gate's state, sealed store", files(place / "state")),
+        search.look(_ROWS, rows(place / "state")),
         search.look("every other file of the demo", files(place, leave=("state", "heard", "log"))),
     )
     failures += sum(map(_row, after))
     seen = {each.what for each in (*living, *after) if each.placeholders}
     others = len(seen) - 2
     print(f"   The same eyes found the tool's placeholder in its environment, its memory and {others} other places.")
-    for what in sorted({SPOKEN, INSIDE, _TOLD} - seen):
+    for what in sorted({SPOKEN, INSIDE, _TOLD, _ROWS} - seen):
         print(f" ✗ UNEXPECTED: no placeholder in {what}: nothing else would have been found there")
         failures += 1
     return failures + (not held or not shown)

@@ -10,10 +10,12 @@ import contextlib
 import json
 import os
 import re
+import sqlite3
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 import psutil
 
@@ -22,6 +24,7 @@ from runner.engine.docker import Docker
 SPOKEN = "environments and command lines of every process of this host"
 INSIDE = "the sandboxes' memory, every process"
 PLACEHOLDER = re.compile(rb"rnr-[A-Za-z0-9_-]{32}")
+_SQLITE = b"SQLite format 3\0"
 _PIECE = 1 << 20
 _REGION = 1 << 30  # a mapping beyond it is a reservation, not data
 _FOLDERS = ("workspace", "tmp", "run", "dev/shm")  # what can be written in a sandbox
@@ -119,6 +122,22 @@ def files(root: Path, leave: Sequence[str] = ()) -> Iterator[bytes]:
                     while stat.S_ISREG(os.fstat(descriptor).st_mode) and (data := file.read(_PIECE)):
                         yield data
             yield b"\0"
+
+
+def rows(root: Path) -> Iterator[bytes]:
+    """Every value in every SQLite database below a folder that nobody writes: in its file a long one lies in pieces."""
+    for path in sorted(root.rglob("*")):
+        if path.is_symlink() or not path.is_file():
+            continue
+        with path.open("rb") as file:
+            if file.read(len(_SQLITE)) != _SQLITE:
+                continue
+        database = sqlite3.connect(f"file:{quote(str(path))}?mode=ro&immutable=1", uri=True)
+        with contextlib.closing(database):
+            for (table,) in database.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall():
+                for row in database.execute(f'SELECT * FROM "{table}"'):  # noqa: S608 - a name out of its own schema
+                    for value in row:
+                        yield (value if isinstance(value, bytes) else str(value).encode()) + b"\0"
 
 
 def live(search: Search, daemon: int, instance: str, agent_uid: int) -> list[Searched]:

@@ -57,6 +57,7 @@ TOLD = (
     "memory of egress (",
     "×, as it must be while the call lives",
     "the state folder: ledger, content, spans, gate's state, sealed store (",
+    "every value in the databases of the state folder (",
     "The same eyes found the tool's placeholder in its environment, its memory and ",
     "── 8. The evidence",
     "   directly, past egress\n",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import base64
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from runner.cli.demo_search import Search, files, memory, spoken
+from runner.cli.demo_search import Search, files, memory, rows, spoken
 
 KEY = "ord-Zp3_tV-9qQ0aXw7LkE2yBnM5uHs8RcJd1Gf4oIiT"
 PLACEHOLDER = b"rnr-" + b"A" * 32
@@ -75,3 +76,16 @@ def test_files_are_read_and_links_are_not_followed(tmp_path: Path) -> None:
     found = search.look("files", files(tmp_path / "in"))
     assert (found.keys, found.placeholders) == (2, 1)
     assert search.look("files", files(tmp_path / "in", leave=["deep"])).keys == 1
+
+
+def test_a_value_that_a_database_keeps_in_pieces_is_found_in_its_row(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "of-rows") as database:
+        database.execute("CREATE TABLE kept (name TEXT, data BLOB)")
+        for after in range(0, 9000, 20):  # pages are cut from the end on: more than one, by less than the key
+            row = (str(after), b"x" * 9000 + KEY.encode() + b"x" * after)
+            database.execute("INSERT INTO kept VALUES (?, ?)", row)
+    database.close()
+    (tmp_path / "no-database").write_text("nothing")
+    search = Search(KEY)
+    assert search.look("rows", rows(tmp_path)).keys == 450
+    assert search.look("files", files(tmp_path)).keys < 450  # in the file some are cut by the ends of pages
