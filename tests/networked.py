@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import http.server
 import shutil
 import ssl
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import trustme
 from house import EVERY_TOOL, Daemon
-from outside import Web
+from outside import Echo, Web
 
 from runner.catalog import shared
 from runner.wire import admin
 
 HOST = "api.example.test"
 OTHER = "other.example.test"
+_NAMES = (HOST, OTHER, "opaque.example.test")
 KEY = "sk-live-3f9d1c7ab2e84d5590aa"  # what neither agent nor tool may ever hold
 
 _PROFILE = """
@@ -129,32 +130,43 @@ def catalogue(folder: Path, port: int) -> Path:
     return folder
 
 
+class World:
+    """A service on loopback, and what a daemon needs to let tools reach it: `folder` and `config`."""
+
+    def __init__(self, place: Path, handler: type[http.server.BaseHTTPRequestHandler] = Echo) -> None:
+        self.authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.authority.issue_cert(*_NAMES).configure_cert(context)
+        self.web = Web(context, handler).quiet()
+        self.authority.cert_pem.write_to_path(str(place / "ca.pem"))
+        self.folder = catalogue(place / "catalogue", self.web.port)
+        hosts = ", ".join(f'"{name}" = ["127.0.0.1"]' for name in _NAMES)
+        self.config = f'[egress]\ntrust = "{place / "ca.pem"}"\nhosts = {{ {hosts} }}\n'
+
+    def open(self, daemon: Daemon) -> None:
+        """Give a daemon that serves the credential."""
+        key = [daemon.python, "-m", "runner", "secret", "init", "--config", "runner.toml"]
+        subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
+        daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
+
+
 @pytest.fixture
 def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Callable[..., Networked]]:
     """Services and daemons of a test's own."""
     served: list[Web] = []
 
     def make(config: str = "", prepare: Callable[[Path], None] = lambda folder: None) -> Networked:
-        authority = trustme.CA()
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert(HOST, OTHER, "opaque.example.test").configure_cert(context)
-        web = Web(context).quiet()
-        served.append(web)
-        authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-        hosts = ", ".join(f'"{name}" = ["127.0.0.1"]' for name in (HOST, OTHER, "opaque.example.test"))
-        egress = f'[egress]\ntrust = "{tmp_path / "ca.pem"}"\nhosts = {{ {hosts} }}\n'
-        folder = catalogue(tmp_path / "catalogue", web.port)
-        prepare(folder)
-        daemon = make_daemon(start=False, catalogue=folder, config=f"{config}\n{egress}")
+        world = World(tmp_path)
+        served.append(world.web)
+        prepare(world.folder)
+        daemon = make_daemon(start=False, catalogue=world.folder, config=f"{config}\n{world.config}")
         daemon.start()
-        key = [sys.executable, "-m", "runner", "secret", "init", "--config", "runner.toml"]
-        subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
-        daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
-        return Networked(daemon, web, authority)
+        world.open(daemon)
+        return Networked(daemon, world.web, world.authority)
 
     yield make
     for web in served:
         web.close()
 
 
-__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Networked", "another", "make_networked"]
+__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Networked", "World", "another", "make_networked"]

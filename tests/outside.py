@@ -112,7 +112,7 @@ class Origin:
             thread.join()
 
 
-class _Echo(http.server.BaseHTTPRequestHandler):
+class Echo(http.server.BaseHTTPRequestHandler):
     """Answers with what it was asked, as JSON."""
 
     protocol_version = "HTTP/1.1"
@@ -152,7 +152,7 @@ class Web:
     """An HTTP server that remembers what it was asked; over TLS when given a context."""
 
     def __init__(
-        self, context: ssl.SSLContext | None = None, handler: type[http.server.BaseHTTPRequestHandler] = _Echo
+        self, context: ssl.SSLContext | None = None, handler: type[http.server.BaseHTTPRequestHandler] = Echo
     ) -> None:
         outer = self
 

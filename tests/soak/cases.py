@@ -26,6 +26,7 @@ from soak import disk, flat, matrix, race
 from soak.dockerd import Dockerd
 from soak.mutants import mutate, valid
 from soak.raw import Raw
+from soak.service import Service
 
 from runner.client import connect_async
 from runner.client.errors import CallError
@@ -73,7 +74,21 @@ def progress(text: str) -> None:
 
 
 @contextlib.contextmanager
-def a_daemon(config: str = "", engine: Dockerd | None = None) -> Iterator[tuple[Daemon, range]]:
+def a_service() -> Iterator[Service]:
+    """A service on loopback, and the catalogue of tools that reach it."""
+    with tempfile.TemporaryDirectory(prefix="toolrunner-soak-") as place:
+        Path(place).chmod(0o711)
+        service = Service(Path(place))
+        try:
+            yield service
+        finally:
+            service.close()
+
+
+@contextlib.contextmanager
+def a_daemon(
+    config: str = "", engine: Dockerd | None = None, service: Service | None = None
+) -> Iterator[tuple[Daemon, range]]:
     """A daemon of its own, with a range of uids of its own. Gone afterwards, containers and all."""
     first = 500_000 + random.randrange(10_000) * 64
     uids = range(first, first + 64)
@@ -83,10 +98,13 @@ def a_daemon(config: str = "", engine: Dockerd | None = None) -> Iterator[tuple[
     built = image.build(docker, os.environ.get("TOOLRUNNER_BASE", image.BASE))
     docker.close()
     own = f'docker_host = "{engine.host}"\n' if engine else ""
-    daemon = Daemon(place, built, config=f"{own}uid_first = {first}\nuid_count = 64\n{config}")
+    config = f"{own}uid_first = {first}\nuid_count = 64\n{config}\n{service.config if service else ''}"
+    daemon = Daemon(place, built, config=config, catalogue=service.folder if service else None)
     daemon.docker_host = engine.host if engine else ""
     try:
         daemon.start()
+        if service is not None:
+            service.open(daemon)
         yield daemon, uids
     finally:
         daemon.stop()
@@ -103,14 +121,14 @@ def kill_matrix(options: Options) -> dict[str, Any]:
     """Every cell, `count` times."""
     limits = "[limits]\ndrain_s = 1.0\nkill_grace_s = 2.0\n"
     rows: list[matrix.Row] = []
-    with a_daemon(limits) as (daemon, uids):
-        rows += _rounds(matrix.Matrix(daemon, uids=uids), matrix.cells(), options)
+    with a_service() as service, a_daemon(limits, service=service) as (daemon, uids):
+        rows += _rounds(matrix.Matrix(daemon, uids=uids, service=service), matrix.cells(), options)
     if options.dockerd:
         docker = Docker()
         built = image.build(docker, image.BASE)
         docker.close()
-        with Dockerd(built) as engine, a_daemon(limits, engine) as (daemon, uids):
-            tried = matrix.Matrix(daemon, uids=uids, docker=engine)
+        with a_service() as service, Dockerd(built) as engine, a_daemon(limits, engine, service) as (daemon, uids):
+            tried = matrix.Matrix(daemon, uids=uids, service=service, docker=engine)
             rows += _rounds(tried, matrix.cells(matrix.DOCKER_VICTIMS), options)
     wrong = [f"{row.victim}:{row.step}: {row.wrong}" for row in rows if row.wrong]
     slowest = max((row.seconds for row in rows), default=0.0)

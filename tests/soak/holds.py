@@ -28,7 +28,21 @@ from runner.wire.frame import encode
 
 if TYPE_CHECKING:
     from house import Daemon
+    from soak.service import Service
 
+KEY_TOOL = "key_run"  # of networked.py: a network and a credential
+_ASKS = """
+import os, sys, time, urllib.request
+if sys.argv[2]:
+    print("go", flush=True)
+    sys.stdin.readline()
+headers = {"Authorization": "Bearer " + os.environ["SERVICE_KEY"]}
+with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers), timeout=50) as answer:
+    print(answer.status, flush=True)
+    answer.read()
+while "/now" in sys.argv[1] and not os.path.exists("ended"):
+    time.sleep(0.02)
+"""
 WAITING = ["sh", "-c", "echo go; read line; echo $line"]  # runs until its stdin says more
 
 
@@ -71,8 +85,11 @@ class Held:
 class Scene:
     """A daemon with one warm task, in which a call is about to be held."""
 
-    def __init__(self, daemon: Daemon, handed: bytes, intent: str, supervisor: psutil.Process) -> None:
+    def __init__(
+        self, daemon: Daemon, handed: bytes, intent: str, supervisor: psutil.Process, service: Service
+    ) -> None:
         self.daemon = daemon
+        self.service = service
         self.handed = handed
         self.intent = intent
         self.supervisor = supervisor
@@ -84,8 +101,8 @@ class Scene:
         self.daemon.wait(lambda: process.status() == psutil.STATUS_STOPPED, 10)
         return process
 
-    def send(self, argv: list[str], **more: Any) -> None:
-        self.client.send(self.client.call(argv, intent=self.intent, **more))
+    def send(self, argv: list[str], tool: str = "shell_run", **more: Any) -> None:
+        self.client.send(self.client.ask(tool, {"argv": argv}, intent=self.intent, **more))
 
     def running(self, count: int = 1) -> None:
         """Wait until gate has that many calls under way."""
@@ -259,6 +276,83 @@ def replay(scene: Scene) -> Held:
     return scene.held(scene.feed)
 
 
+def issue(scene: Scene) -> Held:
+    """The sandbox is there; the broker does not answer."""
+    broker = scene.stop(scene.daemon.child("broker"))
+    return _begun(scene, broker)
+
+
+def listen(scene: Scene) -> Held:
+    """The credential is issued; engine, which makes the listener, does not answer."""
+    engine = scene.stop(scene.daemon.child("engine"))
+    return _begun(scene, engine)
+
+
+def serve(scene: Scene) -> Held:
+    """The listener is there; egress, which is to serve it and to say whom to trust, does not answer."""
+    egress = scene.stop(scene.daemon.child("egress"))
+    return _begun(scene, egress)
+
+
+def _begun(scene: Scene, *stopped: psutil.Process) -> Held:
+    scene.send(["echo", "x"], KEY_TOOL)
+    scene.client.until(agent.Accepted)
+    scene.running()
+    time.sleep(0.1)  # the messages before the one that is not answered
+    return scene.held(lambda: None, *stopped)
+
+
+def judge(scene: Scene) -> Held:
+    """The tool has asked for something; the recorder, without which no request is allowed, does not answer."""
+    scene.send(asks(scene, "/then", wait=True), KEY_TOOL, stdin=True)
+    assert scene.client.until(agent.Output).data == b"go\n"
+    scene.recorded()
+    recorder = scene.stop(scene.daemon.child("recorder"))
+    scene.feed()
+    time.sleep(0.3)  # connect, CONNECT, handshake, request
+    assert not scene.service.asked(scene.intent)
+    return scene.held(lambda: None, recorder)
+
+
+def request(scene: Scene) -> Held:
+    """The service has the request and the credential, and does not answer."""
+    scene.service.answers.clear()
+    scene.send(asks(scene, "/held"), KEY_TOOL)
+    scene.daemon.wait(lambda: scene.service.asked(scene.intent), 20)
+    return scene.held(scene.service.answers.set)
+
+
+def close(scene: Scene) -> Held:
+    """The tool has ended; egress does not say that nothing of it passes any more."""
+    return _over(scene, "egress")
+
+
+def revoke(scene: Scene) -> Held:
+    """The tool has ended; the broker does not say that its leases are dead."""
+    return _over(scene, "broker")
+
+
+def _over(scene: Scene, part: str) -> Held:
+    scene.send(asks(scene, "/now", wait=True), KEY_TOOL, stdin=True)
+    assert scene.client.until(agent.Output).data == b"go\n"
+    scene.recorded()
+    stopped = scene.stop(scene.daemon.child(part)) if part == "broker" else None
+    scene.do("rm -f ended")
+    scene.feed()
+    assert scene.client.until(agent.Output).data == b"200\n"
+    if stopped is None:
+        stopped = scene.stop(scene.daemon.child(part))
+    scene.do("touch ended")
+    scene.daemon.wait(lambda: not scene.tools(), 20)
+    time.sleep(0.1)  # the guest's word of its end
+    return scene.held(lambda: None, stopped)
+
+
+def asks(scene: Scene, path: str, *, wait: bool = False) -> list[str]:
+    """A program that asks the service for this, when its stdin says so, and lives until the file `ended` is there."""
+    return ["python3", "-c", _ASKS, scene.service.url(path + "?" + scene.intent), "wait" if wait else ""]
+
+
 def moment(scene: Scene) -> Held:
     """Wherever it is by then: a warm call takes about as long as this may wait."""
     scene.send(["echo", "x"])
@@ -284,13 +378,20 @@ HOLDS = (
     Hold(decide, ("authenticate", "authorize", "approve", "plan")),
     Hold(record_call, ("plan", "record"), ("record.call",)),
     Hold(claim, ("execute",), ("reply.accepted", "self._executor.start")),
+    Hold(issue, ("lease",), ("self._executor.start",)),
+    Hold(listen, ("lease",), ("self._executor.start",)),
+    Hold(serve, ("lease",), ("self._executor.start",)),
     Hold(provide, ("execute",), ("self._executor.start",)),
     Hold(start, ("execute",), ("execution", "execution.next")),
     Hold(launch, ("execute",), ("execution.next",)),
     Hold(execute, ("execute",), ("execution.next",)),
-    Hold(credit, ("filter",), ("execution.next",)),
-    Hold(keep, ("filter",), ("pump.take",)),
-    Hold(deliver, ("filter",), ("running.deliver",)),
+    Hold(judge, ("execute",), ("execution.next",)),
+    Hold(request, ("execute",), ("execution.next",)),
+    Hold(close, ("lease",), ("lease",)),
+    Hold(revoke, ("lease",), ("lease",)),
+    Hold(credit, ("execute",), ("execution.next",)),
+    Hold(keep, ("execute",), ("pump.take",)),
+    Hold(deliver, ("execute",), ("running.deliver",)),
     Hold(seal, ("record",), ("execution.looked_at", "pump.close", "record.outcome")),
     Hold(answer, ("reply",), ("reply.result",)),
     Hold(moment, ()),

@@ -13,14 +13,16 @@ import fcntl
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
-from house import Daemon, alive, forks
-from soak.holds import HOLDS, Held, Hold, Scene
+from house import EVERY_TOOL, Daemon, alive, forks
+from soak.holds import HOLDS, KEY_TOOL, Held, Hold, Scene
 from soak.raw import Raw
+from soak.service import Service
 
 from runner.client.errors import Unavailable
 from runner.engine.uids import FOLDER as UIDS
@@ -32,23 +34,30 @@ from runner.wire import admin
 # interrupted, killed, unavailable; `-` where there is no such victim yet. More than one letter where two messages race:
 # each is then true of the order that happened.
 _TRUTHS = """
-step        nobody client parent gate engine recorder supervisor launcher terminate dockerd-stop dockerd-kill
-frame       e      a      a      a    e      a        e          eiu      a         e            e
-decide      e      ac     aei    a    eiu    aei      eiu        eiu      ae        eiu          eiu
-record_call e      c      ai     ai   eiu    ai       eiu        eiu      eku       eiu          eiu
-claim       e      c      ei     i    eiu    i        -          -        eku       u            u
-provide     e      c      ei     i    eiu    i        iu         eiu      eku       iu           eiu
-start       e      c      ei     i    eiu    i        i          eiu      eku       i            eiu
-launch      e      c      ei     i    eiu    i        i          i        eku       i            eiu
-execute     e      c      i      i    i      i        i          i        k         i            i
-credit      e      c      i      i    ei     i        ei         ei       ek        ei           ei
-keep        e      c      i      i    ei     i        ei         ei       ek        ei           ei
-deliver     e      c      i      i    i      i        i          i        k         i            i
-seal        e      e      ei     ei   e      ei       e          e        e         e            e
-answer      e      e      e      e    e      e        e          e        e         e            e
-replay      e      c      i      i    i      i        i          i        k         i            i
-moment      e      ace    aei    aei  eiu    aei      eiu        eiu      aeku      eiu          eiu
-"""
+step        nobody client parent gate engine recorder egress broker supervisor launcher terminate dockerd-stop dockerd-kill
+frame       e      a      a      a    e      a        e      e      e          eiu      a         e            e
+decide      e      ac     aei    a    eiu    aei      e      e      eiu        eiu      ae        eiu          eiu
+record_call e      c      ai     ai   eiu    ai       e      e      eiu        eiu      eku       eiu          eiu
+claim       e      c      ei     i    eiu    i        e      e      -          -        eku       u            u
+provide     e      c      ei     i    eiu    i        e      e      iu         eiu      eku       iu           eiu
+issue       e      c      ei     i    eiu    i        eu     u      iu         eiu      eku       -            -
+listen      e      c      ei     i    iu     i        eku    ek     iu         eiu      eku       -            -
+serve       e      c      ei     i    eiu    i        ku     ek     iu         eiu      eku       -            -
+start       e      c      ei     i    eiu    i        e      e      i          eiu      eku       i            eiu
+launch      e      c      ei     i    eiu    i        e      e      i          i        eku       i            eiu
+execute     e      c      i      i    i      i        e      e      i          i        k         i            i
+judge       e      c      i      i    ei     i        ek     ek     i          i        k         -            -
+request     e      c      i      i    i      i        k      k      i          i        k         -            -
+credit      e      c      i      i    ei     i        e      e      ei         ei       ek        ei           ei
+keep        e      c      i      i    ei     i        e      e      ei         ei       ek        ei           ei
+deliver     e      c      i      i    i      i        e      e      i          i        k         i            i
+close       e      e      ei     i    e      i        e      e      e          e        e         -            -
+revoke      e      e      ei     i    e      i        e      e      e          e        e         -            -
+seal        e      e      ei     ei   e      ei       e      e      e          e        e         e            e
+answer      e      e      e      e    e      e        e      e      e          e        e         e            e
+replay      e      c      i      i    i      i        e      e      i          i        k         i            i
+moment      e      ace    aei    aei  eiu    aei      e      e      eiu        eiu      aeku      eiu          eiu
+"""  # noqa: E501 - a table
 _WORDS = {word[0]: word for word in ("absent", "cancelled", "exited", "interrupted", "killed", "unavailable")}
 (_, *_COLUMNS), *_ROWS = (line.split() for line in _TRUTHS.strip().splitlines())
 TRUTHS = {
@@ -59,6 +68,7 @@ TRUTHS = {
 }
 DOCKER_VICTIMS = ("dockerd-stop", "dockerd-kill")
 VICTIMS = tuple(victim for victim in _COLUMNS if victim not in DOCKER_VICTIMS)
+RESTARTED = ("engine", "egress", "broker")  # by parent, which goes on
 ENDS_THE_DAEMON = ("parent", "gate", "recorder", "terminate")
 _TAKES_THE_SANDBOX = ("engine", "supervisor", *DOCKER_VICTIMS)
 WARM = "warm"  # the task of most cells; a cell that needs a cold one makes it
@@ -101,14 +111,17 @@ class Before:
 class Matrix:
     """A daemon and the cells that are tried on it, one after the other. `seconds` bounds every clean-up."""
 
-    def __init__(self, daemon: Daemon, *, uids: range, seconds: float = 5.0, docker: Any = None) -> None:
+    def __init__(
+        self, daemon: Daemon, *, uids: range, service: Service, seconds: float = 5.0, docker: Any = None
+    ) -> None:
         self.daemon = daemon
+        self.service = service
         self.seconds = seconds
         self._uids = uids
         self._docker = docker  # a private engine, for its own rows
         self._handed = b""
         self._count = 0
-        self._backs = 0  # restarts of engine under this parent
+        self._backs: Counter[str] = Counter()  # restarts of each part under this parent
         self._seen = 0  # and in the log, when a cell begins
 
     # --- one cell -------------------------------------------------------------------------------------------
@@ -120,10 +133,10 @@ class Matrix:
         held: Held | None = None
         scene: Scene | None = None
         try:
-            if victim == "engine" and self._backs:
-                self._again()  # parent restarts engine ever more slowly
+            if self._backs[victim]:
+                self._again()  # parent restarts a part ever more slowly
             scene = self._scene()
-            counts, self._seen = self._descriptors(), self.daemon.said().count("engine is back")
+            counts, self._seen = self._descriptors(), self.daemon.said().count(f"{victim} is back")
             held = hold.enter(scene)
             before = Before(self.daemon, self.daemon.docker)
             self._strike(victim, held, scene)
@@ -137,11 +150,14 @@ class Matrix:
                 self._recover(victim)
             began = time.monotonic()
             row.said = self._said(scene.intent, hold.name, victim)
+            asked = self.service.asked(scene.intent)
             row.left = self._left(victim, before)
             row.seconds = round(time.monotonic() - began, 2)
             self._close(scene)
             self._works_again()
             row.left = row.left or self._grown(victim, counts)
+            if self.service.asked(scene.intent) > asked:
+                row.left = "requests after the outcome"
             row.wrong = self._judged(row)
         except (AssertionError, psutil.Error, OSError, RunnerError) as error:
             row.wrong = f"{type(error).__name__}: {error}"[:1500]
@@ -149,6 +165,7 @@ class Matrix:
                 held.thaw()
             self._again()
         finally:
+            self.service.answers.set()
             if scene is not None:
                 self._close(scene)
         return row
@@ -156,11 +173,12 @@ class Matrix:
     def _scene(self) -> Scene:
         """A warm task: its sandbox is there, its launcher idle."""
         if not self._handed:
-            self._handed = self.daemon.credentials(task=WARM, ttl_s=86_000)
+            tools = {name: {} for name in (*EVERY_TOOL, KEY_TOOL, "egress")}
+            self._handed = self.daemon.credentials(task=WARM, ttl_s=86_000, profile="net", tools=tools)
         self._works()
         self.daemon.wait(lambda: len(self.daemon.sandbox_pids()) == 1, 20)
         (pid,) = self.daemon.sandbox_pids()
-        return Scene(self.daemon, self._handed, f"cell-{self._count}-{os.getpid()}", psutil.Process(pid))
+        return Scene(self.daemon, self._handed, f"cell-{self._count}-{os.getpid()}", psutil.Process(pid), self.service)
 
     def _close(self, scene: Scene) -> None:
         for client in (scene.client, *scene.extra):
@@ -173,6 +191,8 @@ class Matrix:
         with self.daemon.connect(self._handed) as runner:
             done = runner.call("shell_run", {"argv": ["echo", "works"]})
             assert done.stdout == b"works\n", done
+            done = runner.call(KEY_TOOL, {"argv": ["sh", "-c", "echo $SERVICE_KEY"]})
+            assert done.stdout.startswith(b"rnr-"), done
 
     def _works_again(self) -> None:
         """A new call works, however often a retryable refusal comes first, for a bounded time."""
@@ -195,7 +215,7 @@ class Matrix:
         with contextlib.suppress(Exception):
             self.daemon.stop()
         self.daemon.start()
-        self._backs = 0
+        self._backs.clear()
 
     def _go_on(self, held: Held, victim: str) -> None:
         if victim not in (*ENDS_THE_DAEMON, "client"):
@@ -231,7 +251,7 @@ class Matrix:
 
     def _settled(self, victim: str, before: Before) -> None:
         """Wait until the daemon has noticed."""
-        if victim == "engine" or victim in DOCKER_VICTIMS:
+        if victim in RESTARTED or victim in DOCKER_VICTIMS:
             self._recover(victim)
         elif victim == "supervisor":
             self.daemon.wait(lambda: not any(alive(each.pid) for each in before.inside), 20)
@@ -243,10 +263,10 @@ class Matrix:
             expected = {"parent": -signal.SIGKILL, "terminate": 0}.get(victim, EXIT_UNAVAILABLE)
             assert status == expected, f"the daemon ended with {status}, not {expected}"
             self.daemon.start()  # at once: whoever is still dying has to be waited for by the daemon itself
-        elif victim == "engine":
-            self.daemon.wait(lambda: self.daemon.said().count("engine is back") > self._seen, 60)
+        elif victim in RESTARTED:
+            self.daemon.wait(lambda: self.daemon.said().count(f"{victim} is back") > self._seen, 60)
             self.daemon.wait(lambda: self.daemon.ask(admin.Status()).engine, 10)
-            self._backs += 1
+            self._backs[victim] += 1
         elif victim in DOCKER_VICTIMS and not self._docker.running:
             self._docker.start()
 
@@ -284,7 +304,7 @@ class Matrix:
         if status.running:
             found.append(f"{status.running} calls")
         containers = {item["Id"] for item in daemon.containers()}
-        gone = victim not in ("nobody", "client", "launcher")
+        gone = victim not in ("nobody", "client", "launcher", "egress", "broker")
         if len(containers) != status.sandboxes:
             found.append(f"{len(containers)} containers for {status.sandboxes} sandboxes")
         if gone and before.containers & containers and victim != "supervisor":
@@ -298,6 +318,9 @@ class Matrix:
             ]
             mounts = Path("/proc/self/mountinfo").read_text()
             found += [f"mount {path}" for path in before.mounts if path in mounts]
+        if open_still := self.service.connections(daemon):
+            found.append(f"{open_still} connections to the service")
+        found += [f"a listener in sandbox {pid}" for pid in daemon.sandbox_pids() if _listens(pid)]
         folders = list((daemon.place / "run" / "sandboxes").iterdir())
         if len(folders) != status.sandboxes:
             found.append(f"{len(folders)} folders for {status.sandboxes} sandboxes")
@@ -341,6 +364,15 @@ class Matrix:
         if not self.daemon.verifies():
             wrong.append("the ledger does not verify")
         return "; ".join(wrong)
+
+
+def _listens(pid: int) -> bool:
+    """Whether anybody listens in the network namespace of that process."""
+    try:
+        lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+    except OSError:
+        return False
+    return any(line.split()[3] == "0A" for line in lines)
 
 
 def _target(descriptor: Path) -> str:
