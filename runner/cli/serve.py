@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +26,8 @@ def serve(
     config: Annotated[Path, typer.Option(help="The daemon's configuration.", envvar="RUNNER_CONFIG")] = DEFAULT_CONFIG,
 ) -> None:
     """Run the daemon in the foreground, as root. SIGTERM drains and stops it, SIGHUP reads the catalogue anew."""
-    from runner.serve.parent import main  # imported here: no other command needs a process tree
-
-    sys.exit(main(config))
+    # In a fresh interpreter: the root process that stays should hold no more than it uses, and none of these commands.
+    os.execv(sys.executable, [sys.executable, "-I", "-m", "runner.serve.parent", str(config)])  # noqa: S606 - no shell
 
 
 def status(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:

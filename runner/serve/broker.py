@@ -14,20 +14,23 @@ import socket
 import sys
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.broker import master
 from runner.broker.keeper import Keeper
 from runner.broker.lease import Leases
 from runner.broker.providers.compile import Compiled, compile_providers
-from runner.broker.providers.http import Network
 from runner.config import Secrets, parse_config
 from runner.errors import RunnerError, refusal, refuse
 from runner.serve import log, privilege
 from runner.serve.channel import Channel
 from runner.wire import broker as wire
 from runner.wire import parent
+
+if TYPE_CHECKING:
+    from runner.broker.providers.http import Network
 
 _log = logging.getLogger(__name__)
 _PORT = 3128
@@ -82,7 +85,7 @@ class BrokerProcess:
         bundle = offer.bundle
         try:
             config = parse_config(bundle.config, Path(bundle.config_path))
-            network = Network(trust=_trust(config.egress.trust, bundle.keys))
+            network = partial(_network, _trust(config.egress.trust, bundle.keys))
             compiled = compile_providers(
                 config.secrets, bundle.config, bundle.config_path, network, self._keeper.credential
             )
@@ -161,6 +164,13 @@ class BrokerProcess:
     def _expired(self, call: str, lease: str) -> None:
         assert self._gate is not None
         self._gate.post(wire.Expired(call=call, lease=lease))
+
+
+def _network(trust: bytes) -> Network:
+    """The way to providers' servers; its library is imported here, for configurations that have one."""
+    from runner.broker.providers.http import Network
+
+    return Network(trust=trust)
 
 
 def _trust(path: str, given: dict[str, bytes]) -> bytes:

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
@@ -362,7 +363,7 @@ def _notify(state: str) -> None:
 
 
 def main(config_path: Path) -> int:
-    """`runner serve`: refuse early and clearly, then serve. Returns the exit status."""
+    """What `runner serve` becomes: refuse early and clearly, then serve. Returns the exit status."""
     privilege.require_root()
     config_path = config_path.resolve()  # the children, who read paths in it anew, work elsewhere
     config, config_bytes = load_config(config_path)
@@ -370,3 +371,11 @@ def main(config_path: Path) -> int:
     os.umask(0o077)
     privilege.no_new_privileges()
     return asyncio.run(Daemon(config, config_path, config_bytes).serve())
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except RunnerError as error:
+        print(f"runner: {error.refused.line()}", file=sys.stderr)  # noqa: T201 - this is what `runner serve` became
+        sys.exit(exit_status(error.refused))

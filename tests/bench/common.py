@@ -29,6 +29,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house import Daemon
+from networked import another
+from soak.service import Service
 
 from runner.cli.init import lay_out
 from runner.engine import image
@@ -37,7 +39,7 @@ from runner.engine.docker import Docker
 from runner.wire import admin
 
 ROOT = Path(__file__).resolve().parents[2]
-PROCESSES = ("gate", "engine", "recorder")
+PROCESSES = ("gate", "engine", "recorder", "egress", "broker")
 ECHO = ("/bin/echo", "x")
 BWRAP = ("bwrap", "--unshare-all", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev", "--", *ECHO)
 LONG_S = 7200  # how long a bench's token is good for
@@ -327,6 +329,29 @@ def serving(config: str = "", prepare: Callable[[Path], None] | None = None) -> 
                 daemon.wait(lambda: not daemon.containers())
     finally:
         shutil.rmtree(place)
+
+
+@contextlib.contextmanager
+def networked(config: str = "") -> Iterator[tuple[Daemon, Service]]:
+    """The same with tools that reach a service on loopback, which is a thread of this process (`tests/networked.py`):
+    `net_run` has a network, `key_run` a credential too, and `fresh_run` is the same tool without either."""
+    with tempfile.TemporaryDirectory(prefix="toolrunner-bench-") as folder:
+        Path(folder).chmod(0o711)
+        service = Service(Path(folder))
+        another(service.folder, "fresh_run", "net_run", network=False)
+        place = Path(tempfile.mkdtemp(prefix="toolrunner-bench-"))
+        place.chmod(0o711)
+        daemon = Daemon(place, tool_image(), config=f"{config}\n{service.config}", catalogue=service.folder)
+        try:
+            daemon.start()
+            service.open(daemon)
+            yield daemon, service
+        finally:
+            daemon.stop()
+            if (daemon.state / "instance").exists():
+                daemon.wait(lambda: not daemon.containers())
+            service.close()
+            shutil.rmtree(place)
 
 
 def end_tasks(daemon: Daemon) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from runner.broker.providers.command import Command
-from runner.broker.providers.http import Network
-from runner.broker.providers.oauth import OAuth
 from runner.broker.providers.provider import Provider
-from runner.broker.providers.vault import Vault
 from runner.config import CommandProvider, OAuthProvider, Secrets, VaultProvider
 from runner.errors import RunnerError, refuse
 from runner.wire.broker import NAME
+
+if TYPE_CHECKING:
+    from runner.broker.providers.http import Network
 
 PROVIDER = re.compile(r"[a-z][a-z0-9_-]{0,31}\Z")
 _PATH = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,255}\Z")  # of Vault's API; no `..`, which is looked for apart
@@ -70,9 +71,10 @@ def _key(name: str) -> str:
 
 
 def compile_providers(
-    secrets: Secrets, text: bytes, path: str, network: Network, credential: Callable[[str], bytes]
+    secrets: Secrets, text: bytes, path: str, network: Callable[[], Network], credential: Callable[[str], bytes]
 ) -> Compiled:
-    """The providers that [secrets] of the file `text` names. `credential` reads the providers' own credentials.
+    """The providers that [secrets] of the file `text` names. `credential` reads the providers' own credentials. What
+    speaks to servers is imported where a provider has one: it takes more memory than the rest of the broker.
 
     Raises `RunnerError` (config) naming file and line."""
     place = _Place(text, path)
@@ -94,10 +96,14 @@ def compile_providers(
                 made[name] = Command(name, config)
             case VaultProvider():
                 _check_vault(config, table, place)
-                made[name] = Vault(name, config, network, credential)
+                from runner.broker.providers.vault import Vault
+
+                made[name] = Vault(name, config, network(), credential)
             case OAuthProvider():
                 _check_oauth(config, table, place)
-                made[name] = OAuth(name, config, network, credential)
+                from runner.broker.providers.oauth import OAuth
+
+                made[name] = OAuth(name, config, network(), credential)
     return Compiled(made, names)
 
 

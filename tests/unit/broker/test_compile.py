@@ -51,7 +51,7 @@ read_scope = "read"
 def compiled(text: str) -> Compiled:
     data = text.encode()
     config = parse_config(data, Path("/etc/runner.toml"))
-    return compile_providers(config.secrets, data, "/etc/runner.toml", Network(), lambda name: b"")
+    return compile_providers(config.secrets, data, "/etc/runner.toml", Network, lambda name: b"")
 
 
 def test_names_lead_to_providers() -> None:
