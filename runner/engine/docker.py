@@ -176,7 +176,8 @@ class Docker:
     def build(
         self, context: Any, *, recipe: str, stage: str, tag: str, arguments: dict[str, str], labels: dict[str, str]
     ) -> Iterator[str]:
-        """Build an image, up to a stage of its recipe, from a tar stream with the engine's own builder, without network or pull; yields its lines."""
+        """Build an image, up to a stage of its recipe, from a tar stream with the engine's own builder, without network
+        or pull; yields its lines."""
         with _speaking(f"build {tag}"):
             steps = self._api.build(
                 fileobj=context,

@@ -108,8 +108,8 @@ class Engine:
         return found
 
     def _image(self, wanted: str, docker: Docker) -> str:
-        """The id of a profile's image. "" where it is `WEB` and nobody made that: its profile is refused when asked for,
-        and the others serve. Raises `RunnerError` (host) for any other that is missing, and for one that moved."""
+        """The id of a profile's image. "" where it is `WEB` and nobody made that: its profile is refused when it is
+        asked for, and the others serve. Raises `RunnerError` (host) for any other missing one, and one that moved."""
         if wanted == WEB.repository:
             return self._pins.resolve(docker, tag(WEB), WEB) if docker.image(tag(WEB)) else ""
         ours = wanted in ("", TOOLS.repository)

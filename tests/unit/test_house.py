@@ -60,7 +60,7 @@ def test_modules_stay_small_and_named_for_what_they_do(path: Path) -> None:
 
 
 def test_the_guest_stays_small() -> None:
-    in_tools = {"python_tool.py", "beneath.py"}  # run inside a call, not beside it
+    in_tools = {"python_tool.py", "beneath.py", "outward.py", "git.py"}  # run inside a call, not beside it
     lines = [
         len(path.read_text(encoding="utf-8").splitlines())
         for path in (RUNNER / "guest").glob("*.py")
