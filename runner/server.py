@@ -411,6 +411,7 @@ class Connection(asyncio.Protocol):
         verified = parts.authenticator.open(hello.chain, hello.proof, self._nonce, parts.clock.now(), self._peer)
         task = parts.tasks.join(verified.principal, token=verified.root_jti, profile=verified.profile)
         task.anchor = verified.issuer, verified.anchor
+        task.granted, task.uid = verified.links[0].tools or {}, self._peer.uid
         assert self._transport is not None
         provenance = self._server.provenances.begin(self._transport.get_extra_info("socket"), self._peer, verified)
         self._proven = Session(verified, self._nonce, hello.session, task, parts.tasks, provenance)

@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from runner import config
+from runner.admin.explain import explain
 from runner.admin.release import Releases, named
 from runner.admin.reload import ACT, Reloads, Request, Swap
 from runner.admin.retention import Images, Retention
@@ -173,6 +174,8 @@ class Operations:
                 return await self._retention.carry_out(message, asker)
             case admin.SetSecret() | admin.RemoveSecret() | admin.ListSecrets():
                 return await self._secrets.carry_out(message, asker)
+            case admin.ExplainEgress():
+                return explain(self._parts, message)
             case _:
                 raise refuse("denied", "no operation of this daemon", next_step="it is answered before it comes here")
 

@@ -37,6 +37,7 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.SetSecret: ("secrets",),
     admin.RemoveSecret: ("secrets",),
     admin.ListSecrets: ("secrets", "auditor"),
+    admin.ExplainEgress: ("policy-author", "approver", "containment", "forensics", "auditor"),
     admin.Confirm: ANY,  # the act that waits has a role of its own: runner/admin/second.py
     admin.Withdraw: ANY,  # the same
 }

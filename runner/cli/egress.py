@@ -11,18 +11,21 @@ import typer
 from runner.catalog import Catalog, compile_bundle, read_bundle, read_folders, shared
 from runner.catalog.egress import allowlists
 from runner.catalog.profile import amount_text
+from runner.cli.credentials import ADMIN_SOCKET, Socket, ask
 from runner.cli.tables import print_json, print_table, printable
 from runner.cli.token import read_chain
 from runner.config import load_config
-from runner.destination import ANY, Malformed, absolute
+from runner.destination import ANY, Malformed, Target, absolute
 from runner.destination import method as method_of
 from runner.egress.allowlist import Limit
 from runner.errors import EXIT_REFUSED, refuse
 from runner.gate.serving import Serving
 from runner.model import EgressRule, Principal, SecretRef
-from runner.review.egress import Explained, Standing
+from runner.review.egress import Explained, Said, Standing, explain_by
 from runner.review.egress import explain as explained
 from runner.token.issue import own_claims
+from runner.wire import admin
+from runner.wire.egress import Requested
 
 app = typer.Typer(help="See what a tool's calls may reach, and which part decides.", no_args_is_help=True)
 
@@ -31,6 +34,7 @@ EXPLAIN = (
     "Example: runner egress explain https://api.example.com/v1/items --tool http_request --method POST\n\n"
     "Example: runner egress explain tcp://db.example.com:5432 --tool sql_query --token agent.token "
     "--config runner.toml\n\n"
+    "Example: runner egress explain https://api.example.com/v1/items --task t-42\n\n"
     "Exit status: 0 it may go out, 3 it may not, 5 a file or token is wrong."
 )
 
@@ -43,7 +47,9 @@ def nouns() -> None:
 @app.command(epilog=EXPLAIN)
 def explain(
     url: Annotated[str, typer.Argument(metavar="URL", help="https://…, http://… or tcp://HOST:PORT.")],
-    tool: Annotated[str, typer.Option(help="The tool whose call sends it.")],
+    tool: Annotated[str, typer.Option(help="The tool whose call sends it; with --task, its only one by default.")] = "",
+    task: Annotated[str, typer.Option(help="Ask the running daemon about this live task, as it stands now.")] = "",
+    socket: Socket = ADMIN_SOCKET,
     profile: Annotated[str, typer.Option(help="The task profile; the token's, or default.")] = "",
     method: Annotated[str, typer.Option(help="The method, where it can be read; GET by default.")] = "",
     token: Annotated[
@@ -60,14 +66,23 @@ def explain(
     Task profile and tool ([[egress]]), token (its capability egress) and policies are asked one by one: each names the
     rule that matches, or the smallest that it lacks. The same functions decide here and in the daemon. Nothing is
     sent, and no name is looked up. Offline nothing is known of a session, so rules that read one see
-    an empty one; addresses are judged when the name is looked up, after all of this allowed it."""
-    catalog = _catalog(config)
+    an empty one; addresses are judged when the name is looked up, after all of this allowed it. With --task the daemon
+    tells what is in force for that task: its profile and tool, what its root token grants, the policies, its session
+    so far."""
+    if task and (profile or token):
+        raise typer.BadParameter("the task has its own profile and token", param_hint="--task")
+    if not task and not tool:
+        raise typer.BadParameter("name the tool whose call sends it", param_hint="--tool")
     try:
         target = absolute(url, _SCHEMES)
         asked = method_of(method) if method else ""
     except Malformed as error:
         raise refuse("egress", str(error), field="URL", next_step="correct it") from None
-    found = explained(target, asked, _standing(catalog, tool, profile, token), Serving.compile(catalog).policies)
+    if task:
+        found = _live(socket, task, tool, target, asked)
+    else:
+        catalog = _catalog(config)
+        found = explained(target, asked, _standing(catalog, tool, profile, token), Serving.compile(catalog).policies)
     if json:
         print_json(_view(found))
     else:
@@ -183,6 +198,28 @@ def _standing(catalog: Catalog, tool: str, profile: str, token: Path | None) -> 
         granted=granted,
         secrets=manifest.secrets,
     )
+
+
+def _live(socket: Path, task: str, tool: str, target: Target, method: str) -> Explained:
+    """As the daemon has it now. Raises `RunnerError` (arguments, unknown_tool, not_granted, unavailable)."""
+    facts = _told(socket, admin.ExplainEgress(task=task, tool=tool))
+
+    def words(request: Requested) -> tuple[Said, Said]:
+        view = _told(socket, admin.ExplainEgress(task=task, tool=facts.tool, request=request))
+        return _said("token", view.token), _said("policy", view.policy)
+
+    return explain_by(target, method, facts.allowlists, facts.secrets, words)
+
+
+def _told(socket: Path, message: admin.ExplainEgress) -> admin.EgressView:
+    answer = ask(socket, message)
+    if not isinstance(answer, admin.EgressView):
+        raise refuse("protocol", "the daemon answered something else")
+    return answer
+
+
+def _said(part: str, word: admin.EgressWord) -> Said:
+    return Said(part=part, **{name: getattr(word, name) for name in word.__struct_fields__})
 
 
 def _view(found: Explained) -> dict[str, Any]:

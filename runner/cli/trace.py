@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from itertools import islice
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from runner.cli import trace_key, trace_proof, trace_tree, trace_usage
+from runner.cli import trace_key, trace_proof, trace_requests, trace_tree, trace_usage
 from runner.cli.tables import print_table
 from runner.cli.trace_options import STATE, Json, Key, LedgerDir, State, content_folder, open_ledger, print_plain
 from runner.errors import EXIT_UNVERIFIED, refuse
@@ -24,6 +24,7 @@ from runner.evidence.content import SALT, ContentReader
 from runner.evidence.export import export as export_ledger
 from runner.evidence.read import Ledger, follow, load_given
 from runner.evidence.report import SIGNED, Report
+from runner.evidence.requests import RequestView, of_call
 from runner.evidence.verify import verify as verify_ledger
 from runner.evidence.view import CallView, Filter, calls, find, line, proven, sandbox, visible
 from runner.ledger import entry as entries
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command("tree", epilog=trace_tree.EPILOG)(trace_tree.show_tree)
 app.command("usage", epilog=trace_usage.EPILOG)(trace_usage.show_usage)
+app.command("requests", epilog=trace_requests.EPILOG)(trace_requests.show_requests)
 app.command()(trace_proof.anchor)
 app.command()(trace_proof.prove)
 app.command()(trace_proof.consistency)
@@ -55,13 +57,20 @@ def list_calls(
     effect: Annotated[str, typer.Option(help="Only this decision: allow, deny, modify, step_up, defer.")] = "",
     outcome: Annotated[str, typer.Option(help="Only this outcome: exited, timed_out, oom, …, running.")] = "",
     since: Annotated[str, typer.Option(help="Only from this RFC 3339 UTC time on.")] = "",
+    host: Annotated[str, typer.Option(help="Only calls that asked for this host, exactly.")] = "",
+    alerts: Annotated[bool, typer.Option("--alerts", help="Only calls with a critical alert.")] = False,
+    secret: Annotated[str, typer.Option(help="Only ended calls that this credential was brokered for.")] = "",
+    fingerprint: Annotated[str, typer.Option(help="The same, by the keyed fingerprint of its value.")] = "",
     limit: Annotated[int, typer.Option(min=1, help="At most this many, newest first.")] = 50,
     as_json: Json = False,
 ) -> None:
     """List calls with their decision and outcome, newest first.
 
     Example: runner trace list --task nightly --effect deny --limit 10"""
-    wanted = Filter(task=task, agent=agent, tool=tool, effect=effect, outcome=outcome, since=since)
+    wanted = Filter(
+        task=task, agent=agent, tool=tool, effect=effect, outcome=outcome, since=since, host=host.lower(),
+        alerts=alerts, secret=secret, fingerprint=fingerprint,
+    )  # fmt: skip
     found = islice(calls(open_ledger(state, key, ledger), wanted), limit)
     if as_json:
         print_plain([_view(view) for view in found])
@@ -110,13 +119,17 @@ def show(
     store = content_folder(state, ledger)
     end = view.outcome_position if view.outcome else view.position
     steps = proven(opened, end)
-    kept = dict(_content(opened, store, view, everything=content)) if store else {}
+    asked, alerts = of_call(opened, view)
+    kept = dict(_content(opened, store, _named(view, asked, everything=content))) if store else {}
     tokens = trace_tree.delegation(opened, [view], store, keep=1)
     made = sandbox(opened, view.call.plan.sandbox) if view.call.plan else None
     if as_json:
         proof = {"included": steps is not None, "signed_size": opened.signed}
-        print_plain(_view(view) | proof | {"content": kept, "delegation": tokens, "sandbox": made and made[1]})
+        shown: dict[str, Any] = {"content": kept, "delegation": tokens, "sandbox": made and made[1]}
+        shown |= {"requests": [trace_requests.plain(each) for each in asked], "alerts": alerts}
+        print_plain(_view(view) | proof | shown)
         return
+    trace_requests.print_alerts(alerts)
     where = (
         f"in the tree of {opened.signed} signed entries, by a proof of {steps} hashes, checked"
         if steps is not None
@@ -124,7 +137,7 @@ def show(
     )
     sections = {"call": _without_chain(view.call)}
     if view.outcome:
-        sections["outcome"] = msgspec.to_builtins(view.outcome)
+        sections["outcome"] = {**msgspec.to_builtins(view.outcome), "secrets": [u.name for u in view.outcome.secrets]}
     if made:
         sections[f"sandbox (measured, entry {made[0]})"] = msgspec.to_builtins(made[1].isolation)
     for name, fields in sections.items():
@@ -133,6 +146,12 @@ def show(
         wide = max(len(path) for path, _ in rows)
         for path, value in rows:
             print(f"  {path:<{wide}}  {visible(str(value))}")
+    if view.outcome and view.outcome.secrets:
+        print("secrets")
+        trace_requests.print_secrets(view.outcome.secrets)
+    if asked:
+        print("requests")
+        trace_requests.print_requests(asked, kept)
     print("delegation")
     for root in tokens:
         trace_tree.draw(root, counted=False)
@@ -141,6 +160,8 @@ def show(
     print(f"  receipt   {view.receipt or 'none: the call has no outcome'}")
     print(f"  included  {where}")
     for name, text in kept.items():
+        if name.startswith(trace_requests.PATH):
+            continue  # it stands with its request
         print(name)
         print("  " + visible(text[:_SHOWN], lines=True).replace("\n", "\n  ") + ("…" if len(text) > _SHOWN else ""))
 
@@ -161,13 +182,25 @@ def _flat(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
             yield f"{prefix}{name}", value
 
 
-def _content(ledger: Ledger, folder: Path, view: CallView, *, everything: bool) -> Iterator[tuple[str, str]]:
+_Named = list[tuple[str, int, entries.Content | entries.Stream | None]]  # a label, who names it, and what
+
+
+def _named(view: CallView, asked: Sequence[RequestView], *, everything: bool) -> _Named:
+    """What of the call's content to show; the paths of requests always, where only digests are in their entries."""
     begun, ended = view.position, view.outcome_position
-    named: list[tuple[str, int, entries.Content | entries.Stream | None]] = [("arguments", begun, view.call.arguments)]
+    named: _Named = [("arguments", begun, view.call.arguments)]
+    named += [(trace_requests.path_of(each), each.position, each.request.path_content) for each in asked]
     if everything:
         named.append(("plan", begun, view.call.plan.plan if view.call.plan else None))
         if view.outcome:
             named += [(name, ended, getattr(view.outcome, name)) for name in ("stdout", "stderr", "result")]
+        named += [
+            (f"response {each.request.request}", each.end_position, each.end.response) for each in asked if each.end
+        ]
+    return named
+
+
+def _content(ledger: Ledger, folder: Path, named: _Named) -> Iterator[tuple[str, str]]:
     if not any(content for _, _, content in named):
         return
     reader = ContentReader(folder)

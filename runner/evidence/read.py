@@ -221,15 +221,18 @@ class Ledger:
 
     def first_with(self, needles: Sequence[bytes], start: int) -> tuple[int, bytes] | None:
         """The first entry from `start` on that holds every needle."""
+        return next(self.all_with(needles, start), None)
+
+    def all_with(self, needles: Sequence[bytes], start: int) -> Iterator[tuple[int, bytes]]:
+        """The entries from `start` on that hold every needle, in order."""
         for number in range(start // TILE_WIDTH, self.base // TILE_WIDTH):
             run = self._bundle_if(number, lambda holds: all(map(holds, needles)))
             for position, entry in enumerate(run, number * TILE_WIDTH):
                 if position >= start and all(needle in entry for needle in needles):
-                    return position, entry
+                    yield position, entry
         for position in range(max(start, self.base), self.size):
             if all(needle in self.held[position - self.base] for needle in needles):
-                return position, self.held[position - self.base]
-        return None
+                yield position, self.held[position - self.base]
 
     def entry(self, position: int) -> bytes:
         """One entry's bytes."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from runner.errors import RunnerError, refusal, refuse
@@ -17,6 +17,7 @@ from runner.gate.context import Context
 from runner.gate.entries import Journal, who
 from runner.ledger import entry as entries
 from runner.model import Principal
+from runner.token.capability import ConstraintMap
 from runner.token.keys import PublicKey
 
 _log = logging.getLogger(__name__)
@@ -77,6 +78,8 @@ class Task:
         self.used = now  # monotonic time of the last sign of life
         self.connections = 0
         self.anchor: tuple[str, PublicKey] | None = None  # whose key signed its root token; unknown until it is joined
+        self.granted: Mapping[str, ConstraintMap] | None = None  # what that token grants; the same
+        self.uid = 0  # of whoever joined it last
         self.ending = ""
 
 

@@ -5,7 +5,7 @@ Whoever asks brings the parts: the command line from a folder's catalogue, or fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from runner.destination import Target
@@ -70,7 +70,24 @@ def requested(target: Target, method: str, allowlists: Allowlists) -> tuple[Requ
 
 def explain(target: Target, method: str, standing: Standing, policies: egress.Policies) -> Explained:
     """Ask every part about a request to `target`; `method` may be "" where it is not known."""
-    compiled = Allowlists(standing.allowlists)
+    return explain_by(
+        target,
+        method,
+        standing.allowlists,
+        standing.secrets,
+        lambda request: (_token(standing.granted, request), _policy(standing, request, policies)),
+    )
+
+
+def explain_by(
+    target: Target,
+    method: str,
+    allowlists: tuple[Allowlist, ...],
+    secrets: tuple[SecretRef, ...],
+    words: Callable[[Requested], tuple[Said, Said]],
+) -> Explained:
+    """The same, where token and policy are somebody else's to ask: `words` gives what they say of the request."""
+    compiled = Allowlists(allowlists)
     request, inspect = requested(target, method, compiled)
     verdict = compiled.authorise(request)
     parts = [
@@ -79,7 +96,7 @@ def explain(target: Target, method: str, standing: Standing, policies: egress.Po
     ]
     if not verdict.allowed and all(each.allowed for each in parts):  # an address, or a form that nobody judges
         parts.append(Said(part=verdict.part, reason=verdict.reason, missing=verdict.missing))
-    parts += [_token(standing.granted, request), _policy(standing, request, policies)]
+    parts += words(request)
     denies = [each.part for each in parts if each.asked and not each.allowed]
     return Explained(
         request=request,
@@ -88,7 +105,7 @@ def explain(target: Target, method: str, standing: Standing, policies: egress.Po
         parts=tuple(parts),
         inspect=inspect,
         limits=verdict.limits,
-        secrets=_injected(standing.secrets, verdict.rules, request) if not denies else (),
+        secrets=_injected(secrets, verdict.rules, request) if not denies else (),
     )
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 import msgspec
 
 from runner.errors import Refusal
+from runner.model import Allowlist, SecretRef
 from runner.wire.broker import SecretView
+from runner.wire.egress import Requested
 
 
 class Message(
@@ -257,6 +259,38 @@ class SecretsView(Message, frozen=True, tag="secrets"):
     secrets: tuple[SecretView, ...]
 
 
+class ExplainEgress(Message, frozen=True, tag="explain_egress"):
+    """What a call of this tool in a live task may reach now. Without `request`: by which allowlists, for whoever asks
+    to judge by; with one: what the task's root token and the policies in force say of it too. Changes nothing."""
+
+    task: str
+    tool: str
+    request: Requested | None = None
+
+
+class EgressWord(Message, frozen=True):
+    """What token or policy says. `asked` is false where it is not known."""
+
+    asked: bool = True
+    allowed: bool = False
+    rules: tuple[str, ...] = ()
+    reason: str = ""
+    missing: str = ""
+
+
+class EgressView(Message, frozen=True, tag="egress_view"):
+    """The answer to `ExplainEgress`. `tools` are those of the task's profile that have a network."""
+
+    task: str
+    tool: str
+    profile: str
+    tools: tuple[str, ...]
+    allowlists: tuple[Allowlist, ...] = ()
+    secrets: tuple[SecretRef, ...] = ()
+    token: EgressWord = EgressWord(asked=False)
+    policy: EgressWord = EgressWord(asked=False)
+
+
 class Status(Message, frozen=True, tag="status"):
     """How the daemon is."""
 
@@ -345,6 +379,7 @@ FromOperator = (
     | SetSecret
     | RemoveSecret
     | ListSecrets
+    | ExplainEgress
     | Status
 )
 ToOperator = (
@@ -357,6 +392,7 @@ ToOperator = (
     | PendingActs
     | Waits
     | SecretsView
+    | EgressView
     | Done
     | Refused
 )
