@@ -44,7 +44,8 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
 
 def host_findings(config: Config) -> list[Finding]:
     """Kernel, architecture, Landlock, seccomp, cgroups, users and interpreter of this host."""
-    users = {name: _user(name) for name in (config.users.gate, config.users.recorder)}
+    named = config.users
+    users = {name: _user(name) for name in (named.gate, named.recorder, named.egress, named.broker)}
     return [
         root(os.geteuid()),
         kernel(platform.release(), platform.machine()),

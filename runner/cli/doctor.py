@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from runner.catalog import compile_bundle, read_folders, shared
+from runner.catalog import Catalog, compile_bundle, read_folders, shared
 from runner.cli.checks import Finding, engine_findings, host_findings, place_findings
+from runner.cli.egress_checks import egress_findings
 from runner.cli.keys import read_public_file
 from runner.cli.operator_checks import operator_findings
 from runner.cli.tables import print_json, print_table
@@ -27,8 +28,8 @@ def doctor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check kernel, Docker, cgroups, users, operators, folders, sockets, disk and image. Exit status 4 when something
-    fails."""
+    """Check kernel, Docker, cgroups, users, operators, egress, secrets, folders, sockets, disk and image. Exit status 4
+    when something fails."""
     settings = load_config(config)[0] if config else Config()
     findings = examine(settings)
     if json:
@@ -45,7 +46,15 @@ def doctor(
 
 def examine(config: Config) -> list[Finding]:
     """Every finding about this host, for this configuration."""
-    return [*host_findings(config), *operator_findings(config), *_engine(config), *place_findings(config)]
+    catalog, wrong = _catalog(config)
+    return [
+        *host_findings(config),
+        *operator_findings(config),
+        *_engine(config, list(catalog.task_profiles.values()) if catalog else []),
+        *wrong,
+        *egress_findings(config, catalog),
+        *place_findings(config),
+    ]
 
 
 def status(findings: list[Finding]) -> int:
@@ -53,28 +62,29 @@ def status(findings: list[Finding]) -> int:
     return EXIT_UNAVAILABLE if any(each.status == "fail" for each in findings) else EXIT_OK
 
 
-def _engine(config: Config) -> list[Finding]:
+def _engine(config: Config, profiles: list[TaskProfile]) -> list[Finding]:
     try:
         docker = Docker(config.sandboxes.docker_host, timeout_s=10)
         wanted = config.sandboxes.image or image.tag()
         facts, found = host_facts(docker), docker.image(wanted)
     except RunnerError as error:
         return [Finding(name="docker", status="fail", found=error.refused.reason, remedy=error.refused.next_step)]
+    return engine_findings(facts, found, wanted, image.inputs_digest(), profiles)
+
+
+def _catalog(config: Config) -> tuple[Catalog | None, list[Finding]]:
+    """The catalogue that this configuration serves; or what is wrong with it: not whole, or not signed as it has to
+    be."""
     try:
-        profiles, wrong = _profiles(config), []
+        return _compiled(config), []
     except RunnerError as error:
-        profiles, wrong = (
-            [],
-            [Finding(name="catalogue", status="fail", found=str(error), remedy="runner profile check")],
-        )
-    return [*engine_findings(facts, found, wanted, image.inputs_digest(), profiles), *wrong]
+        wrong = Finding(name="catalogue", status="fail", found=str(error), remedy="runner profile check")
+        return None, [wrong]
 
 
-def _profiles(config: Config) -> list[TaskProfile]:
-    """The task profiles that this configuration serves. Raises `RunnerError` for a catalogue that is not whole, or not
-    signed as it demands."""
+def _compiled(config: Config) -> Catalog:
     names = ("profiles", "tools", "policies")
     folders = [Path(getattr(config, name)) if getattr(config, name) else shared(name) for name in names]
     catalog = compile_bundle(read_folders(*folders))
     check(catalog, config.policy, {path: read_public_file(Path(path)) for path in config.policy.public_keys})
-    return list(catalog.task_profiles.values())
+    return catalog
