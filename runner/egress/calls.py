@@ -58,6 +58,8 @@ class Call:
         self.id = opened.call
         self.sandbox = opened.sandbox
         self.allowlists = Allowlists(opened.allowlists)
+        # No rule stands for what is refused, so the strictest of all says how its path is recorded.
+        self._digests = any(rule.record == "digest" for part in opened.allowlists for rule in part.rules)
         self.credentials = Credentials(opened.injections, opened.canary)
         self.listener = listener
         self.gate = gate
@@ -103,6 +105,8 @@ class Call:
         """Tell gate of what never left."""
         self._refused += 1
         if self._refused <= _MAX_TOLD:
+            if self._digests:
+                request = msgspec.structs.replace(request, record="digest")
             self.gate.post(
                 Refused(
                     call=self.id,

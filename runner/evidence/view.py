@@ -280,7 +280,8 @@ def _on_network(fields: dict[str, Any]) -> str:
         words += [*take("method"), where, "opaque" if fields.get("visibility") == "opaque" else ""]
         words += [str(decision.get("effect", "")), *take("part"), str(decision.get("reason", ""))]
     else:
-        words += [*take("severity", "what", "where", "address", "status", "code", "reason")]
+        words += ["CRITICAL"] if "what" in fields else []  # an alert's one severity, and absent as such
+        words += take("what", "where", "address", "status", "code", "reason")
         words += [f"{name}={fields[name]}" for name in ("up", "down") if fields.get(name)]
         words += [f"with {' '.join(map(str, names))}"] if isinstance(names := fields.get("secrets"), list) else []
         words += ["kept"] if fields.get("response") else []

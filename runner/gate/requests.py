@@ -141,8 +141,10 @@ class Requests:
         self, watched: Account, request: wire.Requested, decision: Decision, *, part: str, missing: str = ""
     ) -> None:
         path, kept, contents = request.path, None, tuple[bytes, ...]()
+        reason = decision.reason
         if path and request.record == "digest":
             data, kept = content(path.encode(), self._journal.salt())
+            reason, missing = _without(path, reason), _without(path, missing)
             path, contents = "", (data,)
         await self._journal.write(
             entries.Egress(
@@ -162,7 +164,7 @@ class Requests:
                 allowed_by=request.rules,
                 decision=entries.Decided(
                     effect=decision.effect,
-                    reason=decision.reason[:1000],
+                    reason=reason[:1000],
                     rules=decision.rules,
                     missing=decision.missing,
                     code=decision.code,
@@ -228,3 +230,8 @@ def _decided(account: Account, request: wire.Requested) -> Decision:
     return authorize_egress(
         account.authenticated, account.session.verified.tools, view, account.serving.policies, request
     )
+
+
+def _without(path: str, text: str) -> str:
+    """What is said of a request whose path only its digest tells."""
+    return text.replace(path, "/(its path)") if len(path) > 1 else text

@@ -334,9 +334,9 @@ class StatusView(Message, frozen=True, tag="status_view"):
     catalogue: str
     policy: str
     engine: bool
-    egress: bool = False  # whether it serves; calls that have a network are refused while it does not
-    broker: bool = False  # the same, and calls that need a credential
-    alerts: int = 0  # critical, since this gate started: `runner trace list --alerts`
+    egress: bool  # whether it serves; calls that have a network are refused while it does not
+    broker: bool  # the same, and calls that need a credential
+    alerts: int  # critical, since this gate started: `runner trace list --alerts`
     newest_alert: str = ""  # when, and of which call
     isolation: str = ""
     closed: tuple[str, ...] = ()  # what was revoked until released, "agent a", "everything"

@@ -1,0 +1,214 @@
+"""What egress and broker did, as an operator reads it afterwards: nothing is asked but the daemon's own commands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import networked
+import pytest
+from networked import HOST, KEY, OTHER, Networked
+
+from runner.errors import EXIT_REFUSED
+from runner.ledger import entry as entries
+
+OPAQUE = "opaque.example.test"
+_GET = """
+import json, os, sys, urllib.error, urllib.request
+headers = {name: value.format(**os.environ) for name, value in json.loads(sys.argv[2]).items()}
+try:
+    with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers), timeout=20) as answer:
+        print(answer.status, answer.read().decode())
+except OSError as error:
+    print(type(error).__name__, error)
+"""
+
+
+def get(url: str, **headers: str) -> dict[str, Any]:
+    return {"argv": ["python3", "-c", _GET, url, json.dumps(headers)]}
+
+
+def told(house: Networked, *command: str, status: int = 0) -> str:
+    """A command of the command line, as an operator types it beside the daemon."""
+    done = subprocess.run(
+        [sys.executable, "-m", "runner", *command], cwd=house.daemon.place, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout
+
+
+def facts(house: Networked, *command: str, status: int = 0) -> Any:
+    return json.loads(told(house, *command, "--json", status=status))
+
+
+STATE = ("--state", "state")
+
+
+@pytest.fixture
+def house(make_networked: Callable[..., Networked], monkeypatch: pytest.MonkeyPatch) -> Networked:
+    """Tools whose responses are kept, and whose paths are recorded as digests."""
+    rules = networked._RULES.replace('methods = ["GET", "POST"]', 'methods = ["GET", "POST"]\nkeep = true')
+    monkeypatch.setattr(networked, "_RULES", rules.replace("keep = true", 'keep = true\nrecord = "digest"'))
+    return make_networked()
+
+
+def test_an_operator_reads_what_calls_did_with_their_network(house: Networked) -> None:
+    port = house.web.port
+    with house.connect(task="reader") as runner:
+        url = f"https://{HOST}:{port}/accounts/4711"
+        used = runner.call("key_run", get(f"{url}?x=1", Authorization="Bearer {SERVICE_KEY}"))
+        assert used.text.startswith("200 "), used.text
+        opaque = runner.call("net_run", get(f"https://{OPAQUE}:{port}/unseen"))
+        assert opaque.text.startswith("200 "), opaque.text
+        denied = runner.call("net_run", get(f"https://{OTHER}:{port}/elsewhere"))
+        assert "403" in denied.text
+        leaked = runner.call("key_run", get(url, Elsewhere="{SERVICE_KEY}"))
+        assert "403" in leaked.text, leaked.text
+        plain = runner.call("shell_run", {"argv": ["true"]})
+        _live(house, runner, port)
+    names = {
+        "used": used.call,
+        "opaque": opaque.call,
+        "denied": denied.call,
+        "leaked": leaked.call,
+        "plain": plain.call,
+    }
+    _a_call(house, names, port)
+    _all_calls(house, names, port)
+    assert house.daemon.verifies()
+    _pruned(house, names)
+
+
+def _live(house: Networked, runner: Any, port: int) -> None:
+    """While the task lives: `egress explain --task`, `status`."""
+    found = facts(house, "egress", "explain", f"https://{HOST}:{port}/v1", *_TOOL, "--task", runner.task)
+    assert found["allowed"]
+    parts = {each["part"]: each for each in found["parts"]}
+    assert set(parts) == {"profile net", "tool net_run", "token", "policy"}
+    assert parts["token"]["asked"]
+    found = facts(
+        house, "egress", "explain", f"https://{OTHER}:{port}/", *_TOOL, "--task", runner.task, status=EXIT_REFUSED
+    )
+    assert found["decides"] == "profile net"
+    with house.connect(
+        task="narrow", tools={"net_run": {}, "egress": {"port": {"constraint_type": "exact", "value": 1}}}
+    ):
+        found = facts(
+            house, "egress", "explain", f"https://{HOST}:{port}/", *_TOOL, "--task", "narrow", status=EXIT_REFUSED
+        )
+        assert found["decides"] == "token"
+    said = facts(house, "status", "--socket", "run/admin.sock")
+    assert (said["egress"], said["broker"], said["alerts"]) == (True, True, 1)
+    assert "call " in said["newest_alert"]
+
+
+_TOOL = ("--tool", "net_run", "--socket", "run/admin.sock")
+
+
+def _a_call(house: Networked, names: dict[str, str], port: int) -> None:
+    """`trace show`."""
+    (lease,) = house.daemon.outcome(names["used"]).secrets
+    text = told(house, "trace", "show", names["used"], *STATE, "--content")
+    for said in (
+        f"GET https://{HOST}:{port}/accounts/4711?…",
+        "allow by profile net/service, tool key_run/service",
+        "status 200",
+        "credentials that went with it: service-key",
+        f"service-key: inject, went with 1 requests; lease {lease.lease}",
+        f"fingerprint {lease.fingerprint}",
+        "response 1\n  HTTP/1.1 200 OK",
+    ):
+        assert said in text, said
+    found = facts(house, "trace", "show", names["used"], *STATE, "--content")
+    (asked,) = found["requests"]
+    assert (asked["state"], asked["end"]["status"], asked["request"].get("path", "")) == ("over", 200, "")
+    assert found["content"]["response 1"].endswith('{"ok": true}')
+    assert "opaque: its destination and bytes are known" in told(house, "trace", "show", names["opaque"], *STATE)
+    text = told(house, "trace", "show", names["denied"], *STATE)
+    assert "deny by profile net" in text
+    assert f'lacks: host = "{OTHER}"' in text
+    text = told(house, "trace", "show", names["leaked"], *STATE)
+    assert text.startswith("CRITICAL "), text[:200]
+    assert "credential service-key appeared where it must not" in text.splitlines()[0]
+    assert "requests" not in told(house, "trace", "show", names["plain"], *STATE)
+
+
+def _all_calls(house: Networked, names: dict[str, str], port: int) -> None:
+    """`trace list`, `trace requests`, `trace tail`: and no trace of the key in any of them, or in the state folder."""
+
+    def listed(*filters: str) -> set[str]:
+        return {each["call"]["call"] for each in facts(house, "trace", "list", *STATE, *filters)}
+
+    (lease,) = house.daemon.outcome(names["used"]).secrets
+    assert listed() == set(names.values())
+    assert listed("--alerts") == {names["leaked"]}
+    assert listed("--host", HOST) == {names["used"], names["leaked"]}
+    assert listed("--host", OTHER.upper()) == {names["denied"]}
+    assert listed("--secret", "service-key") == {names["used"], names["leaked"]}
+    assert listed("--fingerprint", lease.fingerprint, "--host", HOST) == {names["used"], names["leaked"]}
+    assert listed("--fingerprint", lease.fingerprint, "--host", OTHER) == set()
+    asked = facts(house, "trace", "requests", *STATE, "--task", "reader")
+    assert {each["request"]["call"] for each in asked} == set(names.values()) - {names["plain"]}
+    assert [each["request"]["host"] for each in facts(house, "trace", "requests", *STATE, "--host", OTHER)] == [OTHER]
+    assert {each["state"] for each in facts(house, "trace", "requests", *STATE, "--denied")} == {"denied"}
+    (went,) = facts(house, "trace", "requests", *STATE, "--secret", "service-key")
+    assert went["request"]["call"] == names["used"]
+    lines = told(house, "trace", "requests", *STATE, "--host", OPAQUE).splitlines()
+    assert "(opaque)" in lines[1]
+    tail = told(house, "trace", "tail", *STATE, "-n", "100")
+    assert f"{names['opaque']} #1 https://{OPAQUE}:{port} opaque allow" in tail
+    assert f"{names['leaked']} CRITICAL credential service-key" in tail
+    assert not _holding(house, KEY)
+    assert _holding(house, "accounts/4711")  # its control
+
+
+def _pruned(house: Networked, names: dict[str, str]) -> None:
+    """`trace prune` takes paths and kept responses with the rest of a call."""
+    (ended,) = [each for each in house.daemon.entries(entries.EgressEnd) if each.call == names["used"]]
+    assert ended.response is not None
+    prune = ("trace", "prune", "--task", "reader", "--why", "over", "--yes", "--socket", "run/admin.sock")
+    told(house, *prune)
+    assert not _holding(house, "accounts/4711")
+    assert house.daemon.verifies()
+    text = told(house, "trace", "show", names["used"], *STATE, "--content")
+    assert "pruned, as entry" in text
+
+
+def _holding(house: Networked, text: str) -> list[Path]:
+    """Files of the ledger and its content, and logs, that hold this text."""
+    places = [
+        *(house.daemon.state / "ledger").rglob("*"),
+        *(house.daemon.state / "content").rglob("*"),
+        house.daemon.log,
+    ]
+    return [path for path in places if path.is_file() and text.encode() in path.read_bytes()]
+
+
+_TUNNEL = """
+import os, socket, ssl, sys, time
+proxy = socket.create_connection(("127.0.0.1", int(os.environ["https_proxy"].rsplit(":", 1)[1])))
+where = f"{sys.argv[1]}:{sys.argv[2]}"
+proxy.sendall(f"CONNECT {where} HTTP/1.1\\r\\nHost: {where}\\r\\n\\r\\n".encode())
+proxy.recv(4096)
+inside = ssl.create_default_context().wrap_socket(proxy, server_hostname=sys.argv[1])
+time.sleep(600)
+"""
+
+
+def test_what_egress_dies_amid_is_said_to_be_unknown(house: Networked) -> None:
+    with house.connect(task="cut") as runner:
+        tunnel = {"argv": ["python3", "-c", _TUNNEL, OPAQUE, str(house.web.port)]}
+        call = runner.call("net_run", tunnel, detach=True).call
+        house.daemon.wait(lambda: house.daemon.entries(entries.Egress))
+        assert "it has no end yet" in told(house, "trace", "show", call, *STATE)
+        house.daemon.child("egress").kill()
+        assert runner.result(call).outcome.kind == "killed"
+        house.daemon.wait(lambda: facts(house, "status", "--socket", "run/admin.sock")["egress"])
+    assert "it may have happened, in part or in full, or not at all" in told(house, "trace", "show", call, *STATE)
+    (asked,) = facts(house, "trace", "requests", *STATE)
+    assert (asked["state"], asked["request"]["call"]) == ("unknown", call)
+    assert house.daemon.verifies()
