@@ -62,7 +62,8 @@ class Forbidden(Stop):
     """Gate's no: it has written the entry itself."""
 
     def __init__(self, reason: str, rule: str, next_step: str) -> None:
-        super().__init__("denied", reason, part=f"policy {rule}" if rule else "policy", next_step=next_step)
+        part = "token" if rule.startswith("token:") else f"policy {rule}" if rule else "policy"
+        super().__init__("denied", reason, part=part, next_step=next_step)
 
 
 class Exchange:

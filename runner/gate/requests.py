@@ -24,78 +24,86 @@ from runner.ledger import entry as entries
 from runner.model import Authenticated, Decision
 from runner.wire import egress as wire
 
+Reply = Callable[[wire.Answer], None]
+
 _log = logging.getLogger(__name__)
-OWN = frozenset({"daemon:broker"})  # parts that dial by way of egress; the allowlist `daemon` is theirs alone
+_BY_TOKEN = ("not_granted", "constraint")  # codes of what the token denies; every other denial is policy's
+_UNTOLD = "egress ended before it told how much of this had passed"
+_OWN = Decision(effect="allow", reason="one of [daemon.destinations]: neither token nor policy speaks of the daemon")
 
 
-class Account:
-    """The requests under one id: of a call, or of what the daemon itself dials."""
+class Watched:
+    """The requests of one call, from its listener's opening to its end; or, without a `task`, the daemon's own."""
 
-    def __init__(self, call: str, task: str, shelf: Shelf) -> None:
+    def __init__(self, requests: Requests, call: str, task: str, decide: Callable[[wire.Requested], Decision]) -> None:
+        self._requests = requests
         self.call = call
         self.task = task
+        self.decide = decide
         self.pending: set[asyncio.Task[None]] = set()
         self.open: set[int] = set()  # allowed requests that have no end yet
-        self.cassette = Cassette(shelf)
+        self.cassette = Cassette(requests.shelf)
         self.counted: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
-
-
-class Watched(Account):
-    """One call's requests, from its listener's opening to its end."""
-
-    def __init__(
-        self, requests: Requests, authenticated: Authenticated, running: Running, session: Session, serving: Serving
-    ) -> None:
-        super().__init__(running.call, running.task, requests.shelf)
-        self._requests = requests
-        self.authenticated = authenticated
-        self.session = session
-        self.serving = serving
 
     def begin(self) -> None:
         """Requests may come from now on."""
         self._requests.live[self.call] = self
 
-    async def end(self) -> tuple[entries.Network, dict[str, int]]:
-        """None may any more. Returns their sums, and how many each credential went with, once all are recorded."""
-        while self.pending:
-            await asyncio.wait(self.pending)
+    async def end(self, closed: wire.Closed | None) -> tuple[entries.Network, dict[str, int]]:
+        """None may any more. Returns their sums, and how many each credential went with, once all are recorded.
+
+        `closed` has egress's own sums: it tells only so many refusals singly. None when it ended before it closed."""
+        await self._requests.cut(self)
         self._requests.live.pop(self.call, None)
         await self.cassette.drop()
-        sums = {name: self.counted[name] for name in ("requests", "refused", "up", "down", "opaque")}
-        return entries.Network(**sums), dict(self.used)
+        counted = self.counted
+        if closed is not None:
+            counted["own"], counted["up"], counted["down"] = closed.refused, closed.up, closed.down
+        network = entries.Network(
+            requests=counted["requests"],
+            refused=counted["refused"] + counted["own"],
+            up=counted["up"],
+            down=counted["down"],
+            opaque=counted["opaque"],
+        )
+        return network, dict(self.used)
 
 
 class Requests:
     """Every live call's, and those of the daemon's own parts."""
 
-    def __init__(self, journal: Journal, answer: Callable[[wire.Answer], None], limits: Limits) -> None:
-        """`answer` tells egress."""
+    def __init__(self, journal: Journal, limits: Limits) -> None:
         self._journal = journal
-        self._answer = answer
         self.shelf = Shelf(journal.recorder, journal.salt, limits)
-        self.live: dict[str, Account] = {name: Account(name, "", self.shelf) for name in OWN}
+        self.live: dict[str, Watched] = {}
+        self._own = Watched(self, wire.BROKER, "", lambda _: _OWN)
+        self._own.begin()
         self.alerts = 0  # written since this process started
         self.newest = ""  # of them: when, and of which call
 
     def of(self, authenticated: Authenticated, running: Running, session: Session, serving: Serving) -> Watched:
         """The watch over a call that is about to run."""
-        return Watched(self, authenticated, running, session, serving)
 
-    def heard(self, message: wire.FromEgress) -> None:
-        """A message of egress that answers no request of gate's."""
+        def decide(request: wire.Requested) -> Decision:
+            view = session.task.context.view(session.facts.original_request, len(authenticated.chain) - 1)
+            return authorize_egress(authenticated, session.verified.tools, view, serving.policies, request)
+
+        return Watched(self, running.call, running.task, decide)
+
+    def heard(self, message: wire.FromEgress, reply: Reply) -> None:
+        """A message of egress that answers no request of gate's. `reply` leads to the very process that asked."""
         watched = self.live.get(getattr(message, "call", ""))
         if watched is None:
             if isinstance(message, wire.Ask | wire.Keep):  # its call is over
-                self._answer(wire.Answer(number=message.number, allowed=False, reason="the call is over"))
+                reply(wire.Answer(number=message.number, allowed=False, reason="the call is over"))
             return
         work: Coroutine[Any, Any, None]
         match message:
             case wire.Ask():
-                work = self._asked(watched, message)
+                work = self._asked(watched, message, reply)
             case wire.Keep():
-                work = self._kept(watched, message)
+                work = self._kept(watched, message, reply)
             case wire.Refused():
                 work = self._refused(watched, message)
             case wire.Ended():
@@ -108,37 +116,47 @@ class Requests:
         watched.pending.add(task)
         task.add_done_callback(watched.pending.discard)
 
-    async def _asked(self, watched: Account, asked: wire.Ask) -> None:
+    async def lost(self) -> None:
+        """Egress ended: so did what it carried for the daemon itself. Calls see to theirs when they end."""
+        await self.cut(self._own)
+
+    async def cut(self, watched: Watched) -> None:
+        """Once all that it told is recorded, record the end of what egress never told the end of."""
+        while watched.pending:
+            await asyncio.wait(watched.pending)
+        for number in tuple(watched.open):
+            await self._ended(watched, wire.Ended(call=watched.call, id=number, code="interrupted", reason=_UNTOLD))
+
+    async def _asked(self, watched: Watched, asked: wire.Ask, reply: Reply) -> None:
         """Decide, record, answer: in this order."""
-        if asked.request.id in watched.open and isinstance(watched, Watched):
+        if asked.request.id in watched.open:
             _log.error("call %s: egress asked twice for request %d", watched.call, asked.request.id)
-            self._answer(wire.Answer(number=asked.number, allowed=False, reason="a request's number is in use"))
+            reply(wire.Answer(number=asked.number, allowed=False, reason="a request's number is in use"))
             return
-        decision = _decided(watched, asked.request)
+        decision = watched.decide(asked.request)
         allowed = decision.effect == "allow"
+        watched.counted["requests" if allowed else "refused"] += 1
         if allowed:
             watched.open.add(asked.request.id)
-        watched.counted["requests" if allowed else "refused"] += 1
-        if allowed and asked.request.visibility == "opaque":
-            watched.counted["opaque"] += 1
-        part = "" if allowed else "policy" if decision.code == "denied" else "token"
+            watched.counted["opaque"] += asked.request.visibility == "opaque"
+        part = "" if allowed else "token" if decision.code in _BY_TOKEN else "policy"
         await self._write(watched, asked.request, decision, part=part)
         # Not recorded is not answered: the journal stops the daemon then.
-        self._answer(answer(asked.number, decision))
+        reply(answer(asked.number, decision))
 
-    async def _kept(self, watched: Account, keep: wire.Keep) -> None:
+    async def _kept(self, watched: Watched, keep: wire.Keep, reply: Reply) -> None:
         """A piece of a response; of a call's alone, since what answers the daemon itself may be a credential."""
-        wanted = isinstance(watched, Watched) and keep.id in watched.open
+        wanted = watched is not self._own and keep.id in watched.open
         wanted = wanted and await watched.cassette.take(keep.id, keep.data)
-        self._answer(wire.Answer(number=keep.number, allowed=wanted))
+        reply(wire.Answer(number=keep.number, allowed=wanted))
 
-    async def _refused(self, watched: Account, refused: wire.Refused) -> None:
-        watched.counted["refused"] += 1
+    async def _refused(self, watched: Watched, refused: wire.Refused) -> None:
+        watched.counted["own"] += 1
         decision = Decision(effect="deny", reason=refused.reason, code=refused.code)
         await self._write(watched, refused.request, decision, part=refused.part, missing=refused.missing)
 
     async def _write(
-        self, watched: Account, request: wire.Requested, decision: Decision, *, part: str, missing: str = ""
+        self, watched: Watched, request: wire.Requested, decision: Decision, *, part: str, missing: str = ""
     ) -> None:
         path, kept, contents = request.path, None, tuple[bytes, ...]()
         reason = decision.reason
@@ -177,7 +195,7 @@ class Requests:
             contents=contents,
         )
 
-    async def _ended(self, watched: Account, ended: wire.Ended) -> None:
+    async def _ended(self, watched: Watched, ended: wire.Ended) -> None:
         if ended.id not in watched.open:  # it was denied, and its call ended before egress heard
             return
         watched.open.remove(ended.id)
@@ -205,7 +223,7 @@ class Requests:
             contents=contents,
         )
 
-    async def _leaked(self, watched: Account, leaked: wire.Leaked) -> None:
+    async def _leaked(self, watched: Watched, leaked: wire.Leaked) -> None:
         _log.critical("call %s: %s appeared where it must not: %s", watched.call, leaked.name, leaked.where[:200])
         self.alerts += 1
         self.newest = f"{self._journal.stamp()} call {watched.call}"
@@ -219,17 +237,6 @@ class Requests:
             ),
             sync=True,
         )
-
-
-def _decided(account: Account, request: wire.Requested) -> Decision:
-    """Token and policy on a call's request. The daemon's own have neither: the allowlist `daemon` has let them out."""
-    if not isinstance(account, Watched):
-        return Decision(effect="allow", reason="a destination of the daemon's own", rules=("daemon.destinations",))
-    facts, task = account.session.facts, account.session.task
-    view = task.context.view(facts.original_request, len(account.authenticated.chain) - 1)
-    return authorize_egress(
-        account.authenticated, account.session.verified.tools, view, account.serving.policies, request
-    )
 
 
 def _without(path: str, text: str) -> str:

@@ -11,7 +11,7 @@ import base64
 import socket
 from collections import deque
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Literal, Protocol, cast
 
 import msgspec
 
@@ -120,6 +120,13 @@ class GuestCall:
         self._on_stdin_credit(count)
 
 
+class Authority(Protocol):
+    """Who signs certificates for a sandbox: `runner.wire.egress.EgressCaller`."""
+
+    def forget(self, sandbox: str) -> None:
+        """The sandbox is gone, and its authority with it."""
+
+
 class Sandbox(asyncio.Protocol):
     """One sandbox as gate knows it: a plan, a control byte stream, the calls on it."""
 
@@ -133,7 +140,7 @@ class Sandbox(asyncio.Protocol):
         self._code: dict[str, asyncio.Future[None]] = {}
         self._jails: dict[Jail, str] = {}  # those the guest knows, by the key it knows them by; oldest first
         self._spelled = 0
-        self.trusted_by: object = None  # the egress process whose authorities it has
+        self.trusted_by: Authority | None = None  # the egress process whose authorities it has
         self._ready: asyncio.Future[guest.Ready] = asyncio.get_running_loop().create_future()
         self.slots = asyncio.Semaphore(1)  # calls at a time: the profile's number once the guest is known
         self.ending = False  # somebody takes it apart
@@ -180,7 +187,7 @@ class Sandbox(asyncio.Protocol):
         known = self._code.get(manifest.code_digest)
         return not manifest.code_digest or (known is not None and known.done() and known.exception() is None)
 
-    def trust(self, bundle: bytes, by: object) -> None:
+    def trust(self, bundle: bytes, by: Authority) -> None:
         """The certificate authorities that tools find at `plan.TRUST`, in time for every call started after this."""
         self.trusted_by = by
         self.write(guest.pack(guest.TRUST, 0, bundle))
@@ -283,6 +290,8 @@ class Sandbox(asyncio.Protocol):
         if self.lost:
             return
         self.lost = reason
+        if self.trusted_by is not None:
+            self.trusted_by.forget(self.id)
         if not self._ready.done():
             self._ready.set_exception(refuse("unavailable", reason))
         for waiting in self._code.values():

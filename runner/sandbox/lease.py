@@ -52,6 +52,9 @@ class Egress(Protocol):
     async def trust(self, sandbox: str) -> bytes:
         """The certificate authorities that a sandbox should trust, as PEM."""
 
+    def forget(self, sandbox: str) -> None:
+        """The sandbox is gone, and its own authority with it."""
+
 
 class Broker(Protocol):
     """The keeper of credentials: `runner.wire.broker.BrokerCaller`."""
@@ -81,8 +84,9 @@ class Watch(Protocol):
     def begin(self) -> None:
         """Requests may come from now on."""
 
-    async def end(self) -> tuple[entries.Network, dict[str, int]]:
-        """None may any more. Returns their sums, and how many each credential went with, once all are recorded."""
+    async def end(self, closed: Closed | None) -> tuple[entries.Network, dict[str, int]]:
+        """None may any more. Returns their sums, and how many each credential went with, once all are recorded.
+        `closed` is egress's account, None when it ended before it gave one."""
 
 
 class Leases:
@@ -270,11 +274,12 @@ class NetworkLease(Lease):
         """Total: a part that is gone took with it what it held."""
         used: dict[str, int] = {}
         if self._egress is not None:
+            closed: Closed | None = None
             try:
-                await self._egress.close(self._plan.call)
+                closed = await self._egress.close(self._plan.call)
             except RunnerError as failed:
                 _log.warning("call %s: egress ended before it closed the listener: %s", self._plan.call, failed)
-            self.network, used = await self._watch.end()
+            self.network, used = await self._watch.end(closed)
         if self._broker is not None:
             try:
                 await self._broker.revoke_call(self._plan.call)

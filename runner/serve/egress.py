@@ -34,7 +34,6 @@ from runner.wire import parent
 
 _log = logging.getLogger(__name__)
 _BUNDLES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
-_BROKER = "daemon:broker"  # the call that stands for broker's own dials
 
 
 class Asks:
@@ -153,7 +152,7 @@ class EgressProcess:
             self._run(self._serve_dials())
         else:
             self._proxy.adopt(catalog.config.egress, trust)
-            self._proxy.replace(_BROKER, (self._destinations,))
+            self._proxy.replace(wire.BROKER, (self._destinations,))
 
     # --- gate ---------------------------------------------------------------------------------------------
 
@@ -204,9 +203,9 @@ class EgressProcess:
         """Broker's own way out: a call like any other, by the daemon's own allowlist."""
         if self._proxy is None or self._dials is None:
             return  # once there is a catalogue
-        await self._proxy.close(0, _BROKER)
+        await self._proxy.close(0, wire.BROKER)
         listener, self._dials = self._dials, None
-        opened = wire.Open(number=0, call=_BROKER, sandbox=_BROKER, allowlists=(self._destinations,))
+        opened = wire.Open(number=0, call=wire.BROKER, sandbox=wire.BROKER, allowlists=(self._destinations,))
         self._proxy.open(opened, listener)
 
 

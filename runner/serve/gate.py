@@ -178,7 +178,7 @@ class GateProcess:
             tasks=tasks,
             calls=calls,
             journal=self._journal,
-            requests=Requests(self._journal, self._outward.answer, limits),
+            requests=Requests(self._journal, limits),
             state=self._store,
             clock=clock,
             limits=limits,
@@ -309,18 +309,20 @@ class GateProcess:
         if isinstance(message, engine_wire.SandboxEnded):
             _log.warning("sandbox %s ended: %s", message.sandbox, message.reason)
 
-    def _heard(self, message: Any) -> None:
+    def _heard(self, message: Any, reply: outward.Answer) -> None:
         """What egress says unasked."""
         if self._server is not None:
-            self._parts.requests.heard(message)
-        elif isinstance(message, egress_wire.Ask):  # a dial of the broker's: it tries again
-            self._outward.answer(egress_wire.Answer(number=message.number, allowed=False, reason="gate is starting"))
+            self._parts.requests.heard(message, reply)
+        elif isinstance(message, egress_wire.Ask):  # the broker is ahead of us: it tries again
+            reply(egress_wire.Answer(number=message.number, allowed=False, reason="gate is starting"))
 
     async def _changed(self, part: outward.Part, state: outward.State) -> None:
         """A part that live calls depend on ended, or is back."""
         if self._server is not None:
             if state == "lost":
                 self._leases.lost(part)
+                if part == "egress":
+                    await self._parts.requests.lost()
             reason = f"the {part} process ended" if state == "lost" else ""
             await self._journal.write(entries.Degraded(time=stamp(), part=part, state=state, reason=reason))
 

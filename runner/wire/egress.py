@@ -14,6 +14,8 @@ import msgspec
 from runner.errors import Refusal, RunnerError
 from runner.model import Allowlist
 
+BROKER = "daemon:broker"  # the call that stands for the broker's own dials
+
 
 class Message(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True, tag_field="type"
