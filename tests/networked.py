@@ -1,42 +1,57 @@
-"""A daemon whose tools have a network, and a service on loopback for them: loaded as a pytest plugin."""
+"""A daemon whose tools have a network, and services on loopback for them: loaded as a pytest plugin."""
 
 from __future__ import annotations
 
-import http.server
+import contextlib
+import json
 import shutil
 import ssl
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import trustme
 from house import EVERY_TOOL, Daemon
-from outside import Echo, Web
+from outside import Echo, Origin, Web
 
 from runner.catalog import shared
+from runner.ledger import entry as entries
 from runner.wire import admin
 
 HOST = "api.example.test"
-OTHER = "other.example.test"
-_NAMES = (HOST, OTHER, "opaque.example.test")
+OTHER = "other.example.test"  # served, and in no rule
+OPAQUE = "opaque.example.test"
+PLAIN = "plain.example.test"
+TCP = "tcp.example.test"
+BUDGET = "budget.example.test"
 KEY = "sk-live-3f9d1c7ab2e84d5590aa"  # what neither agent nor tool may ever hold
+CLOSED = {  # names of rules that open no range, and what is no address of the internet's behind each
+    "loopback.example.test": ("127.0.0.1",),
+    "private.example.test": ("10.20.30.40",),
+    "metadata.example.test": ("169.254.169.254",),
+    "mapped.example.test": ("::ffff:127.0.0.1",),
+    "nat64.example.test": ("64:ff9b::7f00:1",),
+    "sixto4.example.test": ("2002:7f00:1::1",),
+    "unspecified.example.test": ("0.0.0.0",),  # what a hostile zone could say
+    "half.example.test": ("127.0.0.1", "10.20.30.40"),  # of which its rule opens the first
+}
+HANDED = ("file_run", "env_run")  # tools that are given a credential itself: in the profile `handed` alone
+TOOLS = ("net_run", "key_run", "places_run", "ghost_run", *HANDED)
 
-_PROFILE = """
+_RULE = """
 [[egress]]
-name = "service"
+name = "{name}"
 host = "{host}"
 ports = [{port}]
-tls = "inspect"
-addresses = ["127.0.0.0/8"]
-
-[[egress]]
-name = "opaque"
-host = "opaque.example.test"
-ports = [{port}]
-addresses = ["127.0.0.0/8"]
+{more}
 """
+_OPEN = 'addresses = ["127.0.0.0/8"]\n'
 _TOOL = """
 id = "{id}"
 description = "Runs a program that has a network."
@@ -57,116 +72,445 @@ argv = "Set<String>"
 
 {rules}
 """
-_RULES = """
-[[egress]]
-name = "service"
-host = "{host}"
-ports = [{port}]
-tls = "inspect"
-methods = ["GET", "POST"]
-addresses = ["127.0.0.0/8"]
-
-[[egress]]
-name = "opaque"
-host = "opaque.example.test"
-ports = [{port}]
-addresses = ["127.0.0.0/8"]
-"""
 _SECRET = """
 [[secrets]]
-name = "service-key"
-variable = "SERVICE_KEY"
-destinations = ["service"]
-places = ["header:authorization"]
+name = "{name}"
+variable = "{variable}"
+{more}
 """
+_BOUND = 'destinations = [{rules}]\nplaces = ["{places}"]'
 _POLICY = """
 @id("net-tools")
 @reason("the tests' tools with a network run")
-permit (principal, action in [Action::"net_run", Action::"key_run"], resource);
+permit (principal, action in [{tools}], resource);
+
+@id("not-this-path")
+@reason("nobody reads what is forbidden")
+forbid (principal, action == Action::"egress", resource) when {{ context has path && context.path like "/forbidden*" }};
+
+@id("not-this-task")
+@reason("this task stays at home")
+forbid (principal, action == Action::"egress", resource) when {{ principal.task like "t-home*" }};
+
+@id("ask-a-human")
+@decision("step_up")
+@reason("a human's word first")
+permit (principal, action == Action::"egress", resource) when {{ context has path && context.path like "/asked*" }};
 """
 
+# --- services -----------------------------------------------------------------------------------------------
 
-def another(folder: Path, tool: str, like: str, *, profile: str = "network", network: bool = True) -> None:
-    """One more argv tool, as `like` but in that tool profile; without its rules and credentials for a tool of none."""
-    text = (folder / f"tools/{like}/tool.toml").read_text().replace(f'"{like}"', f'"{tool}"')
-    text = text.replace('profile = "network"', f'profile = "{profile}"')
-    (folder / "tools" / tool).mkdir()
-    (folder / "tools" / tool / "tool.toml").write_text(text if network else text.partition("[[egress]]")[0])
-    task = folder / "profiles/net.toml"
-    task.write_text(task.read_text().replace('tools = ["', f'tools = ["{tool}", "', 1))
-    with (folder / "policies/net.cedar").open("a") as file:
-        file.write(
-            f'@id("{tool}")\n@reason("it is a test\'s")\npermit (principal, action == Action::"{tool}", resource);\n'
-        )
+
+class Service(Echo):
+    """What the web services do beside answering with what they were asked, less credentials unless told so."""
+
+    def do_GET(self) -> None:  # noqa: N802  # the library asks for it
+        path, _, query = self.path.partition("?")
+        special = {"/to": self._to, "/size": self._size, "/hold": self._hold, "/shown": self._shown, "/ws": self._ws}
+        if path in special:
+            special[path](query)
+        else:
+            self._answer()
+
+    def do_POST(self) -> None:  # noqa: N802  # the library asks for it
+        if self.path == "/sink":
+            self._hold("")
+        else:
+            self._answer()
+
+    def _note(self) -> None:
+        headers = [[name.lower(), value] for name, value in self.headers.items()]
+        self.server.seen.append({"method": self.command, "target": self.path, "headers": headers, "body": ""})  # type: ignore[attr-defined]
+
+    def _say(self, status: int, body: bytes, **headers: str) -> None:
+        self._note()
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def _to(self, query: str) -> None:
+        self._say(302, b"", Location=query)
+
+    def _size(self, query: str) -> None:
+        self._say(200, b"x" * int(query))
+
+    def _shown(self, query: str) -> None:
+        """A service that repeats the credential it was given."""
+        self._say(200, b"before " + self.headers.get("Authorization", "").encode() + b" after")
+
+    def _hold(self, query: str) -> None:
+        """Answer nothing, and count what comes until the other side is gone."""
+        self._note()
+        held = self.server.seen[-1]  # type: ignore[attr-defined]
+        held["received"], held["over"] = 0, False
+        with contextlib.suppress(OSError):
+            while data := self.rfile.read1(65536):
+                held["received"] += len(data)
+        held["over"] = True
+        self.close_connection = True
+
+    def _ws(self, query: str) -> None:
+        """Switch protocols as asked, then repeat every byte."""
+        self._note()
+        self.send_response(101)
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Upgrade", self.headers.get("Upgrade", ""))
+        self.end_headers()
+        with contextlib.suppress(OSError):
+            while data := self.rfile.read1(65536):
+                self.wfile.write(data)
+        self.close_connection = True
+
+
+class Services:
+    """An https service, a plain http one and one that repeats bytes, all on loopback."""
+
+    def __init__(self) -> None:
+        self.authority = trustme.CA()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        self.authority.issue_cert(HOST, OTHER, OPAQUE, BUDGET, *CLOSED).configure_cert(context)
+        self.web = Web(context, Service).quiet()
+        self.plain = Web(None, Service).quiet()
+        self.tcp = Origin(_repeat)
+
+    @property
+    def dialled(self) -> int:
+        """Connections that any of them ever got."""
+        return self.web.dialled + self.plain.dialled + self.tcp.dialled
+
+    def close(self) -> None:
+        """Everything of them is gone when this returns."""
+        for each in (self.web, self.plain, self.tcp):
+            each.close()
+
+
+def _repeat(connection: Any) -> None:
+    while data := connection.recv(65536):
+        connection.sendall(data)
+
+
+# --- the daemon ---------------------------------------------------------------------------------------------
 
 
 class Networked:
-    """A service, and a daemon whose tools `net_run` (a network) and `key_run` (and a credential) reach it."""
+    """Services, and a daemon whose tools reach them: see `TOOLS`."""
 
-    def __init__(self, daemon: Daemon, web: Web, authority: trustme.CA) -> None:
+    def __init__(self, daemon: Daemon, services: Services) -> None:
         self.daemon = daemon
-        self.web = web
-        self.authority = authority
+        self.services = services
+        self.web, self.plain, self.tcp = services.web, services.plain, services.tcp
+        self.authority = services.authority
+
+    def start(self) -> Networked:
+        """Start the daemon, make the broker's key, store the one secret."""
+        self.daemon.start()
+        key = [sys.executable, "-m", "runner", "secret", "init", "--config", "runner.toml"]
+        subprocess.run(key, cwd=self.daemon.place, check=True, capture_output=True)
+        self.daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
+        return self
+
+    def credentials(self, **wish: Any) -> bytes:
+        """Of a task with every tool of the tests, `shell_run` and the capability `egress`."""
+        tools: dict[str, Any] = {name: {} for name in (*TOOLS, "shell_run", "egress")}
+        return self.daemon.credentials(**{"profile": "net", "tools": tools} | wish)
 
     def connect(self, **wish: Any) -> Any:
-        tools = {"net_run": {}, "key_run": {}, "shell_run": {}, "egress": {}}
-        return self.daemon.connect(profile="net", tools=wish.pop("tools", tools), **wish)
+        """An agent with those."""
+        return self.daemon.connect(self.credentials(**wish))
+
+    def url(self, path: str = "/", host: str = HOST) -> str:
+        """Of a service."""
+        if host == PLAIN:
+            return f"http://{host}:{self.plain.port}{path}"
+        return f"https://{host}:{self.web.port}{path}"
+
+    # --- what is recorded -----------------------------------------------------------------------------------
+
+    def outcome(self, call: str) -> Any:
+        """The call's outcome entry."""
+        return self.daemon.outcome(call)
+
+    def of(self, kind: type, call: str) -> list[Any]:
+        """The call's entries of this kind: they stand before its outcome."""
+        self.outcome(call)
+        return [entry for entry in self.daemon.entries(kind) if entry.call == call]
+
+    def requests(self, call: str) -> list[entries.Egress]:
+        """Its requests, decided."""
+        return self.of(entries.Egress, call)
+
+    def ends(self, call: str) -> list[entries.EgressEnd]:
+        """And ended."""
+        return self.of(entries.EgressEnd, call)
+
+    def alerts(self, call: str) -> list[entries.Alert]:
+        """And what should never have happened."""
+        return self.of(entries.Alert, call)
+
+    # --- what there is --------------------------------------------------------------------------------------
+
+    def descriptors(self, name: str) -> int:
+        """Open ones of a part."""
+        return self.daemon.child(name).num_fds()
+
+    def family(self) -> list[psutil.Process]:
+        """Every process of the daemon."""
+        parent = psutil.Process(self.daemon.pid)
+        return [parent, *parent.children()]
 
 
-def catalogue(folder: Path, port: int) -> Path:
+def rules(services: Services) -> str:
+    """The same for profile and tools."""
+    web = services.web.port
+    opened = 'tls = "inspect"\nmethods = ["GET", "POST"]\n' + _OPEN
+    found = [
+        ("service", HOST, web, opened + 'paths = ["/v1/*", "/forbidden", "/asked", "/to", "/size", "/hold", "/sink"]'),
+        ("shown", HOST, web, opened + 'paths = ["/shown", "/ws"]'),
+        ("opaque", OPAQUE, web, _OPEN),
+        ("plain", PLAIN, services.plain.port, 'protocol = "http"\n' + _OPEN),
+        ("tcp", TCP, services.tcp.port, 'protocol = "tcp"\n' + _OPEN),
+        ("budget", BUDGET, web, 'tls = "inspect"\nup = "64KiB"\ndown = "256KiB"\nrate = 6\n' + _OPEN),
+        *(
+            (name.partition(".")[0], name, web, 'tls = "inspect"\n' + (_OPEN if name.startswith("half") else ""))
+            for name in CLOSED
+        ),
+    ]
+    return "".join(_RULE.format(name=name, host=host, port=port, more=more) for name, host, port, more in found)
+
+
+def _secret(tool: str) -> str:
+    key = {"name": "service-key", "variable": "SERVICE_KEY"}
+    everywhere = '", "'.join(("header:x-api-key", "query:key", "basic", "body"))
+    return {
+        "net_run": "",
+        "key_run": _SECRET.format(**key, more=_BOUND.format(rules='"service", "shown"', places="header:authorization")),
+        "places_run": _SECRET.format(**key, more=_BOUND.format(rules='"service", "plain"', places=everywhere)),
+        "file_run": _SECRET.format(**key, more='delivery = "file"'),
+        "env_run": _SECRET.format(**key, more='delivery = "env"'),
+        "ghost_run": _SECRET.format(
+            name="nobody-has-it", variable="GHOST", more=_BOUND.format(rules='"service"', places="basic")
+        ),
+    }[tool]
+
+
+def catalogue(folder: Path, services: Services) -> Path:
     """Profiles, tools and policies of a network, beside the package's own."""
     for name in ("profiles", "tools", "policies"):
         shutil.copytree(shared(name), folder / name)
     base = (folder / "profiles/default.toml").read_text()
     before, after = base.split("tools = [", 1)
-    own = before.replace('name = "default"', 'name = "net"') + 'tools = ["net_run", "key_run", ' + after
-    (folder / "profiles/net.toml").write_text(own + _PROFILE.format(host=HOST, port=port))
-    rules = _RULES.format(host=HOST, port=port)
-    for tool, more in (("net_run", ""), ("key_run", _SECRET)):
+    allowed = rules(services)
+    for name, more, tools in (("net", "", TOOLS[:-2]), ("handed", 'delivery = ["inject", "file", "env"]\n', TOOLS)):
+        named = "".join(f'"{tool}", ' for tool in tools)
+        own = before.replace('name = "default"', f'name = "{name}"\n{more}') + "tools = [" + named + after
+        (folder / f"profiles/{name}.toml").write_text(own + allowed)
+    for tool in TOOLS:
         (folder / "tools" / tool).mkdir()
-        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=rules + more))
+        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=allowed + _secret(tool)))
     with (folder / "policies/net.cedar").open("w") as file:
-        file.write(_POLICY)
+        file.write(_POLICY.format(tools=", ".join(f'Action::"{tool}"' for tool in TOOLS)))
     return folder
 
 
-class World:
-    """A service on loopback, and what a daemon needs to let tools reach it: `folder` and `config`."""
-
-    def __init__(self, place: Path, handler: type[http.server.BaseHTTPRequestHandler] = Echo) -> None:
-        self.authority = trustme.CA()
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        self.authority.issue_cert(*_NAMES).configure_cert(context)
-        self.web = Web(context, handler).quiet()
-        self.authority.cert_pem.write_to_path(str(place / "ca.pem"))
-        self.folder = catalogue(place / "catalogue", self.web.port)
-        hosts = ", ".join(f'"{name}" = ["127.0.0.1"]' for name in _NAMES)
-        self.config = f'[egress]\ntrust = "{place / "ca.pem"}"\nhosts = {{ {hosts} }}\n'
-
-    def open(self, daemon: Daemon) -> None:
-        """Give a daemon that serves the credential."""
-        key = [daemon.python, "-m", "runner", "secret", "init", "--config", "runner.toml"]
-        subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
-        daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
+def _config(folder: Path, services: Services) -> str:
+    services.authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    hosts = dict.fromkeys((HOST, OTHER, OPAQUE, PLAIN, TCP, BUDGET), ("127.0.0.1",)) | CLOSED
+    listed = ", ".join(f'"{name}" = {json.dumps(addresses)}' for name, addresses in hosts.items())
+    return f'[egress]\ntrust = "{folder / "ca.pem"}"\nhosts = {{ {listed} }}\n'
 
 
 @pytest.fixture
 def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Callable[..., Networked]]:
-    """Services and daemons of a test's own."""
-    served: list[Web] = []
+    """Services and daemons of a test's own; `egress` are more lines of that section, `secrets` a whole other one."""
+    served: list[Services] = []
 
-    def make(config: str = "", prepare: Callable[[Path], None] = lambda folder: None) -> Networked:
-        world = World(tmp_path)
-        served.append(world.web)
-        prepare(world.folder)
-        daemon = make_daemon(start=False, catalogue=world.folder, config=f"{config}\n{world.config}")
-        daemon.start()
-        world.open(daemon)
-        return Networked(daemon, world.web, world.authority)
+    def make(config: str = "", *, egress: str = "", secrets: str = "") -> Networked:
+        services = Services()
+        served.append(services)
+        folder = tmp_path / str(len(served))
+        folder.mkdir()
+        text = f"{config}\n{_config(folder, services)}{egress}\n{secrets}"
+        daemon = make_daemon(start=False, catalogue=catalogue(folder / "catalogue", services), config=text)
+        return Networked(daemon, services).start()
 
     yield make
-    for web in served:
-        web.close()
+    for services in served:
+        services.close()
 
 
-__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Networked", "World", "another", "make_networked"]
+@pytest.fixture(scope="session")
+def shared_networked(tool_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Networked]:
+    """The daemon behind `networked`."""
+    place = Path(tempfile.mkdtemp(prefix="toolrunner-test-"))
+    place.chmod(0o711)
+    folder = tmp_path_factory.mktemp("networked")
+    services = Services()
+    daemon = Daemon(
+        place, tool_image, catalogue=catalogue(folder / "catalogue", services), config=_config(folder, services)
+    )
+    try:
+        yield Networked(daemon, services).start()
+        assert daemon.verifies()
+        daemon.stop()
+        daemon.wait(lambda: not daemon.containers(), 20)
+    finally:
+        services.close()
+        with contextlib.suppress(AssertionError):
+            daemon.stop()
+        shutil.rmtree(place)
+
+
+@pytest.fixture
+def networked(shared_networked: Networked) -> Iterator[Networked]:
+    """One daemon with a network for every test that leaves it as it found it."""
+    for each in (shared_networked.web, shared_networked.plain):
+        each.seen.clear()
+    yield shared_networked
+    for task in shared_networked.daemon.ask(admin.ListTasks()).tasks:
+        shared_networked.daemon.ask(admin.EndTask(task=task.task, why="the test is over"))
+
+
+# --- what runs in a sandbox ---------------------------------------------------------------------------------
+
+# Each prints one JSON list: an answer to each wish. `$NAME` in a text is that variable.
+_START = """
+import base64, json, os, socket, ssl, string, sys, urllib.error, urllib.request
+def fill(text):
+    return string.Template(text).safe_substitute(os.environ)
+found = []
+"""
+_FETCH = (
+    _START
+    + """
+for wish in json.loads(sys.argv[1]):
+    body = fill(wish["body"]).encode() * wish.get("times", 1) if "body" in wish else None
+    if wish.get("chunked"):
+        body = iter([body[:7], body[7:]])
+    headers = {name: fill(value) for name, value in wish.get("headers", {}).items()}
+    if "basic" in wish:
+        headers["Authorization"] = "Basic " + base64.b64encode(fill(wish["basic"]).encode()).decode()
+    request = urllib.request.Request(fill(wish["url"]), body, headers, method=wish.get("method"))
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if wish.get("direct") else []))
+    try:
+        with opener.open(request, timeout=30) as answer:
+            found.append({"status": answer.status, "url": answer.url, "body": answer.read().decode()})
+    except urllib.error.HTTPError as error:
+        found.append({"status": error.code, "body": error.read().decode()})
+    except Exception as error:
+        found.append({"status": 0, "error": type(error).__name__, "body": str(error)})
+    if found[-1]["body"].startswith("<urlopen"):
+        found[-1]["body"] = found[-1]["body"][:300]
+print(json.dumps(found))
+"""
+)
+_TALK = (
+    _START
+    + """
+port = int(os.environ["http_proxy"].rpartition(":")[2])
+for wish in json.loads(sys.argv[1]):
+    said = b""
+    try:
+        with socket.create_connection(("127.0.0.1", wish.get("port") or port), timeout=30) as sock:
+            sock.sendall(fill(wish["send"]).encode("latin-1"))
+            if "then" in wish:
+                while not said.endswith(b"\\r\\n\\r\\n"):
+                    data = sock.recv(1)
+                    if not data:
+                        break
+                    said += data
+                stream = sock
+                if "sni" in wish:
+                    context = ssl.create_default_context()
+                    context.check_hostname = False
+                    stream = context.wrap_socket(sock, server_hostname=wish["sni"] or None)
+                stream.sendall(fill(wish["then"]).encode("latin-1"))
+                if wish.get("half"):
+                    stream.shutdown(socket.SHUT_WR)
+            else:
+                stream = sock
+            while data := stream.recv(65536):
+                said += data
+    except Exception as error:
+        said += ("!" + type(error).__name__ + " " + str(error)).encode()
+    found.append(said.decode("latin-1"))
+print(json.dumps(found))
+"""
+)
+_REACH = (
+    _START
+    + """
+import errno, time
+for kind, host, port in json.loads(sys.argv[1]):
+    began = time.monotonic()
+    try:
+        if kind == "name":
+            socket.getaddrinfo(host, port)
+        elif kind == "raw":
+            socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)
+        elif kind == "unix":
+            socket.socket(socket.AF_UNIX).connect(host)
+        else:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            sock = socket.socket(family, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+            sock.settimeout(30)
+            if kind == "tcp":
+                sock.connect((host, port))
+            else:
+                sock.sendto(b"x" * 40, (host, port))
+        found.append("passed")
+    except socket.gaierror as error:
+        found.append("gaierror")
+    except OSError as error:
+        found.append(errno.errorcode.get(error.errno, type(error).__name__))
+print(json.dumps(found))
+"""
+)
+
+
+def fetch(*wishes: dict[str, Any] | str) -> dict[str, Any]:
+    """urllib's requests, through the proxy that the environment names: url, method, headers, body, times, chunked,
+    basic, direct."""
+    return _program(_FETCH, [{"url": wish} if isinstance(wish, str) else wish for wish in wishes])
+
+
+def talk(*wishes: dict[str, Any]) -> dict[str, Any]:
+    """Bytes to the proxy: `send`; after its first answer, inside TLS where there is an `sni`, `then`."""
+    return _program(_TALK, list(wishes))
+
+
+def reach(*wishes: tuple[str, str, int]) -> dict[str, Any]:
+    """What a program does without asking any proxy: "tcp", "udp", "name", "raw" or "unix", a host, a port."""
+    return _program(_REACH, list(wishes))
+
+
+def python(text: str, *words: str) -> dict[str, Any]:
+    """A program of a test's own."""
+    return {"argv": ["python3", "-c", text, *words]}
+
+
+def _program(text: str, wishes: Any) -> dict[str, Any]:
+    return {"argv": ["python3", "-c", text, json.dumps(wishes)]}
+
+
+def told(done: Any) -> list[Any]:
+    """What such a program printed."""
+    try:
+        found: list[Any] = json.loads(done.text)
+    except json.JSONDecodeError:
+        raise AssertionError(f"{done.summary()}: {done.text} {done.stderr.decode()}") from None
+    return found
+
+
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
+    """Wait until it is so."""
+    limit = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < limit, "it never came"
+        time.sleep(0.02)
+    return found
+
+
+__all__ = ["EVERY_TOOL", "make_networked", "networked", "shared_networked"]

@@ -63,10 +63,12 @@ class Recorded:
 class Origin:
     """A server on loopback: `serve(connection)` in a thread for each connection that was made to it."""
 
-    def __init__(self, serve: Callable[[socket.socket], None], context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, serve: Callable[[socket.socket], None], context: ssl.SSLContext | None = None, port: int = 0
+    ) -> None:
         self._serve = serve
         self._context = context
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listener = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port = self._listener.getsockname()[1]
         self.dialled = 0
         self.received = bytearray()  # what handlers note here

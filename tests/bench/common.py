@@ -29,7 +29,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from house import Daemon
-from networked import another
+from reached import another
 from soak.service import Service
 
 from runner.cli.init import lay_out

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from networked import KEY, Networked, another
+from reached import KEY, Reached, another
 
 from runner.ledger import entry as entries
 
@@ -90,11 +90,11 @@ def prepare(folder: Path) -> None:
 
 
 @pytest.fixture
-def house(make_networked: Callable[..., Networked]) -> Networked:
-    return make_networked(prepare=prepare)
+def house(make_reached: Callable[..., Reached]) -> Reached:
+    return make_reached(prepare=prepare)
 
 
-def test_a_connection_that_was_handed_on_is_its_giver_s_and_ends_with_it(house: Networked) -> None:
+def test_a_connection_that_was_handed_on_is_its_giver_s_and_ends_with_it(house: Reached) -> None:
     host, port = "opaque.example.test", str(house.web.port)
     with house.connect(tools={"wide_run": {}, "open_run": {}, "egress": {}}) as runner:
         taker = {"argv": ["python3", "-c", _TAKES, host, port, "/workspace/door"]}
@@ -124,7 +124,7 @@ def test_a_connection_that_was_handed_on_is_its_giver_s_and_ends_with_it(house: 
     assert outcome.network.down > 0
 
 
-def test_a_secret_file_cannot_be_kept_by_taking_its_rights_away(house: Networked) -> None:
+def test_a_secret_file_cannot_be_kept_by_taking_its_rights_away(house: Reached) -> None:
     """Landlock does not see chmod, and the folders belong to the sandbox's uid: the guest takes them back."""
     read = {"argv": ["sh", "-c", "cat $KEY_FILE"]}
     spite = "cat $KEY_FILE; chmod 0 $KEY_FILE ${KEY_FILE%/*} /run/tools/secrets /run/tools && echo done"

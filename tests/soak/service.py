@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
-from networked import HOST, World
 from outside import Echo
+from reached import HOST, World
 
 if TYPE_CHECKING:
     from house import Daemon
