@@ -27,6 +27,7 @@ from runner.wire.egress import Closed, Injection
 
 _log = logging.getLogger(__name__)
 _AFTER_MS = 10_000  # beyond the call's deadline: it may be late to start, and its credentials end with it anyway
+_RENEWED_MS = 50  # a lease that has less left is one that its provider does not renew
 _PLACEHOLDER = 24  # random bytes: 32 characters that nothing else will ever be
 CANARY = "RUNNER_CANARY_TOKEN"  # a variable that looks like a credential, and that no tool has a use for
 
@@ -63,6 +64,9 @@ class Broker(Protocol):
         self, *, call: str, task: str, tool: str, names: tuple[str, ...], ttl_ms: int, read: bool
     ) -> tuple[Issued, ...]:
         """A lease for each name, in order, or none at all."""
+
+    async def renew(self, call: str, ttl_ms: int) -> dict[str, int]:
+        """How many milliseconds each lease of the call lives from now."""
 
     async def revoke_call(self, call: str) -> object:
         """None of the call's leases lives any more."""
@@ -125,8 +129,14 @@ class Leases:
 
     def lost(self, part: Literal["egress", "broker"]) -> None:
         """It ended, and with it what it held for live calls: they are ended too, rather than run on without."""
-        for lease in self.open:
+        for lease in tuple(self.open):
             lease.lost(part)
+
+    def expired(self, call: str, lease: str) -> None:
+        """The broker let a lease of this call expire: a call does not go on with what is not its any more."""
+        for each in tuple(self.open):
+            if each.call == call:
+                each.expired(lease)
 
 
 class Lease:
@@ -177,6 +187,15 @@ class NetworkLease(Lease):
         self._broker: Broker | None = None  # once it may have issued something
         self._issued: tuple[tuple[SecretRef, Issued], ...] = ()
         self._placeholders: dict[str, str] = {}
+        self._closing: asyncio.Task[Closed | None] | None = None  # the listener
+        self._renewing: asyncio.Task[None] | None = None
+        self._delivered = False
+        self._dead = ""  # why, before anything of the call existed
+
+    @property
+    def call(self) -> str:
+        """The call's id."""
+        return self._plan.call
 
     @property
     def needed(self) -> bool:
@@ -201,12 +220,28 @@ class NetworkLease(Lease):
                 environment[ref.variable] = _text(ref, issued.value)
             else:
                 files[ref.variable] = issued.value
+        if self._dead:
+            raise refuse("unavailable", self._dead, retry_after_ms=2000)
+        self._delivered = True
         return Delivered(environment=environment, files=files)
 
     def lost(self, part: Literal["egress", "broker"]) -> None:
         """End the call if it depends on this part."""
         if (self._egress if part == "egress" else self._broker) is not None:
-            self._running.cancel("killed", f"{part} ended, and with it what it held for this call")
+            self._stop(f"{part} ended, and with it what it held for this call")
+
+    def expired(self, lease: str) -> None:
+        """End the call: this lease of its is dead."""
+        name = next((ref.name for ref, issued in self._issued if issued.id == lease), "a secret")
+        self._stop(f"the lease of {name} expired before the call ended")
+
+    def _stop(self, reason: str) -> None:
+        """Kill the call, and let nothing of it out meanwhile; one that does not exist yet never will."""
+        self._dead = reason
+        if self._delivered:
+            self._running.cancel("killed", reason)
+        if self._egress is not None:
+            self._shut(self._egress)
 
     def _allowed(self) -> None:
         for ref in self._manifest.secrets:
@@ -235,6 +270,19 @@ class NetworkLease(Lease):
         )
         self._issued = tuple(zip(refs, issued, strict=True))
         self._placeholders = {ref.name: _fresh() for ref in refs if ref.delivery == "inject"}
+        shortest = min(each.ttl_ms for each in issued)
+        if shortest < self._plan.wall_ms:
+            self._renewing = asyncio.ensure_future(self._renew(broker, shortest))
+
+    async def _renew(self, broker: Broker, ttl_ms: int) -> None:
+        """Keep the leases alive as long as their providers let them: a call that outlives one of them is ended."""
+        while ttl_ms > _RENEWED_MS:
+            await asyncio.sleep(ttl_ms * 2 / 3000)
+            try:
+                ttl_ms = min((await broker.renew(self._plan.call, self._plan.wall_ms + _AFTER_MS)).values())
+            except RunnerError as failed:
+                _log.warning("call %s: its leases are not renewed: %s", self._plan.call, failed)
+                return
 
     async def _listen(self, sandbox: Sandbox, canary: str) -> None:
         engine, egress = self._leases.engine(), self._leases.egress()
@@ -273,13 +321,10 @@ class NetworkLease(Lease):
     async def _close(self) -> None:
         """Total: a part that is gone took with it what it held."""
         used: dict[str, int] = {}
+        if self._renewing is not None:
+            self._renewing.cancel()
         if self._egress is not None:
-            closed: Closed | None = None
-            try:
-                closed = await self._egress.close(self._plan.call)
-            except RunnerError as failed:
-                _log.warning("call %s: egress ended before it closed the listener: %s", self._plan.call, failed)
-            self.network, used = await self._watch.end(closed)
+            self.network, used = await self._watch.end(await self._shut(self._egress))
         if self._broker is not None:
             try:
                 await self._broker.revoke_call(self._plan.call)
@@ -298,6 +343,20 @@ class NetworkLease(Lease):
         )
         self._issued, self._placeholders = (), {}
         self._leases.open.discard(self)
+
+    def _shut(self, egress: Egress) -> asyncio.Task[Closed | None]:
+        """Close the listener, once; egress's account of it, None when it is gone."""
+
+        async def closed() -> Closed | None:
+            try:
+                return await egress.close(self._plan.call)
+            except RunnerError as failed:
+                _log.warning("call %s: egress ended before it closed the listener: %s", self._plan.call, failed)
+                return None
+
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(closed())
+        return self._closing
 
 
 def _fresh() -> str:

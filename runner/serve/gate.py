@@ -57,6 +57,7 @@ from runner.state.authority import Authority
 from runner.state.store import Store
 from runner.telemetry import Telemetry
 from runner.wire import admin, parent
+from runner.wire import broker as broker_wire
 from runner.wire import egress as egress_wire
 from runner.wire import engine as engine_wire
 from runner.wire import recorder as recorder_wire
@@ -310,8 +311,10 @@ class GateProcess:
             _log.warning("sandbox %s ended: %s", message.sandbox, message.reason)
 
     def _heard(self, message: Any, reply: outward.Answer) -> None:
-        """What egress says unasked."""
-        if self._server is not None:
+        """What egress and broker say unasked."""
+        if isinstance(message, broker_wire.Expired):
+            self._leases.expired(message.call, message.lease)
+        elif self._server is not None:
             self._parts.requests.heard(message, reply)
         elif isinstance(message, egress_wire.Ask):  # the broker is ahead of us: it tries again
             reply(egress_wire.Answer(number=message.number, allowed=False, reason="gate is starting"))

@@ -23,7 +23,7 @@ class Outward:
     """Each part's typed caller, None while it is being restarted."""
 
     def __init__(self, heard: Callable[[Any, Answer], None], changed: Callable[[Part, State], Awaitable[None]]) -> None:
-        """`heard` gets what egress says unasked, and by what to answer it; `changed` is told that a part is "lost" or
+        """`heard` gets what a part says unasked, and by what to answer it; `changed` is told that a part is "lost" or
         "restored"."""
         self.egress: egress.EgressCaller | None = None
         self.broker: broker.BrokerCaller | None = None
@@ -37,7 +37,7 @@ class Outward:
         before = self._channels.get(part)
         if before is not None:
             before.close()
-        channel = self._egress_channel(sock) if part == "egress" else self._broker_channel(sock)
+        channel = self._channel(sock, egress.FromEgress if part == "egress" else broker.FromBroker)
         caller = egress.EgressCaller(channel) if part == "egress" else broker.BrokerCaller(channel)
         self._channels[part] = channel
         if before is None:
@@ -54,23 +54,13 @@ class Outward:
         _log.error("%s ended: calls that depend on it end too", part)
         await self._changed(part, "lost")
 
-    def _egress_channel(self, sock: socket.socket) -> Channel:
-        """Its questions are numbered anew by each process: an answer goes to the one that asked, or nowhere."""
+    def _channel(self, sock: socket.socket, union: Any) -> Channel:
+        """Questions are numbered anew by each process: an answer goes to the one that asked, or nowhere."""
 
         def heard(message: Any, descriptor: int | None) -> None:
             if descriptor is not None:
                 os.close(descriptor)
             self._heard(message, channel.post)
 
-        channel = Channel(sock, egress.FromEgress, heard)
+        channel = Channel(sock, union, heard)
         return channel
-
-    def _broker_channel(self, sock: socket.socket) -> Channel:
-        return Channel(sock, broker.FromBroker, _from_broker)
-
-
-def _from_broker(message: Any, descriptor: int | None) -> None:
-    if descriptor is not None:
-        os.close(descriptor)
-    if isinstance(message, broker.Expired):
-        _log.warning("call %s: lease %s expired before the call ended", message.call, message.lease)
