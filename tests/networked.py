@@ -30,6 +30,7 @@ OPAQUE = "opaque.example.test"
 PLAIN = "plain.example.test"
 TCP = "tcp.example.test"
 BUDGET = "budget.example.test"
+NAMED = "named.example.test"  # allowed, and looked up
 KEY = "sk-live-3f9d1c7ab2e84d5590aa"  # what neither agent nor tool may ever hold
 CLOSED = {  # names of rules that open no range, and what is no address of the internet's behind each
     "loopback.example.test": ("127.0.0.1",),
@@ -174,7 +175,13 @@ class Services:
         self.authority.issue_cert(HOST, OTHER, OPAQUE, BUDGET, *CLOSED).configure_cert(context)
         self.web = Web(context, Service).quiet()
         self.plain = Web(None, Service).quiet()
-        self.tcp = Origin(_repeat)
+        self.received = bytearray()  # by the last of them
+        self.tcp = Origin(self._repeat)
+
+    def _repeat(self, connection: Any) -> None:
+        while data := connection.recv(65536):
+            self.received += data
+            connection.sendall(data)
 
     @property
     def dialled(self) -> int:
@@ -185,11 +192,6 @@ class Services:
         """Everything of them is gone when this returns."""
         for each in (self.web, self.plain, self.tcp):
             each.close()
-
-
-def _repeat(connection: Any) -> None:
-    while data := connection.recv(65536):
-        connection.sendall(data)
 
 
 # --- the daemon ---------------------------------------------------------------------------------------------
@@ -272,6 +274,7 @@ def rules(services: Services) -> str:
         ("opaque", OPAQUE, web, _OPEN),
         ("plain", PLAIN, services.plain.port, 'protocol = "http"\n' + _OPEN),
         ("tcp", TCP, services.tcp.port, 'protocol = "tcp"\n' + _OPEN),
+        ("named", NAMED, services.plain.port, 'protocol = "http"\n' + _OPEN),
         ("budget", BUDGET, web, 'tls = "inspect"\nup = "64KiB"\ndown = "256KiB"\nrate = 6\n' + _OPEN),
         *(
             (name.partition(".")[0], name, web, 'tls = "inspect"\n' + (_OPEN if name.startswith("half") else ""))
@@ -279,6 +282,13 @@ def rules(services: Services) -> str:
         ),
     ]
     return "".join(_RULE.format(name=name, host=host, port=port, more=more) for name, host, port, more in found)
+
+
+def secret(name: str, variable: str, rule: str) -> str:
+    """A tool's secret, for the header Authorization of one rule."""
+    return _SECRET.format(
+        name=name, variable=variable, more=_BOUND.format(rules=f'"{rule}"', places="header:authorization")
+    )
 
 
 def _secret(tool: str) -> str:
@@ -296,44 +306,56 @@ def _secret(tool: str) -> str:
     }[tool]
 
 
-def catalogue(folder: Path, services: Services) -> Path:
-    """Profiles, tools and policies of a network, beside the package's own."""
+def catalogue(folder: Path, services: Services, more: dict[str, str]) -> Path:
+    """Profiles, tools and policies of a network, beside the package's own; and `more` tools with these secrets."""
     for name in ("profiles", "tools", "policies"):
         shutil.copytree(shared(name), folder / name)
     base = (folder / "profiles/default.toml").read_text()
     before, after = base.split("tools = [", 1)
     allowed = rules(services)
-    for name, more, tools in (("net", "", TOOLS[:-2]), ("handed", 'delivery = ["inject", "file", "env"]\n', TOOLS)):
+    for name, delivery, tools in (
+        ("net", "", (*TOOLS[:-2], *more)),
+        ("handed", 'delivery = ["inject", "file", "env"]\n', TOOLS),
+    ):
         named = "".join(f'"{tool}", ' for tool in tools)
-        own = before.replace('name = "default"', f'name = "{name}"\n{more}') + "tools = [" + named + after
+        own = before.replace('name = "default"', f'name = "{name}"\n{delivery}') + "tools = [" + named + after
         (folder / f"profiles/{name}.toml").write_text(own + allowed)
-    for tool in TOOLS:
+    for tool, secrets in ({tool: _secret(tool) for tool in TOOLS} | more).items():
         (folder / "tools" / tool).mkdir()
-        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=allowed + _secret(tool)))
+        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=allowed + secrets))
     with (folder / "policies/net.cedar").open("w") as file:
-        file.write(_POLICY.format(tools=", ".join(f'Action::"{tool}"' for tool in TOOLS)))
+        file.write(_POLICY.format(tools=", ".join(f'Action::"{tool}"' for tool in (*TOOLS, *more))))
     return folder
 
 
-def _config(folder: Path, services: Services) -> str:
-    services.authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+def _config(folder: Path, services: Services, nameserver: str = "127.0.0.1", trust: bytes = b"") -> str:
+    (folder / "ca.pem").write_bytes(services.authority.cert_pem.bytes() + trust)
     hosts = dict.fromkeys((HOST, OTHER, OPAQUE, PLAIN, TCP, BUDGET), ("127.0.0.1",)) | CLOSED
     listed = ", ".join(f'"{name}" = {json.dumps(addresses)}' for name, addresses in hosts.items())
-    return f'[egress]\ntrust = "{folder / "ca.pem"}"\nhosts = {{ {listed} }}\n'
+    return f'[egress]\ntrust = "{folder / "ca.pem"}"\nnameservers = ["{nameserver}"]\nhosts = {{ {listed} }}\n'
 
 
 @pytest.fixture
 def make_networked(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Callable[..., Networked]]:
-    """Services and daemons of a test's own; `egress` are more lines of that section, `secrets` a whole other one."""
+    """Services and daemons of a test's own; `egress` are more lines of that section, `sections` whole others, `tools`
+    more tools with their secrets, `trust` more authorities."""
     served: list[Services] = []
 
-    def make(config: str = "", *, egress: str = "", secrets: str = "") -> Networked:
+    def make(
+        config: str = "",
+        *,
+        egress: str = "",
+        sections: str = "",
+        nameserver: str = "127.0.0.1",
+        trust: bytes = b"",
+        tools: dict[str, str] | None = None,
+    ) -> Networked:
         services = Services()
         served.append(services)
         folder = tmp_path / str(len(served))
         folder.mkdir()
-        text = f"{config}\n{_config(folder, services)}{egress}\n{secrets}"
-        daemon = make_daemon(start=False, catalogue=catalogue(folder / "catalogue", services), config=text)
+        text = f"{config}\n{_config(folder, services, nameserver, trust)}{egress}\n{sections}"
+        daemon = make_daemon(start=False, catalogue=catalogue(folder / "catalogue", services, tools or {}), config=text)
         return Networked(daemon, services).start()
 
     yield make
@@ -349,7 +371,7 @@ def shared_networked(tool_image: str, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("networked")
     services = Services()
     daemon = Daemon(
-        place, tool_image, catalogue=catalogue(folder / "catalogue", services), config=_config(folder, services)
+        place, tool_image, catalogue=catalogue(folder / "catalogue", services, {}), config=_config(folder, services)
     )
     try:
         yield Networked(daemon, services).start()
@@ -389,7 +411,7 @@ for wish in json.loads(sys.argv[1]):
     body = fill(wish["body"]).encode() * wish.get("times", 1) if "body" in wish else None
     if wish.get("chunked"):
         body = iter([body[:7], body[7:]])
-    headers = {name: fill(value) for name, value in wish.get("headers", {}).items()}
+    headers = {fill(name): fill(value) for name, value in wish.get("headers", {}).items()}
     if "basic" in wish:
         headers["Authorization"] = "Basic " + base64.b64encode(fill(wish["basic"]).encode()).decode()
     request = urllib.request.Request(fill(wish["url"]), body, headers, method=wish.get("method"))
