@@ -1,4 +1,4 @@
-"""One service on loopback, and what a daemon needs to let tools reach it: for soak runs, benches and tests of the walls."""
+"""One service on loopback, and what a daemon needs to let tools reach it: for soak runs, benches and tests of walls."""
 
 from __future__ import annotations
 
