@@ -25,7 +25,7 @@ import json, os, urllib.error, urllib.request
 key = os.environ["ORDERS_KEY"]
 request = urllib.request.Request({url!r}, headers={headers})
 try:
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=50) as answer:
         print(answer.status, answer.read().decode())
 except urllib.error.HTTPError as error:
     told = json.loads(error.read())
