@@ -71,6 +71,8 @@ def trust(path: str, data: bytes | None) -> list[Finding]:
         remedy = "correct [egress] trust, or put the file there"
         return [Finding(name="egress.trust", status="fail", found=f"{path} cannot be read", remedy=remedy)]
     try:
+        if _CERTIFICATE not in data:
+            raise ValueError("nothing that is one")
         ssl.create_default_context(cadata=data.decode("ascii", "ignore"))
     except (ssl.SSLError, ValueError):
         remedy = "it has to hold certificates of authorities as PEM"

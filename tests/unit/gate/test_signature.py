@@ -120,12 +120,12 @@ def test_doctor_tells_of_a_bundle_that_the_daemon_would_refuse(tmp_path: Path) -
     rules = Policy(require_signature=True, public_keys=(str(tmp_path / "k.pub"),))
     config = Config(policies=str(tmp_path / "policies"), policy=rules)
     with pytest.raises(RunnerError, match="not signed"):
-        doctor._profiles(config)
+        doctor._compiled(config)
     (tmp_path / "policies" / SIGNATURE).write_bytes(sign({"a.cedar": FILES["a.cedar"]}, KEY))
-    assert doctor._profiles(config)
+    assert doctor._compiled(config)
     (tmp_path / "k.pub").unlink()
     with pytest.raises(RunnerError, match="cannot read it"):
-        doctor._profiles(config)
+        doctor._compiled(config)
 
 
 app = typer.Typer()
