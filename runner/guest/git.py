@@ -19,6 +19,7 @@ from runner.guest.outward import Url, request
 PASSWORD, USERNAME = "GIT_PASSWORD", "GIT_PASSWORD_USERNAME"
 _REF = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9+@_-]|[./](?![./]|\Z)){0,199}\Z")
 _KEPT = ("PATH", "LANG", "TMPDIR", "https_proxy", "HTTPS_PROXY", "GIT_SSL_CAINFO", "SSL_CERT_FILE")
+_OF_HTTP = ("unable to access", "RPC failed", "Authentication failed", "could not read Username", "not found")
 _SAID = 2000  # characters of what git says that are passed on
 _CONFIG = {
     "protocol.allow": "never",
@@ -103,7 +104,7 @@ def _failed(url: Url, said: str) -> ToolError:
     """Why. Git does not show what a proxy answers: the request that it begins with is made once more, to be told."""
     lines = [line for line in said.splitlines() if not line.startswith(("hint:", "Cloning into"))]
     text = "\n".join(lines)[:_SAID] or "git ended without a word"
-    if "unable to access" not in text and "RPC failed" not in text and "Authentication failed" not in text:
+    if not any(each in text for each in _OF_HTTP):
         return ToolError(text, "git")
     header = authorization()
     first = url._replace(target=f"{url.target.rstrip('/')}/info/refs?service=git-upload-pack")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Set
     from typing import Any, NoReturn
 
+PACKAGES = "/usr/lib/python3/dist-packages"  # Debian's: what an image holds beside the standard library
 TOOLS = "/run/tools"  # each tool's code by its digest, written by PID 1
 _REQUEST, _RESULT = 3, 4
 _INTERRUPTED = 130  # as shells say it
@@ -59,9 +60,10 @@ def compile_main(folder: str, kept: int) -> NoReturn:
 
 
 def load(folder: str, code: bytes = b"") -> ModuleType:
-    """The tool's main.py, as a module named `main`; its own folder can be imported from. `code` is what `compile_main`
-    made of it."""
+    """The tool's main.py, as a module named `main`; its own folder can be imported from, and the image's packages.
+    `code` is what `compile_main` made of it."""
     sys.path.insert(0, folder)
+    sys.path.append(PACKAGES)
     module = ModuleType("main")
     module.__file__ = f"{folder}/main.py"
     sys.modules["main"] = module
@@ -171,13 +173,20 @@ class Prepared:
             own = [sys.modules.pop(name) for name in reversed(list(sys.modules)) if name not in self._before]
             for module in own:
                 if isinstance(module, ModuleType) and module.__dict__ is not globals():  # one may have two names
-                    module.__dict__.clear()  # in this order files are written before they are closed
+                    _forget(module.__dict__)  # in this order files are written before they are closed
             gc.collect()
             _flush(streams)
         except BaseException:
             status = status or 120
         finally:
             os._exit(status)
+
+
+def _forget(names: dict[str, Any]) -> None:
+    """As an interpreter clears a module: its names become None, which what is called at the end looks for."""
+    for name in sorted(names, key=lambda name: not name.startswith("_")):
+        if name != "__builtins__":
+            names[name] = None
 
 
 def _flush(streams: Set[Any]) -> None:

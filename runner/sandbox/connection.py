@@ -137,7 +137,7 @@ class Sandbox(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._calls: dict[int, GuestCall] = {}
         self._last = 0
-        self._code: dict[str, asyncio.Future[None]] = {}
+        self._code: dict[tuple[str, str], asyncio.Future[None]] = {}  # by tool and digest: two tools may have one code
         self._jails: dict[Jail, str] = {}  # those the guest knows, by the key it knows them by; oldest first
         self._spelled = 0
         self.trusted_by: Authority | None = None  # the egress process whose authorities it has
@@ -174,9 +174,10 @@ class Sandbox(asyncio.Protocol):
             return
         if self.lost:
             raise refuse("unavailable", f"the sandbox is gone: {self.lost}")
-        known = self._code.get(manifest.code_digest)
+        key = manifest.id, manifest.code_digest
+        known = self._code.get(key)
         if known is None:
-            known = self._code[manifest.code_digest] = asyncio.get_running_loop().create_future()
+            known = self._code[key] = asyncio.get_running_loop().create_future()
             files = {name: base64.b64encode(data).decode() for name, data in manifest.files.items()}
             message = guest.Code(tool=manifest.id, digest=manifest.code_digest, files=files)
             self.write(guest.pack_json(guest.CODE, 0, message))
@@ -184,7 +185,7 @@ class Sandbox(asyncio.Protocol):
 
     def holds(self, manifest: Manifest) -> bool:
         """Whether the guest has the tool's code already."""
-        known = self._code.get(manifest.code_digest)
+        known = self._code.get((manifest.id, manifest.code_digest))
         return not manifest.code_digest or (known is not None and known.done() and known.exception() is None)
 
     def trust(self, bundle: bytes, by: Authority) -> None:
@@ -310,7 +311,8 @@ class Sandbox(asyncio.Protocol):
                 self._ready.set_result(guest.read_json(payload, guest.Ready))
             return
         if kind == guest.CODE_READY:
-            accepted = self._code.get(guest.read_json(payload, guest.CodeReady).digest)
+            told = guest.read_json(payload, guest.CodeReady)
+            accepted = self._code.get((told.tool, told.digest))
             if accepted is not None and not accepted.done():
                 accepted.set_result(None)
             return

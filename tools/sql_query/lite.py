@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import time
+from contextlib import suppress
 
 from runner.guest.beneath import ToolError
 
@@ -41,8 +42,7 @@ def query(place, *, sql, params, write, limit, timeout):
 def _connect(place, held, write):
     """A connection to the very file that was opened beneath the workspace: SQLite opens by name, and a name can be
     swapped, so what it has opened is compared."""
-    known = os.stat(held)
-    before = set(os.listdir("/proc/self/fd"))
+    before = _opened(held)
     name = os.readlink(f"/proc/self/fd/{held}")
     quoted = name.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
@@ -52,8 +52,7 @@ def _connect(place, held, write):
         connection.execute("PRAGMA schema_version").fetchone()
     except sqlite3.Error as error:
         raise ToolError(f"{place.shown}: {error}", "sqlite") from None
-    opened = [os.stat(f"/proc/self/fd/{each}") for each in set(os.listdir("/proc/self/fd")) - before if _there(each)]
-    if not any((each.st_dev, each.st_ino) == (known.st_dev, known.st_ino) for each in opened):
+    if _opened(held) == before:
         connection.close()
         raise ToolError(f"{place.shown}: was replaced while it was opened", "replaced")
     for setting in ("temp_store = MEMORY", "trusted_schema = OFF", f"query_only = {'OFF' if write else 'ON'}"):
@@ -63,8 +62,14 @@ def _connect(place, held, write):
     return connection
 
 
-def _there(descriptor):
-    return os.path.exists(f"/proc/self/fd/{descriptor}")
+def _opened(held):
+    """How many descriptors of this process are of the file that `held` is of."""
+    known, count = os.fstat(held), 0
+    for each in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # the listing's own is closed by now
+            found = os.fstat(int(each))
+            count += (found.st_dev, found.st_ino) == (known.st_dev, known.st_ino)
+    return count
 
 
 def _run(connection, sql, params, write, limit, deadline):

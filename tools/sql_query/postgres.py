@@ -20,9 +20,11 @@ URL, PASSWORD, USERNAME = "DATABASE_URL", "DATABASE_PASSWORD", "DATABASE_PASSWOR
 _SERVER = re.compile(r"([a-z0-9.-]+)(?::([0-9]{1,5}))?/([A-Za-z0-9_-]{1,63})\Z")
 _CONNECT_S = 20
 # Types that go in and come out as PostgreSQL writes them, so that JSON can hold them and nothing is lost.
-_AS_TEXT = (
-    *("numeric", "money", "uuid", "json", "jsonb", "xml", "date", "time", "timetz", "timestamp", "timestamptz"),
-    *("interval", "inet", "cidr", "macaddr", "bytea", "bit", "varbit", "point", "tsvector", "tsquery"),
+_AS_TEXT = frozenset(
+    (
+        *("numeric", "money", "uuid", "json", "jsonb", "xml", "date", "time", "timetz", "timestamp", "timestamptz"),
+        *("interval", "inet", "cidr", "macaddr", "bytea", "bit", "varbit"),
+    )
 )
 
 
@@ -72,11 +74,15 @@ async def _query(where, sql, params, write, limit, seconds):
         **where, timeout=_CONNECT_S, command_timeout=seconds + 5, server_settings=settings, statement_cache_size=0
     )
     try:
-        for name in _AS_TEXT:
-            await connection.set_type_codec(name, schema="pg_catalog", encoder=str, decoder=str, format="text")
         transaction = connection.transaction(readonly=not write)
         await transaction.start()
         statement = await connection.prepare(sql)
+        types = (*statement.get_parameters(), *(each.type for each in statement.get_attributes()))
+        as_text = _AS_TEXT & {each.name.removesuffix("[]") for each in types if each.schema == "pg_catalog"}
+        for name in as_text:
+            await connection.set_type_codec(name, schema="pg_catalog", encoder=str, decoder=str, format="text")
+        if as_text:
+            statement = await connection.prepare(sql)
         columns = [each.name for each in statement.get_attributes()]
         if columns:
             cursor = await statement.cursor(*params)
@@ -90,8 +96,8 @@ async def _query(where, sql, params, write, limit, seconds):
             await transaction.rollback()
     finally:
         connection.terminate()
-    changed = int(status[-1]) if status and status[-1].isdigit() and status[0] != "SELECT" else 0
-    return columns, rows[:limit], len(rows) > limit, changed if write else None
+    told = write and len(status) > 1 and status[-1].isdigit()  # of rows that come back the server tells no number
+    return columns, rows[:limit], len(rows) > limit, int(status[-1]) if told else None
 
 
 def _where(server):

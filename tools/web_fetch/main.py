@@ -2,9 +2,12 @@
 
 import hashlib
 import re
+from contextlib import suppress
 from email.message import Message
 
 import html2text
+import lxml.etree
+import lxml.html
 import readability
 
 from runner.guest.beneath import ToolError
@@ -13,6 +16,12 @@ from runner.guest.outward import parse_url, request
 MOST = 4 << 20  # bytes of a page that are read
 MOST_TEXT = 200_000  # bytes of text that are returned
 ACCEPT = "text/html, application/xhtml+xml, text/*;q=0.9, application/json;q=0.8, application/xml;q=0.8"
+# What a reader does not see, and what stands around an article.
+HIDDEN = (
+    "//script|//style|//noscript|//template|//iframe|//*[@hidden or @aria-hidden='true']"
+    "|//*[contains(translate(@style, ' ', ''), 'display:none') or contains(@style, 'visibility:hidden')]"
+)
+ABOUT = "|//nav|//footer|//aside"
 HTML = ("text/html", "application/xhtml+xml")
 _TEXT = re.compile(r"text/|application/(?:json|xml|javascript|yaml)|[^;]*\+(?:json|xml)")
 _DECLARED = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([A-Za-z0-9._:-]{1,40})", re.IGNORECASE)
@@ -66,19 +75,20 @@ def decoded(body, said):
 
 
 def article(html, main):
-    """Title and Markdown of a page; all of it where no article is found."""
-    title, chosen = "", html
+    """Title and Markdown of a page, without what it hides; all of it where no article is found."""
     try:
-        document = readability.Document(html)
-        title = document.short_title() or ""
-        if main:
-            chosen = document.summary(html_partial=True)
-    except Exception:  # lxml and readability raise many kinds for pages that are none
-        chosen = html
-    text = markdown(chosen)
-    if main and chosen is not html and not text.strip():
-        text = markdown(html)
-    return _INVISIBLE.sub("", title)[:500], text
+        tree = lxml.html.document_fromstring(html)
+        title = tree.findtext(".//title") or ""
+        for element in tree.xpath(HIDDEN + ABOUT if main else HIDDEN):
+            element.drop_tree()
+        seen = lxml.html.tostring(tree, encoding="unicode")
+    except (lxml.etree.LxmlError, ValueError, AssertionError):  # no page that can be read as one
+        return "", markdown(html)
+    text = ""
+    if main:
+        with suppress(Exception):  # it raises many kinds for pages that have no article
+            text = markdown(readability.Document(seen).summary(html_partial=True))
+    return _INVISIBLE.sub("", " ".join(title.split()))[:500], text if text.strip() else markdown(seen)
 
 
 def markdown(html):
