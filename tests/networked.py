@@ -275,7 +275,12 @@ def rules(services: Services) -> str:
         ("plain", PLAIN, services.plain.port, 'protocol = "http"\n' + _OPEN),
         ("tcp", TCP, services.tcp.port, 'protocol = "tcp"\n' + _OPEN),
         ("named", NAMED, services.plain.port, 'protocol = "http"\n' + _OPEN),
-        ("budget", BUDGET, web, 'tls = "inspect"\nup = "64KiB"\ndown = "256KiB"\nrate = 6\n' + _OPEN),
+        (
+            "budget",
+            BUDGET,
+            web,
+            'tls = "inspect"\nup = "64KiB"\ndown = "256KiB"\nrate = 6\nrecord = "digest"\n' + _OPEN,
+        ),
         *(
             (name.partition(".")[0], name, web, 'tls = "inspect"\n' + (_OPEN if name.startswith("half") else ""))
             for name in CLOSED

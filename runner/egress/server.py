@@ -19,12 +19,12 @@ from runner.egress.link import Link
 from runner.egress.refusals import Stop
 from runner.egress.upstream import Resolver, client_context
 from runner.model import Allowlist
-from runner.wire.egress import Closed, Open
+from runner.wire.egress import Closed, Open, Requested
 
 _log = logging.getLogger(__name__)
 _ACCEPTS = 16  # connections of one call in one turn of the loop
 _PAUSE_S = 0.1
-_NO_CONNECTION = Stop("busy", "too many connections are open")
+_NO_CONNECTION = Stop("busy", "too many connections are open", part="connections")
 
 
 async def _closed(number: int, call: Call | None) -> Closed:
@@ -133,6 +133,8 @@ class Proxy:
         """Serve one connection; one too many is told so in whatever its buffer takes."""
         link = Link(sock, call.links.discard)
         if call.connections >= self.config.connections_per_call or self._connections >= self.config.connections:
+            asked = Requested(id=call.number(), protocol="http", host="", port=0, visibility="head")
+            call.refused(asked, _NO_CONNECTION)
             with contextlib.suppress(OSError):
                 sock.send(_NO_CONNECTION.answer())
             link.close()

@@ -249,10 +249,6 @@ class EgressCaller:
         """Drop the sandbox's certificate authority."""
         self._channel.post(Forget(sandbox=sandbox))
 
-    def answer(self, answer: Answer) -> None:
-        """Tell what token and policy said."""
-        self._channel.post(answer)
-
     async def _ask(self, message: Message, descriptor: int | None = None) -> FromEgress:
         answer, _ = await self._channel.request(message, descriptor)
         if isinstance(answer, Failed):

@@ -284,3 +284,28 @@ print(json.dumps(found))
     assert status == 200
     assert files == [True] * 5
     assert proxies == ["http://127.0.0.1:3128"]
+
+
+def test_whom_a_sandbox_trusts_is_its_own_and_cannot_be_changed(networked: Networked) -> None:
+    """An authority per sandbox, whose key is in no file; another sandbox does not believe it."""
+    look = python("""
+import os, sys
+path = os.environ["SSL_CERT_FILE"]
+for way in (lambda: open(path, "a"), lambda: os.unlink(path), lambda: os.rename("/tmp/x", path)):
+    try:
+        open("/tmp/x", "w").close()
+        way()
+        sys.exit("it changed whom it trusts")
+    except OSError:
+        pass
+print(open(path).read())
+""")
+    with networked.connect() as first, networked.connect() as second:
+        one, two, again = (runner.call("net_run", look) for runner in (first, second, first))
+        assert one.ok, one.stderr
+        assert "PRIVATE" not in one.text
+        assert one.text == again.text
+        own = [set(done.text.split("-----BEGIN CERTIFICATE-----")) for done in (one, two)]
+        assert len(own[0] - own[1]) == len(own[1] - own[0]) == 1
+        assert len(own[0] & own[1]) > 1, "the authorities of the host and of egress.trust are the same for both"
+        assert told(second.call("net_run", fetch(networked.url("/v1/x"))))[0]["status"] == 200

@@ -267,3 +267,25 @@ def test_budgets_of_bytes_and_requests_cut_and_are_recorded(networked: Networked
     assert ended.code == "budget"
     assert ended.up <= 64 << 10
     assert [each.part for each in networked.requests(rate.call)][6:] == ["profile net/budget"] * 2
+
+
+def test_connections_of_a_call_are_bounded_and_one_too_many_is_recorded(networked: Networked) -> None:
+    """32 that are open are served still; what comes beside them is told so."""
+    where = f"{PLAIN}:{networked.plain.port}"
+    crowd = f"""
+import os, socket
+port = int(os.environ["http_proxy"].rpartition(":")[2])
+kept = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(32)]
+for sock in kept:
+    sock.sendall(b"GET http://{where}/ HTTP/1.1\\r\\nHost: {where}\\r\\n\\r\\n")
+print([sock.recv(12).decode()[9:] for sock in kept].count("200"))
+more = [socket.create_connection(("127.0.0.1", port), timeout=30) for _ in range(3)]
+print([sock.recv(12).decode()[9:] for sock in more])
+"""
+    with networked.connect() as runner:
+        done = runner.call("net_run", python(crowd))
+        assert done.text == "32\n['429', '429', '429']\n", done.text + done.stderr.decode()
+    denied = [each for each in networked.requests(done.call) if each.decision.effect == "deny"]
+    assert [(each.part, each.decision.code) for each in denied] == [("connections", "busy")] * 3
+    network = networked.outcome(done.call).network
+    assert (network.requests, network.refused) == (32, 3)

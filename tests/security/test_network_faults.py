@@ -6,6 +6,7 @@ back, the next call works, and nothing of the first is left.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -208,6 +209,28 @@ def test_an_end_by_the_agent_or_the_clock_closes_what_was_open(networked: Networ
             assert networked.outcome(call).network.up == end.up > 0
 
 
+@pytest.mark.parametrize("act", ["end", "revoke", "delay"])
+def test_an_operators_word_closes_what_was_open(act: str, networked: Networked) -> None:
+    """The end of a task, and the revocation of what it was given; without either it goes on (`delay`)."""
+    with networked.connect(task=f"t-word-{act}") as runner, sending(networked, runner) as (running, seen):
+        if act == "end":
+            networked.daemon.ask(admin.EndTask(task="t-word-end", why="a test"))
+        elif act == "revoke":
+            networked.daemon.ask(admin.Revoke(kind="task", value="t-word-revoke", why="a test"))
+        else:
+            had = seen["received"]
+            until(lambda: seen["received"] > had + 50_000)
+            running.cancel()
+        with contextlib.suppress(CallError):
+            running.result()
+        until(lambda: seen["over"])
+    outcome = networked.outcome(running.call)
+    assert outcome.outcome == ("cancelled" if act == "delay" else "killed"), outcome
+    (end,) = networked.ends(running.call)
+    assert end.up >= seen["received"]
+    assert outcome.secrets[0].used == 1
+
+
 # --- names --------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +310,10 @@ def test_a_providers_lease_lives_with_its_call_and_the_dial_is_recorded(
         value = dict(house.plain.seen[0]["headers"])["authorization"].removeprefix("Bearer ")
         assert len(value) > 20
         assert value not in done.text
+        until(lambda: not bao.leases("ssh/creds/otp"))
+        house.daemon.child("egress").kill()  # and whoever comes after it serves the broker too
+        until(lambda: ("egress", "restored") in degraded(house))
+        assert runner.call("vault_run", python("print('ran')")).text == "ran\n"
     until(lambda: not bao.leases("ssh/creds/otp"))
     (used,) = house.outcome(done.call).secrets
     assert (used.name, used.used) == ("vault:otp", 1)

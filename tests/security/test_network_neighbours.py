@@ -7,6 +7,7 @@ the first has must serve it still when the second has tried.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -166,6 +167,36 @@ sys.stdin.read()
                 assert told(done)[0]["status"] == 200
                 running.close_stdin()
                 assert running.result().ok
+
+
+def test_calls_at_once_each_go_out_with_what_is_theirs(networked: Networked) -> None:
+    """Two tasks, three calls of each at a time, for a while: no request goes with another's, and none is lost."""
+    found: list[tuple[str, list[int]]] = []
+
+    def work(runner: Any, name: str) -> None:
+        for number in range(6):
+            header = {"Authorization": "Bearer $SERVICE_KEY"}
+            wish = {"url": networked.url(f"/v1/{name}-{number}"), "headers": header}
+            done = runner.call("key_run", fetch(wish, networked.url("/v2/none")))
+            found.append((done.call, [each["status"] for each in told(done)]))
+
+    with networked.connect() as first, networked.connect() as second:
+        threads = [
+            threading.Thread(target=work, args=(runner, f"{task}{lane}"))
+            for task, runner in (("a", first), ("b", second))
+            for lane in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert [statuses for _, statuses in found] == [[200, 403]] * 36
+    assert sorted(seen["target"] for seen in networked.web.seen) == sorted(
+        f"/v1/{task}{lane}-{number}" for task in "ab" for lane in range(3) for number in range(6)
+    )
+    assert {dict(seen["headers"])["authorization"] for seen in networked.web.seen} == {f"Bearer {KEY}"}
+    for call, _ in found:
+        assert [each.decision.effect for each in networked.requests(call)] == ["allow", "deny"]
 
 
 def test_fifty_calls_leave_no_listener_descriptor_or_process(networked: Networked) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
-from networked import HOST, OPAQUE, PLAIN, TCP, Networked, fetch, python, talk, told
+from networked import BUDGET, HOST, OPAQUE, PLAIN, TCP, Networked, fetch, python, talk, told
 
 from runner.ledger import entry as entries
 
@@ -139,3 +140,18 @@ urllib.request.urlopen(sys.argv[1], timeout=60)
     (ended,) = networked.ends(running.call)
     assert (ended.code, ended.status, ended.address) == ("interrupted", 0, "127.0.0.1")
     networked.daemon.wait(lambda: networked.web.seen[0]["over"])
+
+
+def test_a_path_is_recorded_by_its_digest_where_the_rule_says_so(networked: Networked) -> None:
+    """The path of one customer is nobody's to read in a ledger: it lies in the content store, salted."""
+    with networked.connect() as runner:
+        found, call = statuses(runner, networked.url("/customers/4711-kowalski", BUDGET), networked.url("/v1/open"))
+        assert found == [200, 200]
+    hidden, shown = networked.requests(call)
+    assert (shown.path, shown.path_content) == ("/v1/open", None)
+    assert hidden.path == ""
+    assert hidden.path_content.size == len("/customers/4711-kowalski")
+    ledger = msgspec.json.encode([each for each in networked.daemon.entries() if getattr(each, "call", "") == call])
+    assert b"/v1/open" in ledger
+    assert b"kowalski" not in ledger
+    assert networked.web.seen[0]["target"] == "/customers/4711-kowalski"

@@ -404,12 +404,24 @@ except OSError as error:
     return done.stdout
 
 
-def test_a_secret_that_is_taken_away_is_leased_to_nobody(networked: Networked) -> None:
+def test_a_secret_that_is_changed_or_taken_away_is_so_for_the_next_call(networked: Networked) -> None:
+    sent = fetch({"url": networked.url("/v1/x"), "basic": "me:$GHOST"})
+
+    def fingerprint(runner: Any) -> str:
+        done = runner.call("ghost_run", sent)
+        assert told(done)[0]["status"] == 200
+        (used,) = networked.outcome(done.call).secrets
+        return str(used.fingerprint)
+
     networked.daemon.ask(admin.SetSecret(name="nobody-has-it", value=b"now-somebody-has-it"))
     with networked.connect() as runner:
-        assert runner.call("ghost_run", python("print('ran')")).text == "ran\n"
+        before = fingerprint(runner)
+        networked.daemon.ask(admin.SetSecret(name="nobody-has-it", value=b"and-now-another-one", rotate=True))
+        assert fingerprint(runner) != before
         networked.daemon.ask(admin.RemoveSecret(name="nobody-has-it"))
         with pytest.raises(Unavailable):
-            runner.call("ghost_run", python("print('ran')"))
+            runner.call("ghost_run", sent)
+    used = [base64.b64decode(headers(seen)["authorization"].split(" ")[1]) for seen in networked.web.seen]
+    assert used == [b"me:now-somebody-has-it", b"me:and-now-another-one"]
     changed = networked.daemon.entries(entries.Secret)
-    assert [each.name for each in changed][-2:] == ["nobody-has-it"] * 2
+    assert [each.name for each in changed][-3:] == ["nobody-has-it"] * 3
