@@ -114,6 +114,10 @@ class Allowlists:
             matching.append(rules)
         return self._allowed(request.host, request.protocol, matching)
 
+    def leading_to(self, host_: str) -> tuple[str, ...]:
+        """`part/name` of every rule for this host, whatever else it asks of a request."""
+        return tuple(each.id for part in self._parts for each in part.of(host_))
+
     def connect(self, host_: str, port: int) -> Verdict:
         """Whether any request through a tunnel to this place could be allowed: by which protocol, and whether the
         tunnel must be opened to judge each of them. An allowed tunnel that stays opaque is a request of its own."""

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any, Protocol
 
 import msgspec
@@ -21,7 +21,7 @@ from runner.egress.link import Link
 from runner.egress.recording import Recording
 from runner.egress.refusals import Stop
 from runner.egress.tunnel import exceeded
-from runner.wire.egress import Answer, Closed, Ended, FromEgress, Leaked, Open, Refused, Requested
+from runner.wire.egress import Answer, Closed, Ended, FromEgress, Injection, Leaked, Open, Refused, Requested
 
 _UNBOUNDED = 1 << 62
 _MINUTE = 60.0
@@ -96,9 +96,9 @@ class Call:
         """The call's account of a rule."""
         return self._spent.setdefault(rule, _Spent())
 
-    def bound(self, verdict: Verdict) -> tuple[Any, ...]:
-        """The credentials that may go where this verdict leads: those of the tool's own rule."""
-        names = (rule.partition("/") for rule in verdict.rules)
+    def bound(self, rules: Iterable[str]) -> tuple[Injection, ...]:
+        """The credentials that may go where these rules (`part/name`) lead: those of the tool's own."""
+        names = (rule.partition("/") for rule in rules)
         return self.credentials.bound(name for part, _, name in names if part.startswith("tool "))
 
     def refused(self, request: Requested, stop: Stop) -> None:

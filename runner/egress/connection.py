@@ -239,7 +239,7 @@ class Connection:
             if not verdict.allowed:
                 raise denied(verdict)
             requested = as_judged(requested, verdict)
-            if call.bound(verdict):
+            if call.bound(verdict.rules):
                 raise Stop("injection", "a credential is bound to this destination; an opaque tunnel cannot carry it")
             passage = Passage(call, verdict, requested.id)
             passage.enter()

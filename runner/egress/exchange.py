@@ -124,7 +124,8 @@ class Exchange:
         """By the allowlists, and by what the head holds of credentials. Raises `Stop`."""
         call = self.call
         verdict = call.allowlists.authorise(requested)
-        bound = call.bound(verdict) if verdict.allowed else ()
+        # At its own host a credential's placeholder is no leak, also where the request is denied: nothing is sent then.
+        bound = call.bound(verdict.rules if verdict.allowed else call.allowlists.leading_to(requested.host))
         try:
             filled = call.credentials.fill(bound, asked.path, asked.query, asked.head.headers)
             if not verdict.allowed:

@@ -1157,6 +1157,23 @@ def test_a_placeholder_out_of_its_place_is_a_leak_and_goes_nowhere(outside: Outs
         assert origin.dialled == 0
 
 
+def test_a_placeholder_at_its_own_host_is_denied_like_any_request_and_no_alarm(outside: Outside) -> None:
+    web = outside.web(outside.tls(NAME))
+    port = outside.open(
+        rule(port=web.port, inspect=True, paths=("/v1/*",)), injections=(key("header:X-Key"),), canary=CANARY
+    )
+    where = f"{NAME}:{web.port}"
+    text = f"GET {{}} HTTP/1.1\r\nHost: {where}\r\n{{}}: {KEY}\r\nConnection: close\r\n\r\n"
+    denied = refused(inner(outside, port, where, text.format("/other", "X-Key").encode()))
+    assert (denied["code"], "/other" in denied["missing"]) == ("egress", True)
+    assert outside.gate.of(wire.Leaked) == []
+    assert web.seen == []
+    assert refused(inner(outside, port, where, text.format("/other", "X-Wrong").encode()))["code"] == "injection"
+    assert [leaked.where for leaked in outside.gate.of(wire.Leaked)] == ["header x-wrong"]
+    inner(outside, port, where, text.format("/v1/a", "X-Key").encode())
+    assert dict(web.seen[0]["headers"])["x-key"] == VALUE.decode()
+
+
 def test_a_placeholder_towards_another_host_is_a_leak_even_where_the_host_is_denied(outside: Outside) -> None:
     """K15: another allowed host, a denied one, plain http, another call's: never the value."""
     web, plain = outside.web(outside.tls(NAME, OTHER)), outside.web()
