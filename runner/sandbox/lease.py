@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import TracebackType
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from runner.catalog.egress import allowlists
 from runner.errors import RunnerError, refuse
@@ -25,7 +25,10 @@ from runner.wire.broker import PUBLIC_FIELDS
 from runner.wire.broker import Lease as Issued
 from runner.wire.egress import Closed, Injection
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
+_READY_S = 60.0  # for broker, its providers, engine and egress together: a call waits no longer to begin
+_ANSWER_S = 10.0  # a part that says nothing for so long is stuck: closing takes it a millisecond
 _AFTER_MS = 10_000  # beyond the call's deadline: it may be late to start, and its credentials end with it anyway
 _RENEWED_MS = 50  # a lease that has less left is one that its provider does not renew
 _PLACEHOLDER = 24  # random bytes: 32 characters that nothing else will ever be
@@ -68,7 +71,7 @@ class Broker(Protocol):
     async def renew(self, call: str, ttl_ms: int) -> dict[str, int]:
         """How many milliseconds each lease of the call lives from now."""
 
-    async def revoke_call(self, call: str) -> object:
+    async def revoke_call(self, call: str) -> Any:
         """None of the call's leases lives any more."""
 
 
@@ -101,9 +104,16 @@ class Leases:
         engine: Callable[[], Engine | None],
         egress: Callable[[], Egress | None],
         broker: Callable[[], Broker | None],
+        abandon: Callable[[Literal["egress", "broker"]], None],
+        *,
+        ready_s: float = _READY_S,
+        answer_s: float = _ANSWER_S,
     ) -> None:
-        """Each part as it is now; None while it is being restarted."""
+        """Each part as it is now; None while it is being restarted. `abandon` takes one that does not answer for
+        ended."""
         self.engine, self.egress, self.broker = engine, egress, broker
+        self.abandon = abandon
+        self.ready_s, self.answer_s = ready_s, answer_s
         self._ports: dict[str, tuple[str, int]] = {}  # call -> its sandbox and port
         self.open: set[NetworkLease] = set()
 
@@ -204,6 +214,14 @@ class NetworkLease(Lease):
 
     async def deliver(self, sandbox: Sandbox) -> Delivered:
         """Open it: credentials first, then the listener. Raises `RunnerError` while nothing of the call exists."""
+        try:
+            async with asyncio.timeout(self._leases.ready_s):
+                return await self._opened(sandbox)
+        except TimeoutError:
+            reason = f"what the call needs of the world was not there within {self._leases.ready_s:g} s"
+            raise refuse("unavailable", reason, retry_after_ms=5000) from None
+
+    async def _opened(self, sandbox: Sandbox) -> Delivered:
         self._allowed()
         self._leases.open.add(self)
         await self._issue()
@@ -326,10 +344,7 @@ class NetworkLease(Lease):
         if self._egress is not None:
             self.network, used = await self._watch.end(await self._shut(self._egress))
         if self._broker is not None:
-            try:
-                await self._broker.revoke_call(self._plan.call)
-            except RunnerError as failed:
-                _log.warning("call %s: the broker ended before it revoked its leases: %s", self._plan.call, failed)
+            await self._answered("broker", self._broker.revoke_call(self._plan.call))
         self.secrets = tuple(
             entries.SecretUse(
                 name=ref.name,
@@ -347,16 +362,23 @@ class NetworkLease(Lease):
     def _shut(self, egress: Egress) -> asyncio.Task[Closed | None]:
         """Close the listener, once; egress's account of it, None when it is gone."""
 
-        async def closed() -> Closed | None:
-            try:
-                return await egress.close(self._plan.call)
-            except RunnerError as failed:
-                _log.warning("call %s: egress ended before it closed the listener: %s", self._plan.call, failed)
-                return None
-
         if self._closing is None:
-            self._closing = asyncio.ensure_future(closed())
+            work = self._answered("egress", egress.close(self._plan.call))
+            self._closing = asyncio.ensure_future(work)
         return self._closing
+
+    async def _answered(self, part: Literal["egress", "broker"], work: Coroutine[Any, Any, T]) -> T | None:
+        """A part's answer at the call's end, None when it ended before, or does not answer: a call is sealed all the
+        same, and a part that is stuck serves nobody any more."""
+        try:
+            async with asyncio.timeout(self._leases.answer_s):
+                return await work
+        except RunnerError as failed:
+            _log.warning("call %s: %s ended before it let go of it: %s", self._plan.call, part, failed)
+        except TimeoutError:
+            _log.critical("call %s: %s does not answer, and is given up", self._plan.call, part)
+            self._leases.abandon(part)
+        return None
 
 
 def _fresh() -> str:

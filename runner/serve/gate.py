@@ -189,7 +189,10 @@ class GateProcess:
         )
         # Two readers in engine: a snapshot may wait for another task's before its own time begins.
         self._snapshots = Snapshots(lambda: self._claims.engine, self._journal, seconds=4 * limits.snapshot_s)
-        self._leases = Leases(lambda: self._claims.engine, lambda: self._outward.egress, lambda: self._outward.broker)
+        outward_ = self._outward
+        self._leases = Leases(
+            lambda: self._claims.engine, lambda: outward_.egress, lambda: outward_.broker, outward_.abandon
+        )
         executor = Executor(self._claims, self._snapshots, self._leases, grace_s=limits.kill_grace_s)
         pipeline = Pipeline(self._parts, executor, self._telemetry)
         self._strangers = Strangers(self._journal)

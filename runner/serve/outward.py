@@ -44,6 +44,10 @@ class Outward:
             setattr(self, part, caller)
         self._watches[part] = asyncio.ensure_future(self._watch(part, channel, caller, self._watches.get(part)))
 
+    def abandon(self, part: Part) -> None:
+        """It does not answer: take it for ended. It ends, too, once it sees that gate is gone."""
+        self._channels[part].close()
+
     async def _watch(self, part: Part, channel: Channel, caller: Any, before: asyncio.Future[None] | None) -> None:
         if before is not None:
             await before

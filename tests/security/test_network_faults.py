@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import psutil
 import pytest
 from credential_servers import Bao, private_folder
 from house import alive
@@ -109,6 +110,42 @@ def test_a_part_that_is_killed_ends_the_call_and_comes_back(
             assert outcome.network.up == end.up
         assert len(house.daemon.containers()) == 1
     assert house.daemon.verifies()
+
+
+def test_a_sandbox_that_is_killed_takes_its_way_out_along(networked: Networked) -> None:
+    with networked.connect() as runner:
+        with sending(networked, runner) as (running, seen):
+            (first,) = networked.daemon.sandbox_pids()
+            psutil.Process(first).kill()
+            assert running.result().outcome.kind == "interrupted"
+            until(lambda: seen["over"])
+            received = seen["received"]
+        (end,) = networked.ends(running.call)
+        assert end.up >= received
+        works(networked, runner)  # in another one, with an authority of its own
+        assert seen["received"] == received
+
+
+def test_an_egress_that_hangs_keeps_no_call_from_being_sealed(make_networked: Callable[..., Networked]) -> None:
+    """Stopped, it passes nothing and says nothing: the call ends all the same, egress is given up, and replaced."""
+    house = make_networked()
+    with house.connect() as runner:
+        with sending(house, runner) as (running, seen):
+            stuck = house.daemon.child("egress")
+            stuck.suspend()
+            try:
+                running.cancel()
+                assert running.result().outcome.kind == "cancelled"
+                until(lambda: ("egress", "lost") in degraded(house))
+                with pytest.raises(Unavailable):
+                    runner.call("net_run", python("print('ran')"))
+            finally:
+                stuck.resume()
+            house.daemon.wait(lambda: seen["over"])
+        until(lambda: ("egress", "restored") in degraded(house))
+        assert not alive(stuck.pid)
+        works(house, runner)
+        assert house.ends(running.call)[0].code == "interrupted"
 
 
 @pytest.mark.parametrize("part", ["gate", "parent", "recorder"])

@@ -31,7 +31,7 @@ from networked import (
     told,
 )  # fmt: skip
 
-from runner.client.errors import Unavailable
+from runner.client.errors import CallError, Unavailable
 from runner.ledger import entry as entries
 from runner.wire import admin
 
@@ -290,6 +290,25 @@ def test_a_file_is_no_other_calls_to_read(networked: Networked) -> None:
         running.close_stdin()
         assert running.result().ok
     assert not Path(f"/proc/{first}/root{path}").exists()
+
+
+def test_after_a_crash_a_file_is_nowhere(make_networked: Callable[..., Networked]) -> None:
+    """K13: gate is killed while a call has the value in a file; the container is gone with it, and no disk has it."""
+    house = make_networked()
+    hold = python("import os, sys; print(os.environ['SERVICE_KEY'], flush=True); sys.stdin.read()")
+    with house.connect(profile="handed") as runner, runner.stream("file_run", hold, stdin=True) as running:
+        path = next(iter(running)).data.decode().strip()
+        (first,) = house.daemon.sandbox_pids()
+        assert Path(f"/proc/{first}/root{path}").read_bytes() == KEY.encode(), "the twin: it is there"
+        house.daemon.child("gate").kill()
+        with pytest.raises(CallError):
+            running.result()
+    house.daemon.ended()
+    house.daemon.wait(lambda: not house.daemon.containers(), 30)
+    assert not Path(f"/proc/{first}/root{path}").exists()
+    assert not [each for each in house.daemon.place.rglob("*") if each.is_file() and holds(each.read_bytes())]
+    house.daemon.start()
+    assert house.outcome(running.call).outcome == "interrupted"
 
 
 # --- K11, K12, K13: nowhere else ------------------------------------------------------------------------------
