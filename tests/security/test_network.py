@@ -107,7 +107,9 @@ def test_what_no_rule_names_is_refused_with_the_rule_that_is_missing(networked: 
         assert f"ports = [{networked.plain.port}]" in said[1]["missing"]
         assert 'protocol = "http"' in said[5]["missing"]
     refused = networked.requests(done.call)
-    assert [each.missing for each in refused] == [each.get("missing", "") for each in said]
+    # Some rule of the profile has paths recorded by digest: a request that no rule is of may be one of those.
+    hidden = [each.get("missing", "").replace('"/v1/x"', '"/(its path)"') for each in said]
+    assert [each.missing for each in refused] == hidden
     assert {(each.decision.effect, each.part) for each in refused} == {("deny", "profile net")}
     assert not networked.ends(done.call)
     assert networked.services.dialled == before

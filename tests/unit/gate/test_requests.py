@@ -12,7 +12,7 @@ import pytest
 
 from runner.config import Limits
 from runner.gate import requests as module
-from runner.gate.requests import Requests, Watched
+from runner.gate.requests import Requests
 from runner.ledger import entry as entries
 from runner.ledger.sequence import Sequence
 from runner.model import Decision
@@ -32,7 +32,7 @@ class House:
         self.answers: list[wire.Answer] = []
         self.streams: list[StoreOpen | StoreWrite | StoreClose] = []
         self.recorder = SimpleNamespace(send=self._send)
-        self.requests = Requests(self, self.answers.append, Limits())  # type: ignore[arg-type]  # a journal's double
+        self.requests = Requests(self, Limits())  # type: ignore[arg-type]  # a journal's double
         plan = entries.Planned(
             sandbox="s", isolation="call", profile="net", plan=entries.Content(digest="0" * 64, size=1),
             wall_ms=1, output=1,
@@ -52,7 +52,7 @@ class House:
         running = SimpleNamespace(call="c00000001", task="t")
         authenticated = SimpleNamespace(chain=("root",))
         serving = SimpleNamespace(policies=None)
-        self.watched = Watched(self.requests, authenticated, running, session, serving)  # type: ignore[arg-type]
+        self.watched = self.requests.of(authenticated, running, session, serving)  # type: ignore[arg-type]  # as much as is used
         self.watched.begin()
 
     async def _send(self, message: StoreOpen | StoreWrite | StoreClose) -> None:
@@ -75,7 +75,7 @@ class House:
 
     async def hear(self, *messages: Any) -> None:
         for message in messages:
-            self.requests.heard(message)
+            self.requests.heard(message, self.answers.append)
         for account in self.requests.live.values():
             while account.pending:
                 await asyncio.wait(account.pending)
@@ -163,8 +163,8 @@ def test_an_end_that_overtakes_nothing(carried: Any) -> None:
     """The call ended while gate was asked: the request's entry is first all the same."""
 
     async def work(house: House) -> None:
-        house.requests.heard(ask())
-        house.requests.heard(ended(code="interrupted"))
+        house.requests.heard(ask(), house.answers.append)
+        house.requests.heard(ended(code="interrupted"), house.answers.append)
         await house.hear()
 
     house = carried(work)
