@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import socket
+from typing import Literal
 
+import pytest
 from outside import DEADLINE_S, NAME, Outside, drained, rule, talk
 
 from runner.wire import egress as wire
@@ -149,3 +151,17 @@ def test_a_call_that_ends_leaves_nothing_whole(outside: Outside) -> None:
         outside.end()
     (ended,) = outside.gate.of(wire.Ended)
     assert (ended.whole, ended.code) == (False, "interrupted")
+
+
+@pytest.mark.parametrize("record", ["digest", "path"])
+def test_a_refusal_is_told_as_the_call_s_rules_record_paths(
+    outside: Outside, record: Literal["digest", "path"]
+) -> None:
+    port = answering(outside)
+    listener = outside.open(
+        rule(port=port, protocol="http", methods=("POST",)), rule("else", "else.test", record=record),
+        profile=(rule(port=port, protocol="http"),),
+    )  # fmt: skip
+    talk(listener, f"GET http://{NAME}:{port}/secret HTTP/1.1\r\nHost: {NAME}:{port}\r\n{CLOSE}\r\n".encode())
+    (told,) = outside.gate.of(wire.Refused)
+    assert (told.request.path, told.request.record, told.code) == ("/secret", record, "egress")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import subprocess
 import sys
@@ -12,9 +13,12 @@ from typing import Any
 import networked
 import pytest
 from networked import HOST, KEY, OTHER, Networked
+from outside import Web
 
+from runner.client.errors import CallError
 from runner.errors import EXIT_REFUSED
 from runner.ledger import entry as entries
+from runner.wire import admin
 
 OPAQUE = "opaque.example.test"
 _GET = """
@@ -212,3 +216,79 @@ def test_what_egress_dies_amid_is_said_to_be_unknown(house: Networked) -> None:
     (asked,) = facts(house, "trace", "requests", *STATE)
     assert (asked["state"], asked["request"]["call"]) == ("unknown", call)
     assert house.daemon.verifies()
+
+
+class _Tokens(http.server.BaseHTTPRequestHandler):
+    """An authorization server that gives everybody a token, and a service."""
+
+    protocol_version = "HTTP/1.1"
+
+    def _answer(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        given = {"access_token": TOKEN, "token_type": "Bearer", "expires_in": 600}
+        body = json.dumps(given if self.path == "/token" else {"ok": True}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_POST = _answer  # noqa: N815  # the library asks for it
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+TOKEN = "token-5b1e0c6d9a7f4e32"
+_PROVIDER = """
+[secrets.providers.idp]
+kind = "oauth"
+token_endpoint = "https://{host}:{port}/token"
+client_id = "broker"
+client_secret = "client-secret"
+secrets.token = {{}}
+"""
+_DESTINATION = """
+[[daemon.destinations]]
+name = "idp"
+host = "{host}"
+ports = [{port}]
+addresses = ["127.0.0.0/8"]
+"""
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_what_the_daemon_itself_dials_is_recorded(
+    make_networked: Callable[..., Networked], monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    ports: list[int] = []
+
+    class Late:
+        """A configuration that names the service's port, once that is known."""
+
+        def __format__(self, _: str) -> str:
+            text = (_DESTINATION if named else "") + _PROVIDER
+            return text.format(host=HOST, port=ports[0])
+
+    made = networked.catalogue
+    monkeypatch.setattr(networked, "catalogue", lambda folder, port: ports.append(port) or made(folder, port))
+    monkeypatch.setattr(networked, "_SECRET", networked._SECRET.replace('"service-key"', '"idp:token"'))
+    monkeypatch.setattr(networked, "Web", lambda context: Web(context, handler=_Tokens))
+    house = make_networked(Late())
+    house.daemon.ask(admin.SetSecret(name="client-secret", value=b"of the broker"))
+    with house.connect() as runner:
+        ask = get(f"https://{HOST}:{ports[0]}/v1", Authorization="Bearer {SERVICE_KEY}")
+        if named:
+            assert runner.call("key_run", ask).text.startswith("200 ")
+        else:
+            with pytest.raises(CallError, match="egress does not let the daemon reach it"):
+                runner.call("key_run", ask)
+    found = facts(house, "trace", "requests", *STATE, "--call", "daemon:broker")
+    (first, *_) = [each for each in found if each["request"]["host"] == HOST]
+    assert first["request"]["task"] == ""
+    assert first["state"] == ("over" if named else "denied")
+    if named:
+        assert first["end"]["address"] == "127.0.0.1"
+        assert first["request"]["allowed_by"] == ["daemon/idp"]
+    assert house.daemon.verifies()
+    assert not _holding(house, TOKEN)
