@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import msgspec
@@ -13,7 +13,8 @@ from runner.ledger import entry as entries
 from runner.ledger.sequence import DAEMON, allowed
 
 # A quote inside a JSON string is escaped, so these bytes are never part of a text.
-_REQUEST, _OUTCOME = b'"kind":"egress"', b'"kind":"outcome"'
+_REQUEST, _ENDED, _OUTCOME = b'"kind":"egress"', b'"kind":"egress_end"', b'"kind":"outcome"'
+_NOT_ALLOWED = tuple(member(b"effect", effect) for effect in ("deny", "step_up", "defer", "modify"))
 
 State = Literal["denied", "over", "cut", "open", "unknown"]
 UNKNOWN = "it has no end: it may have happened, in part or in full, or not at all"
@@ -66,21 +67,52 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True):
 def requests(ledger: Ledger, wanted: Wanted) -> Iterator[RequestView]:
     """Requests that `wanted` lets pass, newest first, those of the daemon itself too. Bundles that hold none are passed
     over unparsed."""
+    for view in _went_with(ledger, wanted.secret) if wanted.secret else _asked(ledger, wanted):
+        if wanted.since and view.request.time < wanted.since:
+            return  # older ones follow; clocks that stepped back are not searched through
+        if wanted.passes(view):
+            yield view
+
+
+def _asked(ledger: Ledger, wanted: Wanted) -> Iterator[RequestView]:
+    """Requests whose entries hold what is wanted, newest first. Each end is looked for from its request on: it is
+    near."""
     needles = wanted.needles()
-    for start, run in ledger.backwards(lambda holds: all(map(holds, needles))):
+    effects = _NOT_ALLOWED if wanted.denied else (b"",)
+
+    def relevant(holds: Callable[[bytes], bool]) -> bool:
+        return all(map(holds, needles)) and any(map(holds, effects))
+
+    for start, run in ledger.backwards(relevant):
         for place in range(len(run) - 1, -1, -1):
-            if not all(needle in run[place] for needle in needles):
+            if not relevant(run[place].__contains__):
                 continue
-            asked = entries.decode(run[place])
-            if not isinstance(asked, entries.Egress):
+            data = run[place]
+            asked = entries.decode(data)
+            if isinstance(asked, entries.Egress):
+                yield _joined(ledger, start + place, asked)
+
+
+def _went_with(ledger: Ledger, secret: str) -> Iterator[RequestView]:
+    """Requests that a credential went with, newest first: their ends say so, which a walk backwards meets first."""
+    named = msgspec.json.encode(secret)
+    ends: dict[tuple[str, int], tuple[int, entries.EgressEnd]] = {}
+
+    def relevant(holds: Callable[[bytes], bool]) -> bool:
+        return (holds(_ENDED) and holds(named)) or any(holds(member(b"call", call)) for call, _ in ends)
+
+    for start, run in ledger.backwards(relevant):
+        for place in range(len(run) - 1, -1, -1):
+            data = run[place]
+            if not ((_ENDED in data and named in data) or (ends and _REQUEST in data)):
                 continue
-            if wanted.since and asked.time < wanted.since:
-                return  # older ones follow; clocks that stepped back are not searched through
-            if wanted.denied and allowed(asked):
-                continue  # before its end is looked for
-            view = _joined(ledger, start + place, asked)
-            if wanted.passes(view):
-                yield view
+            entry = entries.decode(data)
+            if isinstance(entry, entries.EgressEnd) and secret in entry.secrets:
+                ends[entry.call, entry.request] = start + place, entry
+            elif isinstance(entry, entries.Egress) and allowed(entry):
+                end = ends.pop((entry.call, entry.request), None)
+                if end is not None:
+                    yield _ended(start + place, entry, *end)
 
 
 def _joined(ledger: Ledger, position: int, asked: entries.Egress) -> RequestView:

@@ -154,9 +154,7 @@ def test_a_call_that_ends_leaves_nothing_whole(outside: Outside) -> None:
 
 
 @pytest.mark.parametrize("record", ["digest", "path"])
-def test_a_refusal_is_told_as_the_call_s_rules_record_paths(
-    outside: Outside, record: Literal["digest", "path"]
-) -> None:
+def test_a_refusal_is_told_as_rules_record_paths(outside: Outside, record: Literal["digest", "path"]) -> None:
     port = answering(outside)
     listener = outside.open(
         rule(port=port, protocol="http", methods=("POST",)), rule("else", "else.test", record=record),
