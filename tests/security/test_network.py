@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from networked import HOST, KEY, OPAQUE, OTHER, PLAIN, TCP, Networked, fetch, python, reach, talk, told
+from networked import HOST, KEY, OPAQUE, OTHER, PLAIN, TCP, Networked
+from wishes import fetch, python, reach, talk, told
 
 pytestmark = pytest.mark.docker
 

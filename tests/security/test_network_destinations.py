@@ -11,20 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from networked import (
-    BUDGET,
-    CLOSED,
-    HOST,
-    OPAQUE,
-    OTHER,
-    PLAIN,
-    Networked,
-    fetch,
-    python,
-    talk,
-    told,
-)  # fmt: skip
+from networked import BUDGET, CLOSED, HOST, OPAQUE, OTHER, PLAIN, Networked
 from outside import Origin
+from wishes import fetch, python, talk, told
 
 pytestmark = pytest.mark.docker
 

@@ -17,20 +17,9 @@ import psutil
 import pytest
 from credential_servers import Bao, private_folder
 from house import alive
-from networked import (
-    HOST,
-    KEY,
-    NAMED,
-    OTHER,
-    PLAIN,
-    Networked,
-    fetch,
-    python,
-    secret,
-    told,
-    until,
-)  # fmt: skip
+from networked import HOST, KEY, NAMED, OTHER, PLAIN, Networked, secret, until
 from outside import Dns
+from wishes import fetch, python, told
 
 from runner.client.errors import CallError, Interrupted, Unavailable
 from runner.errors import EXIT_UNAVAILABLE

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from networked import BUDGET, HOST, KEY, OPAQUE, Networked, fetch, python, reach, talk, told
+from networked import BUDGET, HOST, KEY, OPAQUE, Networked
+from wishes import fetch, python, reach, talk, told
 
 pytestmark = pytest.mark.docker
 # Says what it holds, waits for a line, then uses it.

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from networked import BUDGET, HOST, OPAQUE, PLAIN, TCP, Networked, fetch, python, talk, told
+from networked import BUDGET, HOST, OPAQUE, PLAIN, TCP, Networked
+from wishes import fetch, python, talk, told
 
 from runner.ledger import entry as entries
 

@@ -17,19 +17,8 @@ from typing import Any
 import psutil
 import pytest
 from house import readable
-from networked import (
-    HOST,
-    KEY,
-    OPAQUE,
-    OTHER,
-    PLAIN,
-    TCP,
-    Networked,
-    fetch,
-    python,
-    talk,
-    told,
-)  # fmt: skip
+from networked import HOST, KEY, OPAQUE, OTHER, PLAIN, TCP, Networked
+from wishes import fetch, python, talk, told
 
 from runner.client.errors import CallError, Unavailable
 from runner.ledger import entry as entries
