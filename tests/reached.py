@@ -155,8 +155,12 @@ def make_reached(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator
     """Services and daemons of a test's own."""
     served: list[Web] = []
 
-    def make(config: str = "", prepare: Callable[[Path], None] = lambda folder: None) -> Reached:
-        world = World(tmp_path)
+    def make(
+        config: str = "",
+        prepare: Callable[[Path], None] = lambda folder: None,
+        handler: type[http.server.BaseHTTPRequestHandler] = Echo,
+    ) -> Reached:
+        world = World(tmp_path, handler)
         served.append(world.web)
         prepare(world.folder)
         daemon = make_daemon(start=False, catalogue=world.folder, config=f"{config}\n{world.config}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 from collections.abc import Callable, Coroutine
 from types import TracebackType
@@ -224,10 +225,11 @@ class NetworkLease(Lease):
     async def _opened(self, sandbox: Sandbox) -> Delivered:
         self._allowed()
         self._leases.open.add(self)
-        await self._issue()
         canary = _fresh()
         if self._manifest.egress:
-            await self._listen(sandbox, canary)
+            await self._serve(sandbox, canary)
+        else:
+            await self._issue()
         environment, files = {CANARY: canary}, {}
         for ref, issued in self._issued:
             for field in issued.fields.keys() & PUBLIC_FIELDS:
@@ -302,12 +304,19 @@ class NetworkLease(Lease):
                 _log.warning("call %s: its leases are not renewed: %s", self._plan.call, failed)
                 return
 
-    async def _listen(self, sandbox: Sandbox, canary: str) -> None:
+    async def _serve(self, sandbox: Sandbox, canary: str) -> None:
         engine, egress = self._leases.engine(), self._leases.egress()
         if engine is None or egress is None:
             part = "engine" if engine is None else "egress"
             raise refuse("unavailable", f"{part} is being restarted", retry_after_ms=2000)
-        listener = await engine.listen(sandbox.id, self._port)
+        listening = asyncio.ensure_future(engine.listen(sandbox.id, self._port))  # while the broker issues
+        try:
+            await self._issue()
+            listener = await listening
+        except BaseException:
+            listening.add_done_callback(_unwanted)
+            listening.cancel()
+            raise
         self._watch.begin()
         self._egress = egress
         await egress.open(
@@ -379,6 +388,12 @@ class NetworkLease(Lease):
             _log.critical("call %s: %s does not answer, and is given up", self._plan.call, part)
             self._leases.abandon(part)
         return None
+
+
+def _unwanted(listening: asyncio.Future[int]) -> None:
+    """Nobody will serve that listener."""
+    if not listening.cancelled() and listening.exception() is None:
+        os.close(listening.result())
 
 
 def _fresh() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -13,6 +13,7 @@ import pytest
 from house import Daemon
 from soak import holds, matrix
 from soak.dockerd import Dockerd
+from soak.service import Service
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 GENEROUS_S = 30.0  # the promise is five seconds; `scripts/soak` holds the daemon to it, where nothing else runs
@@ -38,9 +39,17 @@ def test_the_matrix_has_a_truth_for_every_cell() -> None:
     assert len(victims) >= 13
 
 
-def fire(daemon: Daemon, uids: range, names: Iterable[str], engine: Dockerd | None = None) -> None:
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    made = Service(tmp_path)
+    yield made
+    made.close()
+
+
+def fire(daemon: Daemon, uids: range, service: Service, names: Iterable[str], engine: Dockerd | None = None) -> None:
     """Try these cells, named `victim:step`; every one of them must have gone well."""
-    tried = matrix.Matrix(daemon, uids=uids, seconds=GENEROUS_S, docker=engine)
+    service.open(daemon)
+    tried = matrix.Matrix(daemon, uids=uids, service=service, seconds=GENEROUS_S, docker=engine)
     by_name = {hold.name: hold for hold in holds.HOLDS}
     rows = [tried.cell(by_name[step], victim) for victim, step in (name.split(":") for name in names)]
     assert not [row for row in rows if row.wrong]
@@ -59,29 +68,33 @@ def a_range() -> range:
         ("nobody:deliver", "engine:claim", "engine:deliver", "recorder:seal", "recorder:answer", "gate:claim"),
         ("nobody:seal", "supervisor:start", "supervisor:credit", "supervisor:deliver", "launcher:launch",
          "launcher:record_call", "launcher:execute", "client:decide", "client:keep", "client:claim"),
+        ("nobody:request", "egress:request", "broker:close", "egress:execute", "client:request", "supervisor:request"),
+        ("nobody:issue", "broker:issue", "engine:listen", "egress:revoke", "parent:judge", "gate:close",
+         "terminate:request"),
         ("terminate:decide", "terminate:execute", "terminate:deliver", "terminate:replay", "terminate:record_call"),
     ],
-    ids=["daemon", "parts", "sandbox", "drain"],
+    ids=["daemon", "parts", "sandbox", "outward", "leases", "drain"],
 )  # fmt: skip
 def test_killed_at_a_step_it_leaves_nothing_and_the_trace_tells_the_truth(
-    names: tuple[str, ...], make_daemon: Callable[..., Daemon]
+    names: tuple[str, ...], service: Service, make_daemon: Callable[..., Daemon]
 ) -> None:
     uids = a_range()
-    fire(make_daemon(config=f"uid_first = {uids.start}\nuid_count = {len(uids)}\n{QUICK}"), uids, names)
+    config = f"uid_first = {uids.start}\nuid_count = {len(uids)}\n{QUICK}{service.config}"
+    fire(make_daemon(config=config, catalogue=service.folder), uids, service, names)
 
 
 def test_a_docker_engine_that_goes_away_and_comes_back_leaves_nothing(
-    tool_image: str, make_daemon: Callable[..., Daemon]
+    tool_image: str, service: Service, make_daemon: Callable[..., Daemon]
 ) -> None:
     """Its containers are removed when it is back, not at the daemon's next start."""
     uids = a_range()
     with Dockerd(tool_image) as engine:
         place = f'docker_host = "{engine.host}"\nuid_first = {uids.start}\nuid_count = {len(uids)}\n{QUICK}'
-        daemon = make_daemon(start=False, config=place)
+        daemon = make_daemon(start=False, config=place + service.config, catalogue=service.folder)
         daemon.docker_host = engine.host
         daemon.start()
         names = ("nobody:execute", "dockerd-stop:execute", "dockerd-stop:claim", "dockerd-kill:start")
-        fire(daemon, uids, names, engine)
+        fire(daemon, uids, service, names, engine)
         assert daemon.stop() == 0
         assert not daemon.containers()
         daemon.docker_host = ""  # this one is about to be gone

@@ -41,12 +41,12 @@ record_call e      c      ai     ai   eiu    ai       e      e      eiu        e
 claim       e      c      ei     i    eiu    i        e      e      -          -        eku       u            u
 provide     e      c      ei     i    eiu    i        e      e      iu         eiu      eku       iu           eiu
 issue       e      c      ei     i    eiu    i        eu     u      iu         eiu      eku       -            -
-listen      e      c      ei     i    iu     i        eku    ek     iu         eiu      eku       -            -
-serve       e      c      ei     i    eiu    i        ku     ek     iu         eiu      eku       -            -
+listen      e      c      ei     i    iu     i        eu     eku    iu         eiu      eku       -            -
+serve       e      c      ei     i    eiu    i        u      eku    iu         eiu      eku       -            -
 start       e      c      ei     i    eiu    i        e      e      i          eiu      eku       i            eiu
 launch      e      c      ei     i    eiu    i        e      e      i          i        eku       i            eiu
 execute     e      c      i      i    i      i        e      e      i          i        k         i            i
-judge       e      c      i      i    ei     i        ek     ek     i          i        k         -            -
+judge       e      c      i      i    ei     i        ek     ek     i          i        ek        -            -
 request     e      c      i      i    i      i        k      k      i          i        k         -            -
 credit      e      c      i      i    ei     i        e      e      ei         ei       ek        ei           ei
 keep        e      c      i      i    ei     i        e      e      ei         ei       ek        ei           ei
