@@ -28,7 +28,8 @@ from runner.serve.privilege import group_id, user_id
 EPILOG = "Example: runner bench warm_call fresh_jail --out speed.json --plot speed.png"
 _FIRST = (  # in the order of the budgets; whatever else there is comes after
     *("gate_overhead", "sealed_decisions", "warm_call", "fresh_jail", "first_call_pooled", "first_call_cold"),
-    *("throughput", "python_tool", "filtered_output", "long_output", "egress_decision"),
+    *("throughput", "python_tool", "filtered_output", "long_output"),
+    *("egress_decision", "egress_request", "egress_bulk", "egress_close", "egress_end", "network_call"),
     *("memory", "many_calls", "million_entries"),
 )
 _PLOTS = (".png", ".svg", ".pdf")

@@ -173,24 +173,43 @@ def _table(rows: list[matrix.Row]) -> list[str]:
 @case("calls", "--count calls in one run (100,000): descriptors, memory, threads, files, containers stay flat")
 def calls(options: Options) -> dict[str, Any]:
     """Eight at a time, argv and Python tools, over one connection; a sample every twentieth of the way."""
-    count = options.count or 100_000
     with a_daemon() as (daemon, _):
-        handed = daemon.credentials(ttl_s=86_000)
-        asyncio.run(_some_calls(daemon, handed, min(2000, max(100, count // 20))))
-        samples = [(0.0, flat.sample(daemon))]
-        began = time.monotonic()
-        done, step = 0, max(1, count // 20)
-        while done < count and not (options.seconds and time.monotonic() - began > options.seconds):
-            asyncio.run(_some_calls(daemon, handed, step))
-            done += step
-            samples.append((float(done), flat.sample(daemon)))
-            now = samples[-1][1]
-            progress(f"{done} calls, gate {now['MiB gate']:.1f} MiB, recorder {now['MiB recorder']:.1f} MiB, "
-                     f"{done / (time.monotonic() - began):.0f}/s")  # fmt: skip
-        rate = done / (time.monotonic() - began)
-        found = flat.slopes(samples, 10_000)
-        sealed = len(daemon.entries(entries.Outcome))
-        verified, clean = daemon.verifies(), flat.log_is_clean(daemon)
+        return _stays_flat(options, daemon, daemon.credentials(ttl_s=86_000), options.count or 100_000, _some_calls)
+
+
+@case("network-calls", "--count calls with a network and a credential (10,000): the same, egress and broker too")
+def network_calls(options: Options) -> dict[str, Any]:
+    """Four at a time; each has its listener, lease and placeholder, and one in ten asks the service for something."""
+    with a_service() as service, a_daemon(service=service) as (daemon, _):
+        handed = daemon.credentials(ttl_s=86_000, profile="net", tools={"key_run": {}, "egress": {}})
+
+        async def some(daemon: Daemon, handed: bytes, count: int) -> None:
+            await _some_network_calls(daemon, handed, count, service)
+
+        report = _stays_flat(options, daemon, handed, options.count or 10_000, some)
+        asked = sum(entry.network.requests for entry in daemon.entries(entries.Outcome) if entry.network is not None)
+        report["requests"] = asked
+        report["good"] = report["good"] and asked == len(service.arrived) and not service.connections(daemon)
+        return report
+
+
+def _stays_flat(options: Options, daemon: Daemon, handed: bytes, count: int, some: Any) -> dict[str, Any]:
+    """`some(daemon, handed, number)` calls again and again, and what grows meanwhile."""
+    asyncio.run(some(daemon, handed, min(2000, max(100, count // 20))))
+    samples = [(0.0, flat.sample(daemon))]
+    began = time.monotonic()
+    done, step = 0, max(1, count // 20)
+    while done < count and not (options.seconds and time.monotonic() - began > options.seconds):
+        asyncio.run(some(daemon, handed, step))
+        done += step
+        samples.append((float(done), flat.sample(daemon)))
+        now = samples[-1][1]
+        progress(f"{done} calls, gate {now['MiB gate']:.1f} MiB, recorder {now['MiB recorder']:.1f} MiB, "
+                 f"egress {now['MiB egress']:.1f} MiB, {done / (time.monotonic() - began):.0f}/s")  # fmt: skip
+    rate = done / (time.monotonic() - began)
+    found = flat.slopes(samples, 10_000)
+    sealed = len(daemon.entries(entries.Outcome))
+    verified, clean = daemon.verifies(), flat.log_is_clean(daemon)
     grown = flat.grown(found)
     return {
         "good": not grown and verified and clean and sealed >= done,
@@ -201,6 +220,24 @@ def calls(options: Options) -> dict[str, Any]:
         "growth per 10,000 calls": found,
         "grown": grown,
     }
+
+
+async def _some_network_calls(daemon: Daemon, handed: bytes, count: int, service: Service) -> None:
+    ask = (
+        "import os, sys, urllib.request as r; "
+        "q = r.Request(sys.argv[1], headers={'Authorization': 'Bearer ' + os.environ['SERVICE_KEY']}); "
+        "print(r.urlopen(q, timeout=60).status)"
+    )
+    async with connect_async(credentials=handed, socket=daemon.place / "run" / "agent.sock") as runner:
+        left = iter(range(count))
+
+        async def one_after_the_other() -> None:
+            for number in left:
+                argv = ["/bin/echo", "200"] if number % 10 else ["python3", "-c", ask, service.url("/flat")]
+                done = await runner.call("key_run", {"argv": argv})
+                assert done.stdout == b"200\n", done
+
+        await asyncio.gather(*(one_after_the_other() for _ in range(4)))
 
 
 async def _some_calls(daemon: Daemon, handed: bytes, count: int) -> None:
