@@ -22,6 +22,7 @@ from house import forks, programs
 from soak.raw import Raw
 
 from runner import pipeline
+from runner.client.errors import CallError
 from runner.ledger import entry as entries
 from runner.wire import admin, agent
 from runner.wire.frame import encode
@@ -127,9 +128,16 @@ class Scene:
         self.client.send(*(agent.ListTools(number=number) for number in range(100, 400)))
 
     def do(self, script: str) -> None:
-        """In the same workspace, from another connection of the task."""
-        with self.daemon.connect(self.handed) as runner:
-            assert runner.call("shell_run", {"argv": ["sh", "-c", script]}).ok
+        """In the same workspace, from another connection of the task; again where its sandbox was just going."""
+
+        def done() -> bool:
+            try:
+                with self.daemon.connect(self.handed) as runner:
+                    return bool(runner.call("shell_run", {"argv": ["sh", "-c", script]}).ok)
+            except CallError:
+                return False
+
+        self.daemon.wait(done, 20)
 
     def recorded(self) -> None:
         """Wait until the call's entry is on disk: what comes with it in one group would be lost with it."""

@@ -242,8 +242,10 @@ class Matrix:
         elif victim == "supervisor":
             scene.supervisor.kill()
         elif victim == "launcher":
-            busy = [parent for each in scene.tools() if (parent := each.parent()) is not None]
-            (busy or forks(scene.supervisor.pid))[-1].kill()
+            _, *launchers = forks(scene.supervisor.pid)  # the first makes the others
+            busy = {parent for each in scene.tools() if (parent := each.parent()) in launchers}
+            for each in busy or launchers:  # without a tool, whichever the call was handed to, or will be
+                each.kill()
         elif victim in DOCKER_VICTIMS:
             self._docker.end(signal.SIGTERM if victim == "dockerd-stop" else signal.SIGKILL)
         elif victim != "nobody":
