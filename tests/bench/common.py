@@ -333,7 +333,7 @@ def serving(config: str = "", prepare: Callable[[Path], None] | None = None) -> 
 
 @contextlib.contextmanager
 def networked(config: str = "") -> Iterator[tuple[Daemon, Service]]:
-    """The same with tools that reach a service on loopback, which is a thread of this process (`tests/networked.py`):
+    """The same with tools that reach a service on loopback, which is a thread of this process (`tests/reached.py`):
     `net_run` has a network, `key_run` a credential too, and `fresh_run` is the same tool without either."""
     with tempfile.TemporaryDirectory(prefix="toolrunner-bench-") as folder:
         Path(folder).chmod(0o711)

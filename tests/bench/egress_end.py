@@ -12,7 +12,7 @@ import time
 
 from common import emit, networked, options, spread
 from house import Daemon
-from networked import HOST
+from reached import HOST
 from soak.service import Service
 
 from runner.client import Runner

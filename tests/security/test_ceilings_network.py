@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 from house import Daemon
-from networked import HOST, Networked
 from outside import Echo
+from reached import HOST, Reached
 from soak.raw import Raw
 
 from runner.client import Runner
@@ -112,23 +112,23 @@ def bounded(folder: Path) -> None:
 
 
 @pytest.fixture
-def house(make_networked: Callable[..., Networked]) -> Networked:
-    made = make_networked(prepare=bounded, handler=Service)
+def house(make_reached: Callable[..., Reached]) -> Reached:
+    made = make_reached(prepare=bounded, handler=Service)
     with connected(made) as warm:
         assert fetched(warm, made, "/").startswith("200 ")
     return made
 
 
-def connected(house: Networked, **wish: Any) -> Runner:
+def connected(house: Reached, **wish: Any) -> Runner:
     runner: Runner = house.connect(tools=TOOLS, **wish)
     return runner
 
 
-def url(house: Networked, path: str) -> str:
+def url(house: Reached, path: str) -> str:
     return f"https://{HOST}:{house.web.port}{path}"
 
 
-def fetched(runner: Runner, house: Networked, path: str, tool: str = "net_run") -> str:
+def fetched(runner: Runner, house: Reached, path: str, tool: str = "net_run") -> str:
     """What a tool says that fetches this."""
     done = runner.call(tool, {"argv": ["python3", "-c", GET, url(house, path)]})
     return str(done.text) if done.ok else done.text + done.stderr.decode()
@@ -138,7 +138,7 @@ def memory(daemon: Daemon) -> dict[str, int]:
     return {name: int(daemon.child(name).memory_info().rss) for name in ("egress", "gate")}
 
 
-def nothing_left(house: Networked) -> None:
+def nothing_left(house: Reached) -> None:
     """No listener in a sandbox, no connection of egress to the service, no call."""
 
     def left() -> list[str]:
@@ -155,7 +155,7 @@ def nothing_left(house: Networked) -> None:
 
 
 @pytest.mark.parametrize("path", ["/gzip", "/brotli", "/tar"])
-def test_a_bomb_passes_as_the_bytes_it_is_and_is_not_looked_into(house: Networked, path: str) -> None:
+def test_a_bomb_passes_as_the_bytes_it_is_and_is_not_looked_into(house: Reached, path: str) -> None:
     before = memory(house.daemon)
     coding, body = Service.bombs[path]
     with connected(house) as runner:
@@ -165,7 +165,7 @@ def test_a_bomb_passes_as_the_bytes_it_is_and_is_not_looked_into(house: Networke
     assert all(memory(house.daemon)[name] < before[name] + GROWTH for name in before)
 
 
-def test_a_bomb_beyond_the_budget_is_cut_there(house: Networked) -> None:
+def test_a_bomb_beyond_the_budget_is_cut_there(house: Reached) -> None:
     with connected(house) as runner:
         assert fetched(runner, house, "/tar", "key_run").startswith("200 plain\n")  # within it
         said = fetched(runner, house, "/large", "key_run")
@@ -175,7 +175,7 @@ def test_a_bomb_beyond_the_budget_is_cut_there(house: Networked) -> None:
         assert fetched(runner, house, "/large").endswith(f"\n{4 * BUDGET}\n")  # where no rule bounds it
 
 
-def test_a_tool_that_never_reads_costs_egress_no_memory_and_its_neighbours_nothing(house: Networked) -> None:
+def test_a_tool_that_never_reads_costs_egress_no_memory_and_its_neighbours_nothing(house: Reached) -> None:
     before = memory(house.daemon)
     never = BY_HAND + (
         "held = [tunnel() for _ in range(6)]\n"
@@ -197,9 +197,9 @@ def test_a_tool_that_never_reads_costs_egress_no_memory_and_its_neighbours_nothi
 
 
 @pytest.fixture
-def narrow(make_networked: Callable[..., Networked]) -> Networked:
+def narrow(make_reached: Callable[..., Reached]) -> Reached:
     """Few connections a call, and little patience for heads."""
-    made = make_networked(handler=Service)
+    made = make_reached(handler=Service)
     made.daemon.stop()
     config = made.daemon.place / "runner.toml"
     config.write_text(
@@ -209,7 +209,7 @@ def narrow(make_networked: Callable[..., Networked]) -> Networked:
     return made
 
 
-def test_a_flood_of_connections_fills_its_own_call_s_share_and_no_other(narrow: Networked) -> None:
+def test_a_flood_of_connections_fills_its_own_call_s_share_and_no_other(narrow: Reached) -> None:
     flood = BY_HAND + (
         "said = []\n"
         "held = [tunnel() for _ in range(8)]\n"  # idle tunnels: there is no head to wait for
@@ -236,7 +236,7 @@ def test_a_flood_of_connections_fills_its_own_call_s_share_and_no_other(narrow: 
     narrow.daemon.wait(lambda: narrow.daemon.child("egress").num_fds() <= counts + 1, 30)
 
 
-def test_heads_that_dribble_from_inside_are_given_up_and_their_places_are_free_again(narrow: Networked) -> None:
+def test_heads_that_dribble_from_inside_are_given_up_and_their_places_are_free_again(narrow: Reached) -> None:
     slow = BY_HAND + (
         "held = [way() for _ in range(8)]\n"
         "for each in held:\n"
@@ -294,7 +294,7 @@ HOGS = {
 
 
 @pytest.mark.parametrize("what", list(HOGS))
-def test_a_call_that_goes_for_a_ceiling_ends_with_its_connections(house: Networked, what: str) -> None:
+def test_a_call_that_goes_for_a_ceiling_ends_with_its_connections(house: Reached, what: str) -> None:
     kind, hog = HOGS[what]
     argv = ["python3", "-c", f"{BY_HAND}{THROUGH}{hog}", url(house, "/")]
     with connected(house) as greedy, connected(house) as other:
@@ -309,7 +309,7 @@ def test_a_call_that_goes_for_a_ceiling_ends_with_its_connections(house: Network
     assert outcome.network.requests == 1
 
 
-def test_five_hundred_calls_with_a_network_are_bounded_and_others_are_served(house: Networked) -> None:
+def test_five_hundred_calls_with_a_network_are_bounded_and_others_are_served(house: Reached) -> None:
     handed = house.daemon.credentials(profile="net", tools=TOOLS)
     greedy = [Raw(house.daemon, handed).open() for _ in range(16)]
     refused: list[Any] = []

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import networked
 import pytest
-from networked import HOST, KEY, OTHER, Networked
+import reached
 from outside import Web
+from reached import HOST, KEY, OTHER, Reached
 
 from runner.client.errors import CallError
 from runner.errors import EXIT_REFUSED
@@ -36,7 +36,7 @@ def get(url: str, **headers: str) -> dict[str, Any]:
     return {"argv": ["python3", "-c", _GET, url, json.dumps(headers)]}
 
 
-def told(house: Networked, *command: str, status: int = 0) -> str:
+def told(house: Reached, *command: str, status: int = 0) -> str:
     """A command of the command line, as an operator types it beside the daemon."""
     done = subprocess.run(
         [sys.executable, "-m", "runner", *command], cwd=house.daemon.place, capture_output=True, text=True, check=False
@@ -45,7 +45,7 @@ def told(house: Networked, *command: str, status: int = 0) -> str:
     return done.stdout
 
 
-def facts(house: Networked, *command: str, status: int = 0) -> Any:
+def facts(house: Reached, *command: str, status: int = 0) -> Any:
     return json.loads(told(house, *command, "--json", status=status))
 
 
@@ -53,14 +53,14 @@ STATE = ("--state", "state")
 
 
 @pytest.fixture
-def house(make_networked: Callable[..., Networked], monkeypatch: pytest.MonkeyPatch) -> Networked:
+def house(make_reached: Callable[..., Reached], monkeypatch: pytest.MonkeyPatch) -> Reached:
     """Tools whose responses are kept, and whose paths are recorded as digests."""
-    rules = networked._RULES.replace('methods = ["GET", "POST"]', 'methods = ["GET", "POST"]\nkeep = true')
-    monkeypatch.setattr(networked, "_RULES", rules.replace("keep = true", 'keep = true\nrecord = "digest"'))
-    return make_networked()
+    rules = reached._RULES.replace('methods = ["GET", "POST"]', 'methods = ["GET", "POST"]\nkeep = true')
+    monkeypatch.setattr(reached, "_RULES", rules.replace("keep = true", 'keep = true\nrecord = "digest"'))
+    return make_reached()
 
 
-def test_an_operator_reads_what_calls_did_with_their_network(house: Networked) -> None:
+def test_an_operator_reads_what_calls_did_with_their_network(house: Reached) -> None:
     port = house.web.port
     with house.connect(task="reader") as runner:
         url = f"https://{HOST}:{port}/accounts/4711"
@@ -87,7 +87,7 @@ def test_an_operator_reads_what_calls_did_with_their_network(house: Networked) -
     _pruned(house, names)
 
 
-def _live(house: Networked, runner: Any, port: int) -> None:
+def _live(house: Reached, runner: Any, port: int) -> None:
     """While the task lives: `egress explain --task`, `status`."""
     found = facts(house, "egress", "explain", f"https://{HOST}:{port}/v1", *_TOOL, "--task", runner.task)
     assert found["allowed"]
@@ -113,7 +113,7 @@ def _live(house: Networked, runner: Any, port: int) -> None:
 _TOOL = ("--tool", "net_run", "--socket", "run/admin.sock")
 
 
-def _a_call(house: Networked, names: dict[str, str], port: int) -> None:
+def _a_call(house: Reached, names: dict[str, str], port: int) -> None:
     """`trace show`."""
     (lease,) = house.daemon.outcome(names["used"]).secrets
     text = told(house, "trace", "show", names["used"], *STATE, "--content")
@@ -141,7 +141,7 @@ def _a_call(house: Networked, names: dict[str, str], port: int) -> None:
     assert "requests" not in told(house, "trace", "show", names["plain"], *STATE)
 
 
-def _all_calls(house: Networked, names: dict[str, str], port: int) -> None:
+def _all_calls(house: Reached, names: dict[str, str], port: int) -> None:
     """`trace list`, `trace requests`, `trace tail`: and no trace of the key in any of them, or in the state folder."""
 
     def listed(*filters: str) -> set[str]:
@@ -170,7 +170,7 @@ def _all_calls(house: Networked, names: dict[str, str], port: int) -> None:
     assert _holding(house, "accounts/4711")  # its control
 
 
-def _pruned(house: Networked, names: dict[str, str]) -> None:
+def _pruned(house: Reached, names: dict[str, str]) -> None:
     """`trace prune` takes paths and kept responses with the rest of a call."""
     (ended,) = [each for each in house.daemon.entries(entries.EgressEnd) if each.call == names["used"]]
     assert ended.response is not None
@@ -182,7 +182,7 @@ def _pruned(house: Networked, names: dict[str, str]) -> None:
     assert "pruned, as entry" in text
 
 
-def _holding(house: Networked, text: str) -> list[Path]:
+def _holding(house: Reached, text: str) -> list[Path]:
     """Files of the ledger and its content, and logs, that hold this text."""
     places = [
         *(house.daemon.state / "ledger").rglob("*"),
@@ -203,7 +203,7 @@ time.sleep(600)
 """
 
 
-def test_what_egress_dies_amid_is_said_to_be_unknown(house: Networked) -> None:
+def test_what_egress_dies_amid_is_said_to_be_unknown(house: Reached) -> None:
     with house.connect(task="cut") as runner:
         tunnel = {"argv": ["python3", "-c", _TUNNEL, OPAQUE, str(house.web.port)]}
         call = runner.call("net_run", tunnel, detach=True).call
@@ -212,9 +212,9 @@ def test_what_egress_dies_amid_is_said_to_be_unknown(house: Networked) -> None:
         house.daemon.child("egress").kill()
         assert runner.result(call).outcome.kind == "killed"
         house.daemon.wait(lambda: facts(house, "status", "--socket", "run/admin.sock")["egress"])
-    assert "it may have happened, in part or in full, or not at all" in told(house, "trace", "show", call, *STATE)
+    assert "egress ended before it told how much of this had passed" in told(house, "trace", "show", call, *STATE)
     (asked,) = facts(house, "trace", "requests", *STATE)
-    assert (asked["state"], asked["request"]["call"]) == ("unknown", call)
+    assert (asked["end"]["code"], asked["request"]["call"]) == ("interrupted", call)
     assert house.daemon.verifies()
 
 
@@ -259,7 +259,7 @@ addresses = ["127.0.0.0/8"]
 
 @pytest.mark.parametrize("named", [True, False])
 def test_what_the_daemon_itself_dials_is_recorded(
-    make_networked: Callable[..., Networked], monkeypatch: pytest.MonkeyPatch, named: bool
+    make_reached: Callable[..., Reached], monkeypatch: pytest.MonkeyPatch, named: bool
 ) -> None:
     ports: list[int] = []
 
@@ -270,11 +270,11 @@ def test_what_the_daemon_itself_dials_is_recorded(
             text = (_DESTINATION if named else "") + _PROVIDER
             return text.format(host=HOST, port=ports[0])
 
-    made = networked.catalogue
-    monkeypatch.setattr(networked, "catalogue", lambda folder, port: ports.append(port) or made(folder, port))
-    monkeypatch.setattr(networked, "_SECRET", networked._SECRET.replace('"service-key"', '"idp:token"'))
-    monkeypatch.setattr(networked, "Web", lambda context: Web(context, handler=_Tokens))
-    house = make_networked(Late())
+    made = reached.catalogue
+    monkeypatch.setattr(reached, "catalogue", lambda folder, port: ports.append(port) or made(folder, port))
+    monkeypatch.setattr(reached, "_SECRET", reached._SECRET.replace('"service-key"', '"idp:token"'))
+    monkeypatch.setattr(reached, "Web", lambda context, handler: Web(context, handler=_Tokens))
+    house = make_reached(Late())
     house.daemon.ask(admin.SetSecret(name="client-secret", value=b"of the broker"))
     with house.connect() as runner:
         ask = get(f"https://{HOST}:{ports[0]}/v1", Authorization="Bearer {SERVICE_KEY}")

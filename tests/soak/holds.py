@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from house import Daemon
     from soak.service import Service
 
-KEY_TOOL = "key_run"  # of networked.py: a network and a credential
+KEY_TOOL = "key_run"  # of reached.py: a network and a credential
 _ASKS = """
 import os, sys, time, urllib.request
 if sys.argv[2]:

@@ -133,7 +133,7 @@ def leaked() -> wire.Leaked:
 def test_a_request_is_recorded_answered_and_ended(carried: Any) -> None:
     async def work(house: House) -> None:
         await house.hear(ask(), ended(status=200, up=3, down=4, secrets=("key",)))
-        sums, used = await house.watched.end()
+        sums, used = await house.watched.end(None)
         assert (sums.requests, sums.up, sums.down, used) == (1, 3, 4, {"key": 1})
 
     house = carried(work)
@@ -147,7 +147,7 @@ def test_what_was_not_allowed_or_is_over_has_no_end(carried: Any) -> None:
     async def work(house: House) -> None:
         await house.hear(ask(1, host="no.test"), ended(1), ended(2), ask(3), ended(3), ended(3))
         await house.hear(ask(4), ask(4, number=-5), ended(4))
-        await house.watched.end()
+        await house.watched.end(None)
         await house.hear(
             ask(5, number=-6), ended(5), keep(b"x"), wire.Leaked(call="c00000001", id=1, name="k", where="w")
         )
@@ -173,7 +173,8 @@ def test_an_end_that_overtakes_nothing(carried: Any) -> None:
 
 def test_the_daemon_s_own_dials_are_recorded_and_let_out(carried: Any) -> None:
     async def work(house: House) -> None:
-        await house.hear(ask(1, OWN), ended(1, OWN, address="192.0.2.1"), ask(1, OWN, host="no.test"))
+        await house.hear(ask(1, OWN), ended(1, OWN, address="198.51.100.1"), ask(1, OWN, host="no.test"))
+        await house.requests.lost()
         await house.hear(ask(1, OWN))  # egress began anew, and counts from 1
         await house.hear(wire.Refused(call=OWN, request=asked(2), code="egress", part="daemon", reason="no"))
         await house.hear(ask(1, "daemon:other", number=-3), keep(b"a token", call=OWN))
@@ -182,7 +183,7 @@ def test_the_daemon_s_own_dials_are_recorded_and_let_out(carried: Any) -> None:
     assert {(each.call, each.task) for each in house.of(entries.Egress)} == {(OWN, "")}
     assert [each.decision.effect for each in house.of(entries.Egress)] == ["allow", "allow", "allow", "deny"]
     assert [answer.allowed for answer in house.answers] == [True, True, True, False, False]
-    assert len(house.of(entries.EgressEnd)) == 1
+    assert [each.code for each in house.of(entries.EgressEnd)] == ["", "interrupted"]
     assert house.contents == []  # what answers it may be a credential
 
 
@@ -192,10 +193,11 @@ def test_a_kept_response_is_named_in_the_end(carried: Any) -> None:
         await house.hear(ask(2), keep(b"half", 2), ended(2, code="upstream"))
         await house.hear(ask(3), ended(3, unkept="it is compressed"), keep(b"late", 3))
         await house.hear(ask(4), keep(bytes(50_000), 4))  # egress ended before it was over
-        await house.watched.end()
+        await house.watched.end(None)
 
     house = carried(work)
-    first, second, third = house.of(entries.EgressEnd)
+    first, second, third, cut = house.of(entries.EgressEnd)
+    assert (cut.code, cut.response) == ("interrupted", None)
     assert house.contents == [b"s" * 16 + b"HTTP/1.1 200 OK\r\n\r\nbody"]
     assert first.response.size == len(b"HTTP/1.1 200 OK\r\n\r\nbody")
     assert (second.response, second.unkept) == (None, "it was cut")
