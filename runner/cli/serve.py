@@ -31,7 +31,8 @@ def serve(
 
 
 def status(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:
-    """How the daemon is: instance, tasks, running calls, sandboxes, the catalogue in force."""
+    """How the daemon is: instance, tasks, running calls, sandboxes, which of its parts serve, critical alerts, the
+    catalogue in force."""
     answer = ask(socket, admin.Status())
     assert isinstance(answer, admin.StatusView)
     facts = msgspec.to_builtins(answer)
@@ -40,6 +41,9 @@ def status(socket: Socket = ADMIN_SOCKET, json: Json = False) -> None:
         print_json(facts)
     else:
         print_table(("fact", "value"), [(name, _told(value)) for name, value in facts.items()])
+        if answer.alerts:
+            said = f"{answer.alerts} critical since it started, the newest {answer.newest_alert}"
+            typer.secho(f"\nalerts: {said}; see `runner trace list --alerts`", fg=typer.colors.RED, bold=True)
 
 
 @app.command("list", epilog="Example: runner task list --all")

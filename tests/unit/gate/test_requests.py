@@ -90,6 +90,10 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[House], Awai
 
     def decide(*asked: Any) -> Decision:
         request: wire.Requested = asked[-1]
+        if request.host == "human.test":
+            return Decision(effect="step_up", reason="ask", rules=("ask",))
+        if request.host == "token.test":
+            return Decision(effect="deny", reason="no", code="not_granted")
         if request.host == "no.test":
             return Decision(effect="deny", reason=f"not {request.path}", code="denied")
         return Decision(effect="allow", reason="out")
@@ -227,6 +231,14 @@ def test_a_path_under_a_digest_is_nowhere_in_the_entry(carried: Any) -> None:
         assert each.path_content.size == len(secret)
     assert house.contents == [b"s" * 16 + secret.encode()] * 3
     assert plain.path == secret  # its twin
+
+
+def test_the_part_that_decided_is_named(carried: Any) -> None:
+    async def work(house: House) -> None:
+        for number, host in enumerate(("api.test", "no.test", "human.test", "token.test"), 1):
+            await house.hear(ask(number, host=host))
+
+    assert [each.part for each in carried(work).of(entries.Egress)] == ["", "policy", "policy", "token"]
 
 
 def test_alerts_are_counted(carried: Any) -> None:
