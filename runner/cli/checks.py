@@ -11,7 +11,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ from runner.engine.cgroup import CgroupTree
 from runner.engine.disk import unsupported
 from runner.engine.docker import INPUTS_LABEL, Docker, HostFacts, Image
 from runner.engine.host import COSTS, SCOPE_ABI, check_engine, check_host, host_facts, lacking, landlock_abi
+from runner.engine.image import Kind, tag
 from runner.errors import RunnerError
 from runner.ledger.tile import RESERVE
 from runner.model import TaskProfile
@@ -228,6 +229,15 @@ def tool_image(image: Image | None, wanted: str, inputs: str) -> Finding:
         remedy = "build it anew on the same base, or accept that the guest in it is another one"
         return Finding(name="image", status="warn", found=f"{wanted} was made from other inputs", remedy=remedy)
     return Finding(name="image", status="ok", found=f"{wanted} {image.id[:19]}")
+
+
+def web_image(image: Image | None, kind: Kind, profiles: Sequence[str]) -> Finding:
+    """Whether the profiles of tools with a network can run: without their image they are refused, and no others."""
+    named = ", ".join(profiles)
+    if image is None:
+        found = f"{tag(kind)} is not here: tasks of profile {named} are refused"
+        return Finding(name="web image", status="warn", found=found, remedy=kind.remedy)
+    return Finding(name="web image", status="ok", found=f"{tag(kind)} {image.id[:19]}, of profile {named}")
 
 
 def place_findings(config: Config) -> list[Finding]:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
-from runner.cli.checks import Finding, engine_findings, host_findings, place_findings
+from runner.cli.checks import Finding, engine_findings, host_findings, place_findings, web_image
 from runner.cli.egress_checks import egress_findings
 from runner.cli.keys import read_public_file
 from runner.cli.operator_checks import operator_findings
@@ -69,7 +69,9 @@ def _engine(config: Config, profiles: list[TaskProfile]) -> list[Finding]:
         facts, found = host_facts(docker), docker.image(wanted)
     except RunnerError as error:
         return [Finding(name="docker", status="fail", found=error.refused.reason, remedy=error.refused.next_step)]
-    return engine_findings(facts, found, wanted, image.inputs_digest(), profiles)
+    web = [each.name for each in profiles if each.image == image.WEB.repository]
+    asked = [web_image(docker.image(image.tag(image.WEB)), image.WEB, web)] if web else []
+    return [*engine_findings(facts, found, wanted, image.inputs_digest(), profiles), *asked]
 
 
 def _catalog(config: Config) -> tuple[Catalog | None, list[Finding]]:

@@ -13,6 +13,7 @@ import re
 import socket
 import ssl
 import zlib
+from contextlib import closing
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -113,12 +114,11 @@ def tunnel(host: str, port: int) -> socket.socket:
         sock = socket.create_connection(listener(), timeout=SILENCE_S)
         try:
             sock.sendall(f"CONNECT {where} HTTP/1.1\r\nHost: {where}\r\n\r\n".encode())
-            answer = http.client.HTTPResponse(sock, method="CONNECT")
-            answer.begin()
-            if answer.status == 200:
-                answer.close()  # the response's own file: the socket stays open
-                return sock
-            raise refusal(answer.status, answer.getheader(REFUSED) or "", answer.read(_REFUSAL))
+            with closing(http.client.HTTPResponse(sock, method="CONNECT")) as answer:  # its own file, not the socket
+                answer.begin()
+                if answer.status == 200:
+                    return sock
+                raise refusal(answer.status, answer.getheader(REFUSED) or "", answer.read(_REFUSAL))
         except BaseException:
             sock.close()
             raise
@@ -146,13 +146,13 @@ def request(method: str, url: Url, *, headers: dict[str, str], body: bytes = b""
             given["Host"] = url.origin.partition("://")[2]
         target = url.target if url.scheme == "https" else str(url)
         connection.request(method, target, body=body or None, headers=given)
-        answer = connection.getresponse()
-        refused = answer.getheader(REFUSED)
-        if refused is not None and ours:  # from an opaque tunnel it would be the destination's word
-            raise refusal(answer.status, refused, answer.read(_REFUSAL))
-        content, cut = _read(answer, most, url)
-        fields = [(name.lower(), value) for name, value in answer.getheaders()]
-        return Reply(answer.status, answer.reason, fields, content, cut)
+        with closing(connection.getresponse()) as answer:
+            refused = answer.getheader(REFUSED)
+            if refused is not None and ours:  # from an opaque tunnel it would be the destination's word
+                raise refusal(answer.status, refused, answer.read(_REFUSAL))
+            content, cut = _read(answer, most, url)
+            fields = [(name.lower(), value) for name, value in answer.getheaders()]
+            return Reply(answer.status, answer.reason, fields, content, cut)
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise failed(url.origin, error) from None
     finally:

@@ -2,13 +2,14 @@
 
 import os
 import sqlite3
+import stat
 import time
 from contextlib import suppress
 
 from runner.guest.beneath import ToolError
 
 _ALWAYS = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_RECURSIVE}
-# Neither may a statement reach another file (ATTACH, which VACUUM INTO is too) nor load code.
+# Neither may a statement reach another file (ATTACH, which every VACUUM is too) nor load code.
 _NEVER = {sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH}
 _FUNCTIONS = {"load_extension", "fts3_tokenizer", "readfile", "writefile", "edit"}
 _PRAGMAS = {
@@ -26,6 +27,8 @@ def query(place, *, sql, params, write, limit, timeout):
     """Columns, rows, whether there are more, and how many rows changed (None for a read). Raises `ToolError`."""
     held = place.open(os.O_RDWR | os.O_CREAT if write else os.O_RDONLY)
     try:
+        if not stat.S_ISREG(os.fstat(held).st_mode):
+            raise ToolError(f"{place.shown}: not a regular file", "not_a_file")
         connection = _connect(place, held, write)
         try:
             return _run(connection, sql, params, write, limit, time.monotonic() + timeout)

@@ -17,6 +17,7 @@ from runner.cli import checks, doctor, operator_checks
 from runner.config import Config, Operator, Sandboxes, Users
 from runner.engine.cgroup import CgroupTree
 from runner.engine.docker import INPUTS_LABEL, HostFacts, Image
+from runner.engine.image import WEB
 from runner.model import Ceilings, TaskProfile
 
 FACTS = HostFacts(
@@ -92,6 +93,8 @@ def tree(folder: Path, *controllers: str) -> CgroupTree:
         (checks.tool_image(IMAGE, "t:1", "in"), "ok"),
         (checks.tool_image(IMAGE, "t:1", "other"), "warn"),
         (checks.tool_image(None, "t:1", "in"), "fail"),
+        (checks.web_image(IMAGE, WEB, ["web"]), "ok"),
+        (checks.web_image(None, WEB, ["web"]), "warn"),
         (checks.folder("state", Path("/s"), (FOLDER | 0o700, 0)), "ok"),
         (checks.folder("state", Path("/s"), None), "ok"),
         (checks.folder("state", Path("/s"), (FOLDER | 0o777, 0)), "fail"),

@@ -242,6 +242,28 @@ def test_a_call_names_the_walls_of_the_launcher_that_was_built_ahead_of_it() -> 
     lying(work)
 
 
+def test_two_tools_of_one_code_are_two() -> None:
+    """A copy of a tool's folder with another manifest: another tool, whose code lies in a folder of its own."""
+    about: dict[str, Any] = {"description": "", "consequence": "low", "profile": "p", "kind": "python"}
+    tool = Manifest(id="t", digest="d", code_digest="c", parameters={}, **about)
+    copy = msgspec.structs.replace(tool, id="copy", digest="e")
+
+    async def work(liar: Lying) -> None:
+        sandbox = await liar.open()
+        waiting = [asyncio.ensure_future(sandbox.provide(each)) for each in (tool, copy, tool)]
+        await asyncio.sleep(0.01)
+        sent = liar.peer.recv(1 << 16)
+        assert (sent.count(b'"tool":"t"'), sent.count(b'"tool":"copy"')) == (1, 1)
+        for number, each in enumerate((tool, copy)):
+            assert not sandbox.holds(each)
+            await liar.says(guest.pack_json(guest.CODE_READY, 0, guest.CodeReady(tool=each.id, digest="c")))
+            await asyncio.wait_for(waiting[number], 5)
+            assert sandbox.holds(each)
+        await asyncio.wait_for(waiting[2], 5)
+
+    lying(work)
+
+
 def test_code_for_a_sandbox_that_is_gone_is_refused_and_not_waited_for() -> None:
     tool = Manifest(
         id="t",
