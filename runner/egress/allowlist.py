@@ -15,6 +15,7 @@ of all that match.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple
 
 from runner.address import Address, Network, closed, opening, parse
@@ -227,6 +228,7 @@ def address_verdict(allowlists: Allowlists, verdict: Verdict, host_: str, addres
 # --- compiling ------------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=128)  # the same few come with every call, and nothing changes what they became
 def _compiled(allowlist: Allowlist) -> _Part:
     exact: dict[str, list[_Rule]] = {}
     below: dict[str, list[_Rule]] = {}
