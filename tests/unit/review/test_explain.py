@@ -138,9 +138,9 @@ def test_diff_counts_what_changes_over_the_cases(tmp_path: Path) -> None:
 def test_diff_tells_rules_and_reasons_apart(tmp_path: Path) -> None:
     reworded = compiled(other(tmp_path, "write elsewhere", "write somewhere else"), None, None)
     found = over_cases(CASES, SERVED, reworded)
-    assert (dict(found.counts), [each.what for each in found.differences]) == ({"reason": 1}, ["reason"])
+    assert (dict(found.counts), [each.what for each in found.differences]) == ({"reason": 2}, ["reason"] * 2)
     renamed = compiled(other(tmp_path, '@id("protected-folder")', '@id("kept")'), None, None)
-    assert dict(over_cases(CASES, SERVED, renamed).counts) == {"rules": 1}
+    assert dict(over_cases(CASES, SERVED, renamed).counts) == {"rules": 2}
     told = rules(SERVED, renamed)
     assert (told.added, told.removed, told.changed) == (["kept"], ["protected-folder"], [])
     decision = CASES[0][1].point.decide(SERVED)
