@@ -224,8 +224,8 @@ def authorities(path: str, bundle: parent.Bundle) -> bytes:
     try:
         if whole:
             client_context(whole)
-        if path:
-            ssl.create_default_context(cadata=parts[-1].decode("ascii", "ignore"))
+        if path:  # of an empty text the defaults would be taken
+            ssl.create_default_context(cadata=parts[-1].decode("ascii", "ignore").strip() or "none")
     except (ssl.SSLError, ValueError):
         raise refuse(
             "config", "no PEM certificates of authorities", field=path, next_step="egress.trust names a file of them"

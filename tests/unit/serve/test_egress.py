@@ -284,7 +284,7 @@ def test_it_ends_with_gate_and_with_parent(make_process: Callable[..., Process],
 
 def test_a_bad_trust_file_is_rejected_and_the_old_one_stays(make_process: Callable[..., Process]) -> None:
     process = make_process().start()
-    for wrong in (b"", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
+    for wrong in (b"", b" \n", b"no certificate", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"):
         rejected = process.offer(wrong)
         assert isinstance(rejected, parent.Rejected)
         assert rejected.refusal.code == "config"
