@@ -150,6 +150,13 @@ class Echo(http.server.BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Closing(ssl.SSLSocket):
+    """Closed when it is dropped: ssl drops the socket it began to make when the peer was gone by then."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Web:
     """An HTTP server that remembers what it was asked; over TLS when given a context."""
 
@@ -157,6 +164,8 @@ class Web:
         self, context: ssl.SSLContext | None = None, handler: type[http.server.BaseHTTPRequestHandler] = Echo
     ) -> None:
         outer = self
+        if context is not None:
+            context.sslsocket_class = _Closing
 
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = False

@@ -47,6 +47,8 @@ class Pool:
         self._wanted: Mapping[str, tuple[TaskProfile, Tools]] = {}  # by the profile's digest
         self._ready: dict[str, Opened] = {}  # by id, oldest first
         self._reserved: dict[str, Opened] = {}  # named by a plan, not claimed yet
+        self._aside: set[str] = set()  # digests of profiles of which none could be made a moment ago
+        self._said: dict[str, str] = {}  # and why, as the log was told
         self._filling: asyncio.Task[None] | None = None
         self._quiet = asyncio.Event()  # no spare is being made at this moment
         self._quiet.set()
@@ -64,6 +66,7 @@ class Pool:
     ) -> None:
         """Keep spares for these profiles from now on, and end those made for others. A disk belongs to one task, so its
         sandbox cannot be made before the task is known."""
+        self._said.clear()
         self._wanted = {
             profile.digest: (
                 profile,
@@ -141,10 +144,22 @@ class Pool:
             except RunnerError as error:
                 if error.refused.code == "busy":
                     return  # no room: the end of a sandbox asks for the next try
-                _log.warning("no sandbox for the pool: %s", error.refused.line())
-                delay = _BACKOFF_S
+                self._put_aside(missing[0], error.refused.line())
             finally:
                 self._quiet.set()
+
+    def _put_aside(self, profile: TaskProfile, why: str) -> None:
+        """Try no more of this one for a while; the spares of others do not wait for it."""
+        if self._said.get(profile.digest) != why:
+            _log.warning("no sandbox of profile %s for the pool: %s", profile.name, why)
+        self._said[profile.digest] = why
+        self._aside.add(profile.digest)
+
+        def again() -> None:
+            self._aside.discard(profile.digest)
+            self.refill(0.0)
+
+        asyncio.get_running_loop().call_later(_BACKOFF_S, again)
 
     async def _add(self, profile: TaskProfile, tools: Tools) -> None:
         plan = SandboxPlan(sandbox=self._new_sandbox(), task="", profile=profile.name, profile_digest=profile.digest)
@@ -164,4 +179,5 @@ class Pool:
 
     def _missing(self) -> tuple[TaskProfile, Tools] | None:
         kept = [opened.profile for opened in self._ready.values()]
-        return next((wanted for digest, wanted in self._wanted.items() if kept.count(digest) < self._size), None)
+        wanted = ((digest, each) for digest, each in self._wanted.items() if digest not in self._aside)
+        return next((each for digest, each in wanted if kept.count(digest) < self._size), None)

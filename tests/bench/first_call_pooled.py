@@ -15,9 +15,10 @@ POOL = 2
 
 def main(*, quick: bool) -> None:
     """Measure in turns with `docker run`, print once."""
+    image = tool_image()
     with serving(config=f"pool = {POOL}\n") as daemon:
         tasks = Tasks(daemon)
-        found = against_docker(daemon, tool_image(), tasks.pooled(POOL), 2 if quick else 15)
+        found = against_docker(daemon, image, tasks.pooled(POOL, image), 2 if quick else 15)
     middle = {name: statistics.median(times) for name, times in found.items()}
     emit(
         "first call of a new task, pool not empty",

@@ -42,11 +42,14 @@ class Tasks:
         """With no pool."""
         return self.begin(count, lambda: quiet(self._daemon))
 
-    def pooled(self, size: int) -> Block:
-        """With a pool of `size` that is full again before each task."""
+    def pooled(self, size: int, image: str) -> Block:
+        """With a pool of `size` sandboxes of this image that is full again before each task."""
+
+        def ready() -> int:
+            return sum(each["ImageID"] == image and each["State"] == "running" for each in self._daemon.containers())
 
         def full() -> None:
-            self._daemon.wait(lambda: len([pid for pid in self._daemon.sandbox_pids() if pid]) == size)
+            self._daemon.wait(lambda: ready() == size)
             quiet(self._daemon)
 
         return lambda count: self.begin(count, full)

@@ -128,6 +128,18 @@ def url(house: Reached, path: str) -> str:
     return f"https://{HOST}:{house.web.port}{path}"
 
 
+def last_end(house: Reached, bytes_down: int) -> entries.EgressEnd:
+    """The entry of the last request that ended, which brought at least so many bytes; it may come after the result."""
+    found: list[entries.EgressEnd] = []
+
+    def there() -> bool:
+        found[:] = house.daemon.entries(entries.EgressEnd)[-1:]
+        return bool(found) and found[0].down >= bytes_down
+
+    house.daemon.wait(there)
+    return found[0]
+
+
 def fetched(runner: Runner, house: Reached, path: str, tool: str = "net_run") -> str:
     """What a tool says that fetches this."""
     done = runner.call(tool, {"argv": ["python3", "-c", GET, url(house, path)]})
@@ -160,7 +172,7 @@ def test_a_bomb_passes_as_the_bytes_it_is_and_is_not_looked_into(house: Reached,
     coding, body = Service.bombs[path]
     with connected(house) as runner:
         assert fetched(runner, house, path) == f"200 {coding or 'plain'}\n{len(body)}\n"
-        last = house.daemon.entries(entries.EgressEnd)[-1]
+        last = last_end(house, len(body))
     assert len(body) < last.down < len(body) + 1000  # what came, and its head
     assert all(memory(house.daemon)[name] < before[name] + GROWTH for name in before)
 
@@ -170,7 +182,7 @@ def test_a_bomb_beyond_the_budget_is_cut_there(house: Reached) -> None:
         assert fetched(runner, house, "/tar", "key_run").startswith("200 plain\n")  # within it
         said = fetched(runner, house, "/large", "key_run")
         assert 0 < int(said.split()[-1]) < BUDGET, said
-        last = house.daemon.entries(entries.EgressEnd)[-1]
+        last = last_end(house, BUDGET)
         assert (last.code, last.down) == ("budget", BUDGET)
         assert fetched(runner, house, "/large").endswith(f"\n{4 * BUDGET}\n")  # where no rule bounds it
 

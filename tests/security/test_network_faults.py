@@ -143,6 +143,7 @@ def test_when_the_daemon_dies_nothing_passes_any_more(part: str, make_networked:
     family = house.family()
     handed = house.credentials()
     with house.daemon.connect(handed) as runner, sending(house, runner) as (running, seen):
+        house.daemon.wait(lambda: house.daemon.entries(entries.Egress))  # a moment later: the call is not `sync`
         victim = family[0] if part == "parent" else house.daemon.child(part)
         victim.kill()
         with pytest.raises((Interrupted, Unavailable)):

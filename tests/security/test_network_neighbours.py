@@ -25,7 +25,9 @@ print(json.dumps(own | {"pid": os.getpid()}), flush=True)
 sys.stdin.readline()
 headers = {"Authorization": "Bearer " + own["SERVICE_KEY"]} if own["SERVICE_KEY"] else {}
 try:
-    print(urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers), timeout=30).status)
+    with urllib.request.urlopen(urllib.request.Request(sys.argv[1], headers=headers), timeout=30) as answer:
+        answer.read()
+        print(answer.status)
 except OSError as error:
     print(error)
 """

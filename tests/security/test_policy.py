@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import os
@@ -42,8 +43,8 @@ CASES = read_cases(shared("policies"))
 WHO = Principal(agent="a", owner="o", task="t", session="s")
 
 
-def ask(tool: str, arguments: dict[str, Any], served: Serving = SERVED) -> Decision:
-    question = Question(principal=WHO, tool=tool, arguments=arguments, profile="default", peer_uid=1000)
+def ask(tool: str, arguments: dict[str, Any], served: Serving = SERVED, profile: str = "default") -> Decision:
+    question = Question(principal=WHO, tool=tool, arguments=arguments, profile=profile, peer_uid=1000)
     return decide(question, SessionView(), served, served.policies)
 
 
@@ -512,7 +513,7 @@ def test_what_is_not_declared_is_denied(tool: str, arguments: dict[str, Any], co
 
 
 OTHER_TYPES: tuple[Any, ...] = (None, True, 3, 1.5, "x", ["x"], [3], {}, {"x": 1})
-KINDS: dict[str, tuple[type, ...]] = {"string": (str,), "integer": (int,), "boolean": (bool,), "array": (list,)}
+KINDS: dict[str, type] = {"string": str, "integer": int, "boolean": bool, "array": list, "object": dict}
 EVERY = [
     (tool.id, name, schema) for tool in SERVED.tools.values() for name, schema in tool.parameters["properties"].items()
 ]
@@ -523,14 +524,16 @@ def test_no_argument_of_any_tool_takes_another_type_or_name(tool: str, name: str
     fine = plain(SERVED, SERVED.tools[tool])
     assert fine is not None
     arguments = fine.question.arguments
-    assert ask(tool, arguments).effect == "allow"
+    asked = functools.partial(ask, tool, profile="web")  # the one with every tool
+    assert asked(arguments).effect == "allow"
     for value in OTHER_TYPES:
-        if type(value) in KINDS[schema["type"]] and value != [3]:
+        numbers = "number" in schema.get("items", {}).get("type", "")
+        if type(value) is KINDS[schema["type"]] and (value != [3] or numbers):
             continue
-        denied = ask(tool, arguments | {name: value})
+        denied = asked(arguments | {name: value})
         assert (denied.effect, denied.code) == ("deny", "arguments"), value
     for other in (name.upper(), f"{name} ", f"{name}\0", f"_{name}", "__proto__", "__class__", ""):
-        denied = ask(tool, arguments | {other: "x"})
+        denied = asked(arguments | {other: "x"})
         assert (denied.effect, denied.code) == ("deny", "arguments"), other
     for missing in SERVED.tools[tool].parameters.get("required", ()):
-        assert ask(tool, {key: each for key, each in arguments.items() if key != missing}).code == "arguments"
+        assert asked({key: each for key, each in arguments.items() if key != missing}).code == "arguments"
