@@ -245,7 +245,8 @@ class Matrix:
             _, *launchers = forks(scene.supervisor.pid)  # the first makes the others
             busy = {parent for each in scene.tools() if (parent := each.parent()) in launchers}
             for each in busy or launchers:  # without a tool, whichever the call was handed to, or will be
-                each.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # the death of the first may have ended the others
+                    each.kill()
         elif victim in DOCKER_VICTIMS:
             self._docker.end(signal.SIGTERM if victim == "dockerd-stop" else signal.SIGKILL)
         elif victim != "nobody":
