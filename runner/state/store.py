@@ -148,7 +148,11 @@ class Store:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             if isinstance(error, sqlite3.Error):
-                raise refuse("host", f"the state file cannot be written: {error}") from error
+                raise refuse(
+                    "host",
+                    f"the state file cannot be written: {error}",
+                    next_step="free or repair the disk, then start the daemon again; the file follows the ledger",
+                ) from error
             raise
 
     def follow(self, found: list[tuple[int, bytes]], size: int) -> None:
