@@ -8,7 +8,7 @@ lower-case hex SHA-256.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -16,6 +16,9 @@ import msgspec
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Base of every value: immutable, absent when default, unknown fields refused."""
 
+
+# What another process of ours counts, as far as an entry of the ledger holds it exactly, and one more.
+Count = Annotated[int, msgspec.Meta(ge=0, lt=(1 << 53) - 1)]
 
 # --- who ---------------------------------------------------------------------------------------------
 

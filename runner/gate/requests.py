@@ -29,6 +29,7 @@ Reply = Callable[[wire.Answer], None]
 _log = logging.getLogger(__name__)
 _BY_TOKEN = ("not_granted", "constraint")  # codes of what the token denies; every other denial is policy's
 _UNTOLD = "egress ended before it told how much of this had passed"
+_MOST = (1 << 53) - 1  # what an entry holds exactly: more is the sum of what a broken egress tells of several requests
 _OWN = Decision(effect="allow", reason="one of [daemon.destinations]: neither token nor policy speaks of the daemon")
 
 
@@ -62,9 +63,9 @@ class Watched:
             counted["own"], counted["up"], counted["down"] = closed.refused, closed.up, closed.down
         network = entries.Network(
             requests=counted["requests"],
-            refused=counted["refused"] + counted["own"],
-            up=counted["up"],
-            down=counted["down"],
+            refused=min(counted["refused"] + counted["own"], _MOST),
+            up=min(counted["up"], _MOST),
+            down=min(counted["down"], _MOST),
             opaque=counted["opaque"],
         )
         return network, dict(self.used)

@@ -30,8 +30,10 @@ Heard = Callable[[str, Any, int | None], None]  # a child's name, its message, t
 class Child:
     """One process and the channel to it."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, name: str, process: asyncio.subprocess.Process, run: int = 0) -> None:
+        """`run` counts the processes of this name."""
         self.name = name
+        self.run = run
         self.process = process
         self.channel: Channel
         self.failure: Refusal | None = None  # why it answers no more, in its own words if it had any
@@ -69,13 +71,17 @@ class Child:
         answer = await self.expect(wire.Compiled, wire.Rejected, generation=generation)
         return answer.refusal if isinstance(answer, wire.Rejected) else None
 
+    def kill(self) -> None:
+        """End it now, whatever it is at, stopped by a signal too; whoever watches it reaps it."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
     async def stop(self, grace_s: float) -> bool:
         """Wait for its end, and bring it about after `grace_s`. Returns whether it ended by itself."""
         try:
             await asyncio.wait_for(self.process.wait(), grace_s)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
+            self.kill()
             await self.process.wait()
             return False
         finally:
@@ -115,7 +121,8 @@ class Children:
         )
         for sock in passed:
             sock.close()
-        child = self.live[name] = Child(name, process)
+        before = self.live.get(name)
+        child = self.live[name] = Child(name, process, before.run + 1 if before is not None else 0)
         child.channel = Channel(mine, wire.FromChild, lambda *said: self._hear(child, *said), carriers=(wire.Dials,))
         watcher = asyncio.ensure_future(self._watch(child))
         self._watchers.add(watcher)
@@ -123,7 +130,7 @@ class Children:
         return child
 
     def _hear(self, child: Child, message: Any, descriptor: int | None) -> None:
-        if isinstance(message, wire.Reread | wire.Dials):
+        if isinstance(message, wire.Reread | wire.Dials | wire.GivenUp):
             self._heard(child.name, message, descriptor)
         else:
             child.said(message)

@@ -104,7 +104,7 @@ class GateProcess:
         )
         self._recorder = Channel(socket.socket(fileno=recorder_fd), recorder_wire.FromRecorder, self._from_recorder)
         self._attach_engine(socket.socket(fileno=engine_fd))
-        self._outward = outward.Outward(self._heard, self._changed)
+        self._outward = outward.Outward(self._heard, self._changed, self._given_up)
         self._outward.attach("egress", socket.socket(fileno=egress_fd))
         self._outward.attach("broker", socket.socket(fileno=broker_fd))
         watch = asyncio.ensure_future(self._watch_channels())
@@ -322,6 +322,9 @@ class GateProcess:
         elif isinstance(message, egress_wire.Ask):  # the broker is ahead of us: it tries again
             reply(egress_wire.Answer(number=message.number, allowed=False, reason="gate is starting"))
 
+    def _given_up(self, part: outward.Part, run: int) -> None:
+        self._upward.post(parent.GivenUp(name=part, run=run))
+
     async def _changed(self, part: outward.Part, state: outward.State) -> None:
         """A part that live calls depend on ended, or is back."""
         if self._server is not None:
@@ -351,7 +354,7 @@ class GateProcess:
             case parent.Part(name="engine") if descriptor is not None:
                 self._engine_back(socket.socket(fileno=descriptor))
             case parent.Part(name="egress" | "broker" as name) if descriptor is not None:
-                self._outward.attach(name, socket.socket(fileno=descriptor))
+                self._outward.attach(name, socket.socket(fileno=descriptor), message.run)
             case parent.Stop():
                 self._stop = message
                 self._ending.set()

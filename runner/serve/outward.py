@@ -22,18 +22,24 @@ Answer = Callable[[egress.Answer], None]
 class Outward:
     """Each part's typed caller, None while it is being restarted."""
 
-    def __init__(self, heard: Callable[[Any, Answer], None], changed: Callable[[Part, State], Awaitable[None]]) -> None:
+    def __init__(
+        self,
+        heard: Callable[[Any, Answer], None],
+        changed: Callable[[Part, State], Awaitable[None]],
+        given_up: Callable[[Part, int], None],
+    ) -> None:
         """`heard` gets what a part says unasked, and by what to answer it; `changed` is told that a part is "lost" or
-        "restored"."""
+        "restored", `given_up` to which of its processes nobody speaks any more."""
         self.egress: egress.EgressCaller | None = None
         self.broker: broker.BrokerCaller | None = None
         self._heard = heard
         self._changed = changed
+        self._given_up = given_up
         self._channels: dict[Part, Channel] = {}
         self._watches: dict[Part, asyncio.Future[None]] = {}
 
-    def attach(self, part: Part, sock: socket.socket) -> None:
-        """Speak to this process from now on: once the loss of the one before it is told."""
+    def attach(self, part: Part, sock: socket.socket, run: int = 0) -> None:
+        """Speak to this process from now on, the part's `run`th: once the loss of the one before it is told."""
         before = self._channels.get(part)
         if before is not None:
             before.close()
@@ -42,19 +48,22 @@ class Outward:
         self._channels[part] = channel
         if before is None:
             setattr(self, part, caller)
-        self._watches[part] = asyncio.ensure_future(self._watch(part, channel, caller, self._watches.get(part)))
+        self._watches[part] = asyncio.ensure_future(self._watch(part, run, channel, caller, self._watches.get(part)))
 
     def abandon(self, part: Part) -> None:
-        """It does not answer: take it for ended. It ends, too, once it sees that gate is gone."""
+        """It does not answer: take it for ended."""
         self._channels[part].close()
 
-    async def _watch(self, part: Part, channel: Channel, caller: Any, before: asyncio.Future[None] | None) -> None:
+    async def _watch(
+        self, part: Part, run: int, channel: Channel, caller: Any, before: asyncio.Future[None] | None
+    ) -> None:
         if before is not None:
             await before
             setattr(self, part, caller)
             await self._changed(part, "restored")
         await channel.closed.wait()
         setattr(self, part, None)
+        self._given_up(part, run)
         _log.error("%s ended: calls that depend on it end too", part)
         await self._changed(part, "lost")
 

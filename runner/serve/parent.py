@@ -34,6 +34,7 @@ _MAX_TRUST = 4 << 20  # a bundle of certificate authorities; the usual one has 2
 _BACKOFF_S = (0.2, 1.0, 5.0, 15.0)  # between restarts of a part; the last one repeats
 _STABLE_S = 60.0  # a part that lived this long has no failures behind it
 _RESTARTED: tuple[wire.Name, ...] = ("engine", "egress", "broker")  # when one of the others ends, everything ends
+_REPLACED = ("egress", "broker")  # of those, who is killed when it does not answer: calls get another in a moment
 _COMPILING = (*_RESTARTED, "gate")  # who is offered a catalogue
 _PREDECESSOR_S = 15.0  # how long a start waits for the children of a parent that was killed to end
 
@@ -107,6 +108,11 @@ class Daemon:
     def _heard(self, name: str, message: Any, descriptor: int | None) -> None:
         if isinstance(message, wire.Reread) and name == "gate":
             self._reread(message.asked)
+        elif isinstance(message, wire.GivenUp) and name == "gate":
+            child = self._children.live[message.name]
+            if child.run == message.run and not child.ended:
+                _log.error("gate has given up %s: it is killed", message.name)
+                child.kill()
         elif isinstance(message, wire.Dials) and name == "broker" and descriptor is not None:
             if self._dials >= 0:
                 os.close(self._dials)
@@ -229,8 +235,10 @@ class Daemon:
             answers = await asyncio.gather(
                 *(child.compiled(bundle, self._generation, asked) for child in offered), return_exceptions=True
             )
-            for answer in answers:
+            for child, answer in zip(offered, answers, strict=True):
                 if isinstance(answer, BaseException):
+                    if child.name in _REPLACED:  # or else it would hang on, and answer nobody else either
+                        child.kill()
                     raise answer
             refused = next((answer for answer in answers if isinstance(answer, Refusal)), None)
             if refused is None:
@@ -293,14 +301,13 @@ class Daemon:
         except RunnerError as error:
             _log.error("%s did not come back: %s", name, error.refused.line())
             gates.close()
-            if not child.ended:
-                child.process.kill()
+            child.kill()
             return False
         child.channel.post(wire.Commit(generation=self._generation))
         del self._restarting[name]
         if name == "egress":
             self._hand_over_dials()
-        self._children.live["gate"].channel.post(wire.Part(name=name), gates.detach())
+        self._children.live["gate"].channel.post(wire.Part(name=name, run=child.run), gates.detach())
         _log.info("%s is back", name)
         return True
 

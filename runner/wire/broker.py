@@ -14,6 +14,7 @@ import msgspec
 
 from runner.config import SECRET_NAME
 from runner.errors import Refusal, RunnerError, refuse
+from runner.model import Count
 
 MIN_SECRET = 8  # bytes: shorter ones stand in innocent output too, so that redacting them would damage it
 MAX_SECRET = 32 << 10  # bytes of one value: a kubeconfig with its certificates is 10 KiB
@@ -54,7 +55,7 @@ class SecretView(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, 
     """A stored secret as anybody may see it. Times are RFC 3339."""
 
     name: str
-    version: int
+    version: Count
     created: str
     rotated: str
     fields: tuple[str, ...] = ()  # names; () = a single value

@@ -2,7 +2,8 @@
 
 Gate opens a listener for one call and closes it with the call; the listener, and no byte that comes through it, tells
 egress which call asks. Egress judges a request by the call's allowlists, then asks gate, which knows token and policy
-and writes the entry; only then does it dial.
+and writes the entry; only then does it dial. What egress counts has the bounds of an entry: a broken one is found out
+when its message is decoded, and not when the ledger refuses what would have been written of it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from runner.errors import Refusal, RunnerError
-from runner.model import Allowlist
+from runner.model import Allowlist, Count
 
 BROKER = "daemon:broker"  # the call that stands for the broker's own dials
 
@@ -84,10 +85,10 @@ Visibility = Literal["opaque", "head", "full"]
 class Requested(Message, frozen=True):
     """One request as the authoriser sees it; every text is canonical and printable ASCII."""
 
-    id: int  # counts the requests of a call, from 1
+    id: Count  # counts the requests of a call, from 1
     protocol: Literal["https", "http", "tcp"]
     host: str
-    port: int
+    port: Count
     visibility: Visibility
     method: str = ""  # "" where it cannot be read
     path: str = ""  # without the query
@@ -114,7 +115,7 @@ class Keep(Message, frozen=True, tag="keep"):
 
     number: int
     call: str
-    id: int
+    id: Count
     data: bytes
 
 
@@ -134,12 +135,12 @@ class Ended(Message, frozen=True, tag="ended"):
     """An allowed request is over, or its call was while gate was being asked (code `interrupted`)."""
 
     call: str
-    id: int
+    id: Count
     address: str = ""  # the address dialled, "" when none was
-    status: int = 0  # of the response; 0 where it cannot be read or none came
-    up: int = 0  # bytes from the sandbox to the destination, heads included
-    down: int = 0
-    duration_us: int = 0
+    status: Count = 0  # of the response; 0 where it cannot be read or none came
+    up: Count = 0  # bytes from the sandbox to the destination, heads included
+    down: Count = 0
+    duration_us: Count = 0
     code: str = ""  # why it ended early: a refusal's code; "" when it ended by itself
     reason: str = ""
     secrets: tuple[str, ...] = ()  # names of the credentials that went with it
@@ -152,7 +153,7 @@ class Leaked(Message, frozen=True, tag="leaked"):
     repeated a credential (`where` is "response"), and was cut before it. At most 16 of a call are told."""
 
     call: str
-    id: int
+    id: Count
     name: str  # of the secret, or "canary"
     where: str
 
@@ -167,10 +168,10 @@ class Closed(Message, frozen=True, tag="closed"):
     """What went through the call's listener."""
 
     number: int
-    requests: int = 0
-    refused: int = 0
-    up: int = 0
-    down: int = 0
+    requests: Count = 0
+    refused: Count = 0
+    up: Count = 0
+    down: Count = 0
 
 
 class Trusted(Message, frozen=True, tag="trusted"):

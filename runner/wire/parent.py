@@ -87,9 +87,19 @@ Name = Literal["engine", "egress", "broker"]  # what is started again while the 
 
 
 class Part(Message, frozen=True, tag="part"):
-    """Carries a descriptor: the socket to engine, egress or broker, after it was started again."""
+    """Carries a descriptor: the socket to engine, egress or broker, after it was started again. `run` counts its
+    processes: that of the start is 0."""
 
     name: Name
+    run: int
+
+
+class GivenUp(Message, frozen=True, tag="given_up"):
+    """From gate: it speaks to this process no more, since that is stuck, talks nonsense or has ended. It is killed if
+    it still runs, and the part started again."""
+
+    name: Literal["egress", "broker"]
+    run: int
 
 
 class Dials(Message, frozen=True, tag="dials"):
@@ -110,4 +120,4 @@ class Stopped(Message, frozen=True, tag="stopped"):
 
 
 FromParent = Offer | Commit | Part | Dials | Stop | Swapped
-FromChild = Compiled | Rejected | Ready | Fatal | Stopped | Reread | Dials
+FromChild = Compiled | Rejected | Ready | Fatal | Stopped | Reread | Dials | GivenUp

@@ -7,7 +7,10 @@ back, the next call works, and nothing of the first is left.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +28,11 @@ from runner.client.errors import CallError, Interrupted, Unavailable
 from runner.errors import EXIT_UNAVAILABLE
 from runner.ledger import entry as entries
 from runner.wire import admin
+from runner.wire import egress as egress_wire
+from runner.wire.frame import encode
 
 pytestmark = pytest.mark.docker
+_PIDFD_GETFD = 438  # x86_64 and every other machine: pidfd_getfd(2)
 # Sends for ever: whatever still passes is seen by the service.
 SEND = """
 import http.client, os, ssl, sys, time
@@ -115,26 +121,72 @@ def test_a_sandbox_that_is_killed_takes_its_way_out_along(networked: Networked) 
         assert seen["received"] == received
 
 
-def test_an_egress_that_hangs_keeps_no_call_from_being_sealed(make_networked: Callable[..., Networked]) -> None:
-    """Stopped, it passes nothing and says nothing: the call ends all the same, egress is given up, and replaced."""
+@pytest.mark.parametrize("part", ["egress", "broker"])
+def test_a_part_that_hangs_is_killed_and_keeps_no_call_from_being_sealed(
+    part: str, make_networked: Callable[..., Networked]
+) -> None:
+    """Stopped, it passes nothing and says nothing, for ever: the call ends all the same, and the part is replaced."""
     house = make_networked()
     with house.connect() as runner:
         with sending(house, runner) as (running, seen):
-            stuck = house.daemon.child("egress")
+            stuck = house.daemon.child(part)
             stuck.suspend()
-            try:
-                running.cancel()
-                assert running.result().outcome.kind == "cancelled"
-                until(lambda: ("egress", "lost") in degraded(house))
-                with pytest.raises(Unavailable):
-                    runner.call("net_run", python("print('ran')"))
-            finally:
-                stuck.resume()
-            house.daemon.wait(lambda: seen["over"])
-        until(lambda: ("egress", "restored") in degraded(house))
-        assert not alive(stuck.pid)
+            running.cancel()
+            assert running.result().outcome.kind == "cancelled"
+            until(lambda: (part, "restored") in degraded(house))
+            assert not psutil.pid_exists(stuck.pid), "killed, and reaped"
+            until(lambda: seen["over"])
         works(house, runner)
-        assert house.ends(running.call)[0].code == "interrupted"
+        assert house.daemon.child(part).pid != stuck.pid
+        assert degraded(house) == [(part, "lost"), (part, "restored")]
+        (end,) = house.ends(running.call)
+        assert ("before it told" in end.reason) == (part == "egress")
+        assert house.outcome(running.call).outcome == "cancelled"
+    assert f"gate has given up {part}: it is killed" in house.daemon.said()
+
+
+def asked_by(house: Networked, call: str) -> list[entries.Egress]:
+    """The requests of a call that may still run."""
+    return [each for each in house.daemon.entries(entries.Egress) if each.call == call]
+
+
+def say(part: psutil.Process, message: egress_wire.Message) -> None:
+    """Say this to gate as if that part of the daemon had: by its own socket, taken from the process."""
+    (_, gate), process = part.cmdline()[4:6], os.pidfd_open(part.pid)
+    taken = ctypes.CDLL(None, use_errno=True).syscall(_PIDFD_GETFD, process, int(gate), 0)
+    os.close(process)
+    assert taken >= 0, os.strerror(ctypes.get_errno())
+    with socket.socket(fileno=taken) as sock:
+        sock.sendall(encode(message))
+
+
+def test_an_egress_that_tells_what_no_entry_holds_is_replaced_and_the_daemon_serves_on(
+    make_networked: Callable[..., Networked],
+) -> None:
+    house = make_networked()
+    most = (1 << 53) - 2  # what an entry holds is told to it
+    with house.connect() as runner:
+        for up in (most, 1 << 53):
+            with sending(house, runner) as (running, seen):
+                broken = house.daemon.child("egress")
+                (request,) = until(lambda call=running.call: asked_by(house, call))
+                say(broken, egress_wire.Ended(call=running.call, id=request.request, up=up, code="told"))
+                if up == most:
+                    until(lambda: house.daemon.entries(entries.EgressEnd))
+                    running.cancel()
+                ended = running.result().outcome
+                until(lambda seen=seen: seen["over"])
+            (end,) = house.ends(running.call)
+            if up == most:
+                assert (ended.kind, end.code, end.up) == ("cancelled", "told", most)
+                assert house.daemon.child("egress").pid == broken.pid
+            else:
+                assert (ended.kind, ended.reason.split(" ")[0], end.code) == ("killed", "egress", "interrupted")
+                until(lambda: ("egress", "restored") in degraded(house))
+                assert not psutil.pid_exists(broken.pid)
+        works(house, runner)
+    assert house.daemon.stop() == 0
+    assert house.daemon.verifies()
 
 
 @pytest.mark.parametrize("part", ["gate", "parent", "recorder"])

@@ -145,6 +145,19 @@ def test_a_request_is_recorded_answered_and_ended(carried: Any) -> None:
     assert [answer.allowed for answer in house.answers] == [True]
 
 
+def test_sums_of_what_egress_tells_are_what_an_entry_holds(carried: Any) -> None:
+    most = (1 << 53) - 2
+
+    async def work(house: House) -> None:
+        await house.hear(ask(1), ask(2, number=-2), ended(1, up=most, down=5), ended(2, up=most, down=6))
+        sums, _ = await house.watched.end(None)
+        assert (sums.requests, sums.up, sums.down) == (2, most + 1, 11)
+        entry = entries.Outcome(time=house.stamp(), call="c00000001", task="t", outcome="killed", network=sums)
+        assert entries.decode(entries.encode(entry)) == entry
+
+    carried(work)
+
+
 def test_what_was_not_allowed_or_is_over_has_no_end(carried: Any) -> None:
     """Egress may be wrong, or hostile: the daemon must not end over what it says."""
 
