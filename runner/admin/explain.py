@@ -25,15 +25,16 @@ def explain(parts: Parts, asked: admin.ExplainEgress) -> admin.EgressView:
         )
     profile = serving.task_profiles[task.profile]
     tools = tuple(name for name in profile.tools if serving.tools[name].egress)
-    known = ", ".join(tools) or "none of its tools has a network"
+    step = f"name one of: {', '.join(tools)}" if tools else "none of its tools has a network: nothing of it goes out"
     tool = asked.tool or (tools[0] if len(tools) == 1 else "")
     if not tool:
-        raise refuse("arguments", "which tool?", field="tool", next_step=f"name one of: {known}")
+        raise refuse("arguments", "which tool?", field="tool", next_step=step)
     if tool not in serving.tools:
-        raise refuse("unknown_tool", f"no tool `{tool[:64]}`", field="tool", next_step=f"name one of: {known}")
+        raise refuse("unknown_tool", f"no tool `{tool[:64]}`", field="tool", next_step=step)
     if tool not in profile.tools:
         reason = f"the task's profile `{profile.name}` does not hold tool `{tool}`"
-        raise refuse("not_granted", reason, field="tool", next_step=f"name one of: {known}")
+        step = f"add it to `tools` in profiles/{profile.name}.toml, reload and begin a new task; in this one, {step}"
+        raise refuse("not_granted", reason, field="tool", next_step=step)
     manifest, request = serving.tools[tool], asked.request
     view = admin.EgressView(
         task=task.id,

@@ -189,7 +189,13 @@ def _standing(catalog: Catalog, tool: str, profile: str, token: Path | None) -> 
         known = ", ".join(catalog.task_profiles) or "none"
         raise refuse("profile", f"no task profile `{profile[:64]}`", next_step=f"known task profiles: {known}")
     if tool not in task.tools:
-        raise refuse("not_granted", f"task profile `{profile}` does not hold tool `{tool}`", next_step="name another")
+        holders = ", ".join(name for name, each in catalog.task_profiles.items() if tool in each.tools)
+        raise refuse(
+            "not_granted",
+            f"task profile `{profile}` does not hold tool `{tool}`",
+            field="--profile",
+            next_step=f"add it to `tools` in profiles/{profile}.toml, or name a profile that does: {holders or 'none'}",
+        )
     return Standing(
         principal=Principal(agent=who["agent"], owner=who["owner"], task=who["task"], session=who["session"]),
         tool=tool,

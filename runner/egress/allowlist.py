@@ -145,6 +145,10 @@ class Allowlists:
             return _denied(self._parts[-1].name, f"{self._parts[-1].name}: {reason}")
         return _lacking(part, asked)
 
+    def inspected(self, host_: str, port: int) -> bool:
+        """Whether a tunnel to this place, once every part lets it be, is opened because one of them says so now."""
+        return any(each.rule.inspect and port in each.rule.ports for part in self._parts for each in part.of(host_))
+
     def addresses(self, verdict: Verdict, host_: str, addresses: Sequence[str]) -> Verdict:
         """An allowed verdict once the host's addresses are known: denied when one of them is none that may be dialled.
 

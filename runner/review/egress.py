@@ -56,7 +56,8 @@ class Explained(Value, frozen=True, kw_only=True):
 def requested(target: Target, method: str, allowlists: Allowlists) -> tuple[Requested, bool]:
     """The request as egress would see it, and whether it would open its tunnel to see it.
 
-    A tunnel that no rule opens shows nothing but its destination, whatever the URL says."""
+    A tunnel that some part does not let be is taken as it would be once that part did: opened where a rule of another
+    reads what passes. One that no rule opens shows nothing but its destination, whatever the URL says."""
     if target.scheme == "http":
         return _readable(target, "http", method, "head"), False
     if target.scheme == "tcp":
@@ -65,7 +66,8 @@ def requested(target: Target, method: str, allowlists: Allowlists) -> tuple[Requ
     if tunnel.allowed:
         opened = tunnel.inspect
         return (_readable(target, "https", method, "full") if opened else _opaque(target, tunnel.protocol)), opened
-    return (_readable(target, "https", method, "full") if method else _opaque(target, "https")), bool(method)
+    opened = bool(method) or allowlists.inspected(target.host, target.port)
+    return (_readable(target, "https", method, "full") if opened else _opaque(target, "https")), opened
 
 
 def explain(target: Target, method: str, standing: Standing, policies: egress.Policies) -> Explained:

@@ -82,17 +82,17 @@ def test_the_session_is_as_it_is_now() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tools", "task", "tool", "code", "says"),
+    ("tools", "task", "tool", "code", "says", "step"),
     [
-        (("shell_run",), "other", "shell_run", "arguments", "no live task"),
-        (("shell_run", "python_run"), "t", "", "arguments", "which tool"),
-        ((), "t", "", "arguments", "which tool"),
-        (("shell_run",), "t", "nothing", "unknown_tool", "no tool"),
-        (("shell_run",), "t", "apart", "not_granted", "does not hold"),
+        (("shell_run",), "other", "shell_run", "arguments", "no live task", "see `runner task list`"),
+        (("shell_run", "python_run"), "t", "", "arguments", "which tool", "name one of: shell_run, python_run"),
+        ((), "t", "", "arguments", "which tool", "none of its tools has a network: nothing of it goes out"),
+        (("shell_run",), "t", "nothing", "unknown_tool", "no tool", "name one of: shell_run"),
+        (("shell_run",), "t", "apart", "not_granted", "does not hold", "add it to `tools` in profiles/default.toml"),
     ],
 )
-def test_what_cannot_be_told(tools: tuple[str, ...], task: str, tool: str, code: str, says: str) -> None:
+def test_what_cannot_be_told(tools: tuple[str, ...], task: str, tool: str, code: str, says: str, step: str) -> None:
     with pytest.raises(RunnerError, match=says) as caught:
         explain(parts(*tools), admin.ExplainEgress(task=task, tool=tool))
     assert caught.value.refused.code == code
-    assert caught.value.refused.next_step
+    assert caught.value.refused.next_step.startswith(step)

@@ -154,6 +154,41 @@ def test_what_the_missing_rule_allows_once_it_is_there(config: Path, folders: An
     assert explain(config, url)["allowed"]
 
 
+@pytest.mark.parametrize(("path", "tool_allows"), [("/v1/x", True), ("/v2/x", False)])
+def test_what_a_profile_does_not_name_is_judged_as_the_tool_s_rule_reads_it(
+    config: Path, folders: Any, path: str, tool_allows: bool
+) -> None:
+    """Not as a tunnel that hides what the tool judges: once the profile lets it be, it is opened."""
+    url = f"https://api.example.com{path}"
+    folders.edit("profiles/base.toml", '"*.example.com"', '"files.example.com"')
+    found = explain(config, url, status=EXIT_REFUSED)
+    assert found["decides"] == "profile base"
+    assert (found["request"]["visibility"], found["request"]["path"], found["inspect"]) == ("full", path, True)
+    profile, tool = found["parts"][:2]
+    assert (tool["allowed"], tool["reason"]) == (
+        tool_allows,
+        "" if tool_allows else "tool count/api does not allow this path",
+    )
+    folders.write("profiles/base.toml", (folders.root / "profiles/base.toml").read_text() + "\n" + profile["missing"])
+    assert explain(config, url, status=0 if tool_allows else EXIT_REFUSED)["allowed"] is tool_allows
+    opaque = explain(config, "https://www.example.com/", status=EXIT_REFUSED)  # that no rule of any part reads
+    assert opaque["request"]["visibility"] == "opaque"
+
+
+def test_a_tool_that_the_profile_does_not_hold_is_added_to_it_or_had_from_another(config: Path, folders: Any) -> None:
+    text = (folders.root / "profiles/base.toml").read_text()
+    folders.write("profiles/bare.toml", text.replace('name = "base"', 'name = "bare"').replace('"count", ', ""))
+    for holder, there in (("base", True), ("none", False)):
+        if not there:
+            folders.write("profiles/base.toml", text.replace('"count", ', ""))
+        with pytest.raises(RunnerError) as caught:
+            explain(config, "https://api.example.com/v1/x", "--profile", "bare")
+        refused = caught.value.refused
+        assert refused.code == "not_granted"
+        assert "`tools` in profiles/bare.toml" in refused.next_step
+        assert refused.next_step.endswith(f"a profile that does: {holder}")
+
+
 def token(place: Path, tools: dict[str, Any], agent: str = "a", profile: str = "base") -> Path:
     wish = credentials.Wish(
         agent=agent, owner="o", task="t", session="s", profile=profile, tools=tools, ttl_s=60, depth=0, audience=""
