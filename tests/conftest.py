@@ -23,7 +23,7 @@ from runner.engine.sandboxes import Engine
 from runner.errors import RunnerError
 from runner.model import Ceilings, SandboxPlan, TaskProfile
 
-pytest_plugins = ["house", "box", "outside", "networked", "reached"]
+pytest_plugins = ["house", "box", "outside", "reached", "networked"]
 
 hypothesis.settings.register_profile("house", deadline=None)  # no test is timed: these machines are shared
 hypothesis.settings.load_profile("house")

@@ -6,8 +6,6 @@ import contextlib
 import json
 import shutil
 import ssl
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -19,19 +17,16 @@ import pytest
 import trustme
 from house import EVERY_TOOL, Daemon
 from outside import Echo, Origin, Web
+from reached import HOST, KEY, OPEN, OTHER, laid_out, rule, secret, store_key
 
-from runner.catalog import shared
 from runner.ledger import entry as entries
 from runner.wire import admin
 
-HOST = "api.example.test"
-OTHER = "other.example.test"  # served, and in no rule
 OPAQUE = "opaque.example.test"
 PLAIN = "plain.example.test"
 TCP = "tcp.example.test"
 BUDGET = "budget.example.test"
 NAMED = "named.example.test"  # allowed, and looked up
-KEY = "sk-live-3f9d1c7ab2e84d5590aa"  # what neither agent nor tool may ever hold
 CLOSED = {  # names of rules that open no range, and what is no address of the internet's behind each
     "loopback.example.test": ("127.0.0.1",),
     "private.example.test": ("10.20.30.40",),
@@ -45,58 +40,19 @@ CLOSED = {  # names of rules that open no range, and what is no address of the i
 HANDED = ("file_run", "env_run")  # tools that are given a credential itself: in the profile `handed` alone
 TOOLS = ("net_run", "key_run", "places_run", "ghost_run", *HANDED)
 
-_RULE = """
-[[egress]]
-name = "{name}"
-host = "{host}"
-ports = [{port}]
-{more}
-"""
-_OPEN = 'addresses = ["127.0.0.0/8"]\n'
-_TOOL = """
-id = "{id}"
-description = "Runs a program that has a network."
-consequence = "high"
-profile = "network"
-kind = "argv"
-argv = ["{{argv}}"]
-stdin = true
-
-[parameters]
-type = "object"
-additionalProperties = false
-required = ["argv"]
-properties.argv = {{ type = "array", items = {{ type = "string" }}, minItems = 1, maxItems = 64 }}
-
-[project]
-argv = "Set<String>"
-
-{rules}
-"""
-_SECRET = """
-[[secrets]]
-name = "{name}"
-variable = "{variable}"
-{more}
-"""
-_BOUND = 'destinations = [{rules}]\nplaces = ["{places}"]'
 _POLICY = """
-@id("net-tools")
-@reason("the tests' tools with a network run")
-permit (principal, action in [{tools}], resource);
-
 @id("not-this-path")
 @reason("nobody reads what is forbidden")
-forbid (principal, action == Action::"egress", resource) when {{ context has path && context.path like "/forbidden*" }};
+forbid (principal, action == Action::"egress", resource) when { context has path && context.path like "/forbidden*" };
 
 @id("not-this-task")
 @reason("this task stays at home")
-forbid (principal, action == Action::"egress", resource) when {{ principal.task like "t-home*" }};
+forbid (principal, action == Action::"egress", resource) when { principal.task like "t-home*" };
 
 @id("ask-a-human")
 @decision("step_up")
 @reason("a human's word first")
-permit (principal, action == Action::"egress", resource) when {{ context has path && context.path like "/asked*" }};
+permit (principal, action == Action::"egress", resource) when { context has path && context.path like "/asked*" };
 """
 
 # --- services -----------------------------------------------------------------------------------------------
@@ -209,9 +165,7 @@ class Networked:
     def start(self) -> Networked:
         """Start the daemon, make the broker's key, store the one secret."""
         self.daemon.start()
-        key = [sys.executable, "-m", "runner", "secret", "init", "--config", "runner.toml"]
-        subprocess.run(key, cwd=self.daemon.place, check=True, capture_output=True)
-        self.daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
+        store_key(self.daemon)
         return self
 
     def credentials(self, **wish: Any) -> bytes:
@@ -267,69 +221,48 @@ class Networked:
 def rules(services: Services) -> str:
     """The same for profile and tools."""
     web = services.web.port
-    opened = 'tls = "inspect"\nmethods = ["GET", "POST"]\n' + _OPEN
+    opened = 'tls = "inspect"\nmethods = ["GET", "POST"]\n' + OPEN
     found = [
         ("service", HOST, web, opened + 'paths = ["/v1/*", "/forbidden", "/asked", "/to", "/size", "/hold", "/sink"]'),
         ("shown", HOST, web, opened + 'paths = ["/shown", "/ws"]'),
-        ("opaque", OPAQUE, web, _OPEN),
-        ("plain", PLAIN, services.plain.port, 'protocol = "http"\n' + _OPEN),
-        ("tcp", TCP, services.tcp.port, 'protocol = "tcp"\n' + _OPEN),
-        ("named", NAMED, services.plain.port, 'protocol = "http"\n' + _OPEN),
+        ("opaque", OPAQUE, web, OPEN),
+        ("plain", PLAIN, services.plain.port, 'protocol = "http"\n' + OPEN),
+        ("tcp", TCP, services.tcp.port, 'protocol = "tcp"\n' + OPEN),
+        ("named", NAMED, services.plain.port, 'protocol = "http"\n' + OPEN),
         (
             "budget",
             BUDGET,
             web,
-            'tls = "inspect"\nup = "64KiB"\ndown = "256KiB"\nrate = 6\nrecord = "digest"\n' + _OPEN,
+            'tls = "inspect"\nup = "64KiB"\ndown = "256KiB"\nrate = 6\nrecord = "digest"\n' + OPEN,
         ),
         *(
-            (name.partition(".")[0], name, web, 'tls = "inspect"\n' + (_OPEN if name.startswith("half") else ""))
+            (name.partition(".")[0], name, web, 'tls = "inspect"\n' + (OPEN if name.startswith("half") else ""))
             for name in CLOSED
         ),
     ]
-    return "".join(_RULE.format(name=name, host=host, port=port, more=more) for name, host, port, more in found)
+    return "".join(rule(*each) for each in found)
 
 
-def secret(name: str, variable: str, rule: str) -> str:
-    """A tool's secret, for the header Authorization of one rule."""
-    return _SECRET.format(
-        name=name, variable=variable, more=_BOUND.format(rules=f'"{rule}"', places="header:authorization")
-    )
-
-
-def _secret(tool: str) -> str:
-    key = {"name": "service-key", "variable": "SERVICE_KEY"}
-    everywhere = '", "'.join(("header:x-api-key", "query:key", "basic", "body"))
-    return {
-        "net_run": "",
-        "key_run": _SECRET.format(**key, more=_BOUND.format(rules='"service", "shown"', places="header:authorization")),
-        "places_run": _SECRET.format(**key, more=_BOUND.format(rules='"service", "plain"', places=everywhere)),
-        "file_run": _SECRET.format(**key, more='delivery = "file"'),
-        "env_run": _SECRET.format(**key, more='delivery = "env"'),
-        "ghost_run": _SECRET.format(
-            name="nobody-has-it", variable="GHOST", more=_BOUND.format(rules='"service"', places="basic")
-        ),
-    }[tool]
+_PLACES = ("header:x-api-key", "query:key", "basic", "body")
+_SECRETS = {
+    "net_run": "",
+    "key_run": secret("service-key", "SERVICE_KEY", "service", "shown"),
+    "places_run": secret("service-key", "SERVICE_KEY", "service", "plain", places=_PLACES),
+    "file_run": secret("service-key", "SERVICE_KEY", delivery="file"),
+    "env_run": secret("service-key", "SERVICE_KEY", delivery="env"),
+    "ghost_run": secret("nobody-has-it", "GHOST", "service", places=("basic",)),
+}
 
 
 def catalogue(folder: Path, services: Services, more: dict[str, str]) -> Path:
     """Profiles, tools and policies of a network, beside the package's own; and `more` tools with these secrets."""
-    for name in ("profiles", "tools", "policies"):
-        shutil.copytree(shared(name), folder / name)
-    base = (folder / "profiles/default.toml").read_text()
-    before, after = base.split("tools = [", 1)
     allowed = rules(services)
-    for name, delivery, tools in (
-        ("net", "", (*TOOLS[:-2], *more)),
-        ("handed", 'delivery = ["inject", "file", "env"]\n', TOOLS),
-    ):
-        named = "".join(f'"{tool}", ' for tool in tools)
-        own = before.replace('name = "default"', f'name = "{name}"\n{delivery}') + "tools = [" + named + after
-        (folder / f"profiles/{name}.toml").write_text(own + allowed)
-    for tool, secrets in ({tool: _secret(tool) for tool in TOOLS} | more).items():
-        (folder / "tools" / tool).mkdir()
-        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=allowed + secrets))
-    with (folder / "policies/net.cedar").open("w") as file:
-        file.write(_POLICY.format(tools=", ".join(f'Action::"{tool}"' for tool in (*TOOLS, *more))))
+    tools = {tool: allowed + secrets for tool, secrets in (_SECRETS | more).items()}
+    laid_out(folder, {"net": (*TOOLS[:-2], *more), "handed": TOOLS}, allowed, tools)
+    handed = folder / "profiles/handed.toml"
+    handed.write_text(handed.read_text().replace("\n", '\ndelivery = ["inject", "file", "env"]\n', 1))
+    with (folder / "policies/net.cedar").open("a") as file:
+        file.write(_POLICY)
     return folder
 
 
@@ -409,4 +342,4 @@ def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     return found
 
 
-__all__ = ["EVERY_TOOL", "make_networked", "networked", "shared_networked"]
+__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "make_networked", "networked", "secret", "shared_networked"]

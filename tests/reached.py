@@ -1,4 +1,5 @@
-"""One service on loopback, and what a daemon needs to let tools reach it: for soak runs, benches and tests of walls."""
+"""One service on loopback, and what a daemon needs to let tools reach it: for soak runs, benches and tests of walls.
+`networked` has more services, tools and rules, made of the same parts."""
 
 from __future__ import annotations
 
@@ -23,20 +24,6 @@ OTHER = "other.example.test"
 _NAMES = (HOST, OTHER, "opaque.example.test")
 KEY = "sk-live-3f9d1c7ab2e84d5590aa"  # what neither agent nor tool may ever hold
 
-_PROFILE = """
-[[egress]]
-name = "service"
-host = "{host}"
-ports = [{port}]
-tls = "inspect"
-addresses = ["127.0.0.0/8"]
-
-[[egress]]
-name = "opaque"
-host = "opaque.example.test"
-ports = [{port}]
-addresses = ["127.0.0.0/8"]
-"""
 _TOOL = """
 id = "{id}"
 description = "Runs a program that has a network."
@@ -57,33 +44,61 @@ argv = "Set<String>"
 
 {rules}
 """
-_RULES = """
+_RULE = """
 [[egress]]
-name = "service"
+name = "{name}"
 host = "{host}"
 ports = [{port}]
-tls = "inspect"
-methods = ["GET", "POST"]
-addresses = ["127.0.0.0/8"]
-
-[[egress]]
-name = "opaque"
-host = "opaque.example.test"
-ports = [{port}]
-addresses = ["127.0.0.0/8"]
+{more}
 """
+OPEN = 'addresses = ["127.0.0.0/8"]\n'
 _SECRET = """
 [[secrets]]
-name = "service-key"
-variable = "SERVICE_KEY"
-destinations = ["service"]
-places = ["header:authorization"]
+name = "{name}"
+variable = "{variable}"
+{more}
 """
 _POLICY = """
 @id("net-tools")
 @reason("the tests' tools with a network run")
-permit (principal, action in [Action::"net_run", Action::"key_run"], resource);
+permit (principal, action in [{tools}], resource);
 """
+
+
+def rule(name: str, host: str, port: int, more: str = OPEN) -> str:
+    """A destination of a profile or a tool, as TOML."""
+    return _RULE.format(name=name, host=host, port=port, more=more)
+
+
+def secret(name: str, variable: str, *rules: str, places: tuple[str, ...] = (), delivery: str = "") -> str:
+    """A tool's secret: bound to these rules and, by default, the header Authorization; or delivered as it is."""
+    bound = f"destinations = {list(rules)}\nplaces = {list(places or ('header:authorization',))}"
+    return _SECRET.format(name=name, variable=variable, more=f'delivery = "{delivery}"' if delivery else bound)
+
+
+def laid_out(folder: Path, profiles: dict[str, tuple[str, ...]], rules: str, tools: dict[str, str]) -> Path:
+    """The package's own profiles, tools and policies, and beside them: task profiles with these tools and rules, and
+    argv tools with these rules and secrets, which may run."""
+    for name in ("profiles", "tools", "policies"):
+        shutil.copytree(shared(name), folder / name)
+    before, after = (folder / "profiles/default.toml").read_text().split("tools = [", 1)
+    for name, held in profiles.items():
+        named = "".join(f'"{tool}", ' for tool in held)
+        own = before.replace('name = "default"', f'name = "{name}"') + "tools = [" + named + after
+        (folder / f"profiles/{name}.toml").write_text(own + rules)
+    for tool, more in tools.items():
+        (folder / "tools" / tool).mkdir()
+        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=more))
+    may = ", ".join(f'Action::"{tool}"' for tool in tools)
+    (folder / "policies/net.cedar").write_text(_POLICY.format(tools=may))
+    return folder
+
+
+def store_key(daemon: Daemon) -> None:
+    """Give a daemon that serves a broker's key, and the one secret."""
+    key = [daemon.python, "-m", "runner", "secret", "init", "--config", "runner.toml"]
+    subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
+    daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
 
 
 def another(folder: Path, tool: str, like: str, *, profile: str = "network", network: bool = True) -> None:
@@ -115,19 +130,11 @@ class Reached:
 
 def catalogue(folder: Path, port: int) -> Path:
     """Profiles, tools and policies of a network, beside the package's own."""
-    for name in ("profiles", "tools", "policies"):
-        shutil.copytree(shared(name), folder / name)
-    base = (folder / "profiles/default.toml").read_text()
-    before, after = base.split("tools = [", 1)
-    own = before.replace('name = "default"', 'name = "net"') + 'tools = ["net_run", "key_run", ' + after
-    (folder / "profiles/net.toml").write_text(own + _PROFILE.format(host=HOST, port=port))
-    rules = _RULES.format(host=HOST, port=port)
-    for tool, more in (("net_run", ""), ("key_run", _SECRET)):
-        (folder / "tools" / tool).mkdir()
-        (folder / "tools" / tool / "tool.toml").write_text(_TOOL.format(id=tool, rules=rules + more))
-    with (folder / "policies/net.cedar").open("w") as file:
-        file.write(_POLICY)
-    return folder
+    opaque = rule("opaque", "opaque.example.test", port)
+    profile = rule("service", HOST, port, 'tls = "inspect"\n' + OPEN) + opaque
+    judged = rule("service", HOST, port, 'tls = "inspect"\nmethods = ["GET", "POST"]\n' + OPEN) + opaque
+    tools = {"net_run": judged, "key_run": judged + secret("service-key", "SERVICE_KEY", "service")}
+    return laid_out(folder, {"net": tuple(tools)}, profile, tools)
 
 
 class World:
@@ -145,9 +152,7 @@ class World:
 
     def open(self, daemon: Daemon) -> None:
         """Give a daemon that serves the credential."""
-        key = [daemon.python, "-m", "runner", "secret", "init", "--config", "runner.toml"]
-        subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
-        daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
+        store_key(daemon)
 
 
 @pytest.fixture

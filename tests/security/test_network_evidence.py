@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import reached
-from outside import Web
 from reached import HOST, KEY, OTHER, Reached
 from typer.testing import CliRunner
 
@@ -54,12 +53,23 @@ STATE = ("--state", "state")
 SOCKET = ("--socket", "run/admin.sock")
 
 
+def keeping(more: str, secret: str = "service-key") -> Callable[[Path], None]:
+    """Tools whose responses are kept, with this beside it, and whose secret has this name."""
+
+    def prepare(folder: Path) -> None:
+        for path in (folder / f"tools/{tool}/tool.toml" for tool in ("net_run", "key_run")):
+            text = path.read_text().replace(
+                'methods = ["GET", "POST"]', f'methods = ["GET", "POST"]\nkeep = true\n{more}'
+            )
+            path.write_text(text.replace('"service-key"', f'"{secret}"'))
+
+    return prepare
+
+
 @pytest.fixture
-def house(make_reached: Callable[..., Reached], monkeypatch: pytest.MonkeyPatch) -> Reached:
+def house(make_reached: Callable[..., Reached]) -> Reached:
     """Tools whose responses are kept, and whose paths are recorded as digests."""
-    rules = reached._RULES.replace('methods = ["GET", "POST"]', 'methods = ["GET", "POST"]\nkeep = true')
-    monkeypatch.setattr(reached, "_RULES", rules.replace("keep = true", 'keep = true\nrecord = "digest"'))
-    return make_reached()
+    return make_reached(prepare=keeping('record = "digest"'))
 
 
 def test_an_operator_reads_what_calls_did_with_their_network(house: Reached) -> None:
@@ -293,11 +303,7 @@ def test_what_the_daemon_itself_dials_is_recorded(
 
     made = reached.catalogue
     monkeypatch.setattr(reached, "catalogue", lambda folder, port: ports.append(port) or made(folder, port))
-    monkeypatch.setattr(reached, "_SECRET", reached._SECRET.replace('"service-key"', '"idp:token"'))
-    rules = reached._RULES.replace('methods = ["GET", "POST"]', 'methods = ["GET", "POST"]\nkeep = true')
-    monkeypatch.setattr(reached, "_RULES", rules)
-    monkeypatch.setattr(reached, "Web", lambda context, handler: Web(context, handler=_Tokens))
-    house = make_reached(Late())
+    house = make_reached(Late(), prepare=keeping("", "idp:token"), handler=_Tokens)
     house.daemon.ask(admin.SetSecret(name="client-secret", value=b"of the broker"))
     with house.connect() as runner:
         ask = get(f"https://{HOST}:{ports[0]}/v1", Authorization="Bearer {SERVICE_KEY}")
