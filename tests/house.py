@@ -235,9 +235,9 @@ def forks(pid: int) -> list[psutil.Process]:
     return _below(pid, own=True)
 
 
-@pytest.fixture
-def make_daemon(tool_image: str) -> Iterator[Callable[..., Daemon]]:
-    """Daemons of a test's own, started. Stopped at the end; nothing of them may be left."""
+@contextlib.contextmanager
+def daemons(tool_image: str) -> Iterator[Callable[..., Daemon]]:
+    """Makes daemons, started. Stopped at the end; nothing of them may be left."""
     made: list[Daemon] = []
 
     def make(*, start: bool = True, **options: Any) -> Daemon:
@@ -255,11 +255,23 @@ def make_daemon(tool_image: str) -> Iterator[Callable[..., Daemon]]:
 
 
 @pytest.fixture
+def make_daemon(tool_image: str) -> Iterator[Callable[..., Daemon]]:
+    """Daemons of a test's own."""
+    with daemons(tool_image) as make:
+        yield make
+
+
+def end_tasks(daemon: Daemon) -> None:
+    """End every task that lives, and so its sandbox: what a test leaves of a daemon that it shares."""
+    for task in daemon.ask(admin.ListTasks()).tasks:
+        daemon.ask(admin.EndTask(task=task.task, why="the test is over"))
+
+
+@pytest.fixture
 def daemon(shared_daemon: Daemon) -> Iterator[Daemon]:
     """One daemon for every test that leaves it as it found it. A test's tasks end with it, and their sandboxes."""
     yield shared_daemon
-    for task in shared_daemon.ask(admin.ListTasks()).tasks:
-        shared_daemon.ask(admin.EndTask(task=task.task, why="the test is over"))
+    end_tasks(shared_daemon)
 
 
 @pytest.fixture(scope="session")
@@ -303,6 +315,8 @@ __all__ = [
     "Daemon",
     "alive",
     "daemon",
+    "daemons",
+    "end_tasks",
     "forks",
     "make_daemon",
     "programs",

@@ -15,12 +15,11 @@ from typing import Any
 import psutil
 import pytest
 import trustme
-from house import EVERY_TOOL, Daemon
+from house import EVERY_TOOL, Daemon, end_tasks
 from outside import Echo, Origin, Web
 from reached import HOST, KEY, OPEN, OTHER, laid_out, rule, secret, store_key
 
 from runner.ledger import entry as entries
-from runner.wire import admin
 
 OPAQUE = "opaque.example.test"
 PLAIN = "plain.example.test"
@@ -329,8 +328,7 @@ def networked(shared_networked: Networked) -> Iterator[Networked]:
     for each in (shared_networked.web, shared_networked.plain):
         each.seen.clear()
     yield shared_networked
-    for task in shared_networked.daemon.ask(admin.ListTasks()).tasks:
-        shared_networked.daemon.ask(admin.EndTask(task=task.task, why="the test is over"))
+    end_tasks(shared_networked.daemon)
 
 
 def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import shutil
 import ssl
@@ -155,9 +156,9 @@ class World:
         store_key(daemon)
 
 
-@pytest.fixture
-def make_reached(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Callable[..., Reached]]:
-    """Services and daemons of a test's own."""
+@contextlib.contextmanager
+def reaching(make_daemon: Callable[..., Daemon], place: Path) -> Iterator[Callable[..., Reached]]:
+    """Makes a service below `place` and a daemon that reaches it."""
     served: list[Web] = []
 
     def make(
@@ -165,7 +166,7 @@ def make_reached(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator
         prepare: Callable[[Path], None] = lambda folder: None,
         handler: type[http.server.BaseHTTPRequestHandler] = Echo,
     ) -> Reached:
-        world = World(tmp_path, handler)
+        world = World(place, handler)
         served.append(world.web)
         prepare(world.folder)
         daemon = make_daemon(start=False, catalogue=world.folder, config=f"{config}\n{world.config}")
@@ -178,4 +179,11 @@ def make_reached(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator
         web.close()
 
 
-__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Reached", "World", "another", "make_reached"]
+@pytest.fixture
+def make_reached(make_daemon: Callable[..., Daemon], tmp_path: Path) -> Iterator[Callable[..., Reached]]:
+    """Services and daemons of a test's own."""
+    with reaching(make_daemon, tmp_path) as make:
+        yield make
+
+
+__all__ = ["EVERY_TOOL", "HOST", "KEY", "OTHER", "Reached", "World", "another", "make_reached", "reaching"]

@@ -3,18 +3,19 @@ with it, and a neighbour's requests go on. Counts and the kernel's own numbers; 
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from house import Daemon
+from house import Daemon, daemons, end_tasks
 from outside import Echo
-from reached import HOST, Reached
+from reached import HOST, Reached, reaching
 from soak.raw import Raw
 
 from runner.client import Runner
@@ -74,16 +75,19 @@ def archive() -> bytes:
     return made.getvalue()
 
 
-class Service(Echo):
-    """Bombs, and an answer without an end."""
-
-    zeros = gzip.compress(gzip.compress(bytes(256 * MIB)))  # a bomb in a bomb: a few hundred bytes
-    bombs: dict[str, tuple[str, bytes]] = {  # noqa: RUF012 - read only
-        "/gzip": ("gzip", zeros),
+@functools.cache  # and not when this file is read, by every worker
+def bombs() -> dict[str, tuple[str, bytes]]:
+    """By path: how each says it is coded, and its bytes."""
+    return {
+        "/gzip": ("gzip", gzip.compress(gzip.compress(bytes(256 * MIB)))),  # a bomb in a bomb: a few hundred bytes
         "/brotli": ("br", bytes.fromhex("ff") * 1000),  # nobody here may look into it
         "/tar": ("", archive()),
         "/large": ("gzip", bytes(range(256)) * (4 * BUDGET // 256)),
     }
+
+
+class Service(Echo):
+    """Bombs, and an answer without an end."""
 
     def do_GET(self) -> None:  # noqa: N802 - the library asks for it
         if self.path == "/endless":
@@ -92,8 +96,8 @@ class Service(Echo):
             self.end_headers()
             while True:
                 self.wfile.write(bytes(65536))
-        elif self.path in self.bombs:
-            coding, body = self.bombs[self.path]
+        elif self.path in bombs():
+            coding, body = bombs()[self.path]
             self.send_response(200)
             if coding:
                 self.send_header("Content-Encoding", coding)
@@ -111,12 +115,20 @@ def bounded(folder: Path) -> None:
     manifest.write_text(rules.replace('tls = "inspect"', f'tls = "inspect"\ndown = "{BUDGET >> 10}KiB"', 1))
 
 
+@pytest.fixture(scope="module")
+def shared_house(tool_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
+    with daemons(tool_image) as make, reaching(make, tmp_path_factory.mktemp("reached")) as reach:
+        made = reach(prepare=bounded, handler=Service)
+        with connected(made) as warm:
+            assert fetched(warm, made, "/").startswith("200 ")
+        yield made
+
+
 @pytest.fixture
-def house(make_reached: Callable[..., Reached]) -> Reached:
-    made = make_reached(prepare=bounded, handler=Service)
-    with connected(made) as warm:
-        assert fetched(warm, made, "/").startswith("200 ")
-    return made
+def house(shared_house: Reached) -> Iterator[Reached]:
+    """One daemon for all, each of which leaves it as it found it."""
+    yield shared_house
+    end_tasks(shared_house.daemon)
 
 
 def connected(house: Reached, **wish: Any) -> Runner:
@@ -169,7 +181,7 @@ def nothing_left(house: Reached) -> None:
 @pytest.mark.parametrize("path", ["/gzip", "/brotli", "/tar"])
 def test_a_bomb_passes_as_the_bytes_it_is_and_is_not_looked_into(house: Reached, path: str) -> None:
     before = memory(house.daemon)
-    coding, body = Service.bombs[path]
+    coding, body = bombs()[path]
     with connected(house) as runner:
         assert fetched(runner, house, path) == f"200 {coding or 'plain'}\n{len(body)}\n"
         last = last_end(house, len(body))

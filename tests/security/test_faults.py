@@ -24,11 +24,8 @@ SIZES = (10, 40_000, 200_000)  # output that lies with its entry, in a row, in a
 @pytest.mark.parametrize(
     ("call", "fault"),
     [
-        ("fdatasync", "error=EIO:when=1"),
         ("fdatasync", "error=EIO:when=6"),
         ("fsync", "error=EIO:when=1"),
-        ("fsync", "error=EIO:when=3"),
-        ("write", "error=EIO:when=1"),
         ("write", "error=EROFS:when=3"),
         ("openat", "error=EIO:when=1"),
         ("rename", "error=EROFS:when=1"),

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 _PATH = Path(__file__).parents[2] / "vectors/ledger_sample.py"
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """In memory where there is some: thousands of crashes are played here, none of them a loss of power, so that a disk
+    would only be waited for."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="toolrunner-test-", dir=memory) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from runner.errors import RunnerError
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
 
-COMMITS = 2  # per run, of 160 entries each: the second fills a bundle
+COMMITS = 2  # per run, of 130 entries each: the second fills a bundle
 SITES = ("open", "write", "fsync", "fdatasync", "rename", "mkdir", "unlink", "rmdir", "fchmod")
 
 
@@ -84,9 +84,9 @@ def work(sample: ModuleType, state: Path, acknowledged: list[int]) -> None:
         recorder = sample.open_recorder(state)
         try:
             sample.add(recorder, sample.start())
-            for number in range(first, first + COMMITS * 80, 80):
+            for number in range(first, first + COMMITS * 65, 65):
                 recorder.store(b"x" * 70_000 + bytes([number % 251]))
-                sample.add(recorder, *sample.pairs(number, 80))
+                sample.add(recorder, *sample.pairs(number, 65))
                 acknowledged.append(recorder.commit())
                 recorder.tidy()
             sample.add(recorder, sample.stop())
@@ -122,7 +122,7 @@ def judged(sample: ModuleType, state: Path, acknowledged: list[int]) -> None:
     recorder = sample.open_recorder(state)
     assert recorder.durable >= most
     recorder.seal_interrupted(sample.NOW)
-    sample.add(recorder, *sample.pairs(5000, 200), sample.stop())
+    sample.add(recorder, *sample.pairs(5000, 130), sample.stop())  # more than a bundle
     recorder.close()
     report = verify(state / "ledger", sample.VKEY, state / "content")
     assert report.ok, report
