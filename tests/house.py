@@ -44,7 +44,7 @@ START_S = 60.0
 
 
 class Daemon:
-    """`runner serve` as an operator starts it: a process tree, sockets, a ledger."""
+    """What an operator starts as `runner serve`: a process tree, sockets, a ledger."""
 
     def __init__(
         self, place: Path, image: str, *, config: str = "", catalogue: Path | None = None, python: str = sys.executable
@@ -80,10 +80,13 @@ class Daemon:
 
     def start(self) -> None:
         seen = self.said()
+        # What `runner serve` becomes, without reading every command first; another interpreter is asked the whole way.
+        plain = self.python == sys.executable
+        serve = ["-I", "-m", "runner.serve.parent"] if plain else ["-m", "runner", "serve", "--config"]
         with self.log.open("ab") as output:
             self._process = subprocess.Popen(
                 # Named from its own folder, as people do; the children work elsewhere and must find the same files.
-                [self.python, "-m", "runner", "serve", "--config", "runner.toml"],
+                [self.python, *serve, "runner.toml"],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

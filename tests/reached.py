@@ -7,7 +7,6 @@ import contextlib
 import http.server
 import shutil
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,10 @@ import pytest
 import trustme
 from house import EVERY_TOOL, Daemon
 from outside import Echo, Web
+from typer.testing import CliRunner
 
 from runner.catalog import shared
+from runner.cli.commands import app
 from runner.wire import admin
 
 HOST = "api.example.test"
@@ -97,8 +98,8 @@ def laid_out(folder: Path, profiles: dict[str, tuple[str, ...]], rules: str, too
 
 def store_key(daemon: Daemon) -> None:
     """Give a daemon that serves a broker's key, and the one secret."""
-    key = [daemon.python, "-m", "runner", "secret", "init", "--config", "runner.toml"]
-    subprocess.run(key, cwd=daemon.place, check=True, capture_output=True)
+    made = CliRunner().invoke(app, ["secret", "init", "--config", str(daemon.place / "runner.toml")])
+    assert made.exit_code == 0, made.output
     daemon.ask(admin.SetSecret(name="service-key", value=KEY.encode()))
 
 
