@@ -35,13 +35,14 @@ def sample(daemon: Daemon) -> dict[str, float]:
 
 def main(*, quick: bool, calls: int) -> None:
     """Run in slices, sample after each."""
-    each = max(1, calls // SAMPLES // 2)
+    samples = 4 if quick else SAMPLES
+    each = max(1, calls // samples // 2)
     points: list[tuple[float, dict[str, float]]] = []
     rates, times = [], []
     spawns = statistics.median(spawned(ECHO)(200))
     with serving() as daemon:
         handed = [daemon.credentials(ttl_s=40_000) for _ in range(2)]
-        for number in range(SAMPLES):
+        for number in range(samples):
             with clients([Job(one, each, 4) for one in handed]) as ready:
                 done = ready.go()
             rates.append(rate(done))
@@ -73,7 +74,7 @@ def main(*, quick: bool, calls: int) -> None:
             "bound in time and in number. isolation = launcher"
         ),
         measured=(
-            f"two client processes, 4 calls in flight each, {SAMPLES} slices with new connections; growth and slopes "
+            f"two client processes, 4 calls in flight each, {samples} slices with new connections; growth and slopes "
             "over the second half (before it caches fill). Files outside the ledger's tiles. The bounds are this "
             "bench's own: PERFORMANCE.md says flat"
         ),
@@ -83,9 +84,9 @@ def main(*, quick: bool, calls: int) -> None:
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--calls", type=int, help="how many; 100,000, or 2,000 with --quick")
+    parser.add_argument("--calls", type=int, help="how many; 100,000, or 400 with --quick")
 
 
 if __name__ == "__main__":
     found = options(__doc__ or "", _arguments)
-    main(quick=found.quick, calls=found.calls or (2000 if found.quick else 100_000))
+    main(quick=found.quick, calls=found.calls or (400 if found.quick else 100_000))

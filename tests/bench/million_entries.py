@@ -41,7 +41,7 @@ def timed(act: Callable[[], object], times: int) -> float:
 
 def main(*, quick: bool) -> None:
     """Write, then read in every way."""
-    count = 50_000 if quick else 1_000_000
+    count = 10_000 if quick else 1_000_000
     state = Path(tempfile.mkdtemp(prefix="toolrunner-bench-"))
     try:
         key = Ed25519PrivateKey.generate()

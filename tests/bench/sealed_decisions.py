@@ -40,7 +40,7 @@ def yardsticks() -> dict[str, float]:
 
 def main(*, quick: bool) -> None:
     """Rounds of the same load; the median round counts. Every decision is then looked for in the ledger."""
-    each, rounds = (150, 2) if quick else (4000, 3)
+    each, rounds = (150, 1) if quick else (4000, 3)
     rates, times, split, client = [], [], [], []
     baseline = yardsticks()
     with serving() as daemon:

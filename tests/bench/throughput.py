@@ -21,38 +21,38 @@ def room(folder: Path) -> None:
     ceilings(folder, concurrent_calls="32", cpus="2.0", pids="256")
 
 
-def run(daemon: Daemon, tasks: int, each: int) -> tuple[float, float, dict[str, float]]:
+def run(daemon: Daemon, tasks: int, each: int, many: int) -> tuple[float, float, dict[str, float]]:
     """Calls per second, their p99 in ms, and CPU per call by process."""
     handed = [daemon.credentials() for _ in range(tasks)]
-    jobs = [Job(handed[number % tasks], each, IN_FLIGHT) for number in range(CLIENTS)]
+    jobs = [Job(handed[number % tasks], each, IN_FLIGHT) for number in range(many)]
     with clients(jobs) as ready:
         cpu = Cpu(daemon)
         done = ready.go()
-        split = cpu.per_call(each * CLIENTS)
+        split = cpu.per_call(each * many)
     end_tasks(daemon)
-    split["clients_cpu_us"] = sum(found.cpu_s for found in done) / (each * CLIENTS) * 1e6
+    split["clients_cpu_us"] = sum(found.cpu_s for found in done) / (each * many) * 1e6
     return rate(done), percentile([took for found in done for took in found.times], 0.99), split
 
 
-def commands(argv: tuple[str, ...], each: int) -> float:
+def commands(argv: tuple[str, ...], each: int, many: int) -> float:
     """The same load as processes of this host: starts per second of as many processes as there are clients."""
-    with clients([Job(b"", each, 1, arguments={"argv": argv}, kind="command")] * CLIENTS) as ready:
+    with clients([Job(b"", each, 1, arguments={"argv": argv}, kind="command")] * many) as ready:
         return rate(ready.go())
 
 
 def main(*, quick: bool) -> None:
     """Rounds in turns; the median of each counts."""
-    each, rounds = (60, 1) if quick else (1000, 3)
+    each, rounds, many = (60, 1, 2) if quick else (1000, 3, CLIENTS)
     found: dict[str, list[tuple[float, float, dict[str, float]]]] = {"one_task": [], "four_tasks": [], "default": []}
     spawns, jails = [], []
     with serving(prepare=room) as raised, serving() as plain:
         for _ in range(rounds):
-            found["one_task"].append(run(raised, 1, each))
-            found["four_tasks"].append(run(raised, 4, each))
-            found["default"].append(run(plain, 1, each // 2))
-            spawns.append(commands(ECHO, each))
+            found["one_task"].append(run(raised, 1, each, many))
+            found["four_tasks"].append(run(raised, many, each, many))
+            found["default"].append(run(plain, 1, each // 2, many))
+            spawns.append(commands(ECHO, each, many))
             if shutil.which("bwrap"):
-                jails.append(commands(BWRAP, max(10, each // 10)))
+                jails.append(commands(BWRAP, max(10, each // 10), many))
     middle = {name: statistics.median(one[0] for one in all_) for name, all_ in found.items()}
     figures: dict[str, float] = {}
     for name in ("one_task", "four_tasks"):
@@ -78,8 +78,8 @@ def main(*, quick: bool) -> None:
             "and outcome in the ledger. posix_spawn isolates nothing; bwrap makes fresh namespaces"
         ),
         measured=(
-            f"{CLIENTS} client processes (the package's async client, signing as it goes), {IN_FLIGHT} in flight each, "
-            f"{each * CLIENTS} calls a round; clients and daemon share the machine's cores. The task profile is the "
+            f"{many} client processes (the package's async client, signing as it goes), {IN_FLIGHT} in flight each, "
+            f"{each * many} calls a round; clients and daemon share the machine's cores. The task profile is the "
             "default with concurrent_calls 32, cpus 2.0, pids 256; as_shipped is the default itself (4 at once, 1 core)"
         ),
         quick=quick,
