@@ -230,6 +230,9 @@ def narrow(make_reached: Callable[..., Reached]) -> Reached:
         config.read_text().replace("[egress]", f"[egress]\nconnections_per_call = {CONNECTIONS}\nhead_s = 1.0")
     )
     made.daemon.start()
+    with connected(made) as warm:  # whatever egress opens once, it has opened
+        assert fetched(warm, made, "/").startswith("200 ")
+    nothing_left(made)
     return made
 
 
