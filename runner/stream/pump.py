@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Literal, Protocol
+from typing import Protocol
 
 from runner.ledger.entry import Stream
 from runner.model import Chunk
 from runner.stream.filters import Cap
+from runner.stream.stage import Name
 from runner.wire.recorder import WITH_ENTRY, StoreClose, StoreOpen, StoreWrite
 
 _HELD = WITH_ENTRY // 2  # bytes of a stream that wait for the entry
-Name = Literal["stdout", "stderr"]
 
 
 class Recorder(Protocol):
