@@ -104,11 +104,25 @@ class Manifest(Value, frozen=True):
     result: dict[str, Any] = {}  # JSON Schema of a python tool's result
     argv: tuple[str, ...] = ()  # argv tools: literals, or "{name}" replaced by a string or spread from an array
     stdin: bool = False  # whether a call may stream standard input
+    stdout: Literal["text", "bytes"] = "text"  # "bytes": what it writes is data, whatever it looks like
     paths: dict[str, PathAccess] = {}  # arguments that are workspace paths
     project: dict[str, str] = {}  # arguments made visible to policy: name -> Cedar type ("String", "Set<String>", …)
     files: dict[str, bytes] = {}  # the tool's code, by relative path
     egress: tuple[EgressRule, ...] = ()  # what its calls may reach, within what profile, token and policy allow
     secrets: tuple[SecretRef, ...] = ()
+    labels: tuple[str, ...] = ()  # what every result of it carries
+
+
+class InjectionRule(Value, frozen=True):
+    """What instruction-like text looks like (`policies/filters/injection.toml` says how a pattern is written)."""
+
+    id: str
+    description: str
+    pattern: str
+    weight: int  # percent: how sure the rule alone is
+    kind: Literal["instruction", "discussion"] = "instruction"  # discussion: of those who only write about such text
+    examples: tuple[str, ...] = ()
+    counter_examples: tuple[str, ...] = ()
 
 
 class Ceilings(Value, frozen=True):
@@ -138,8 +152,41 @@ class Ceilings(Value, frozen=True):
 Lack = Literal["cpu", "freezer", "scope", "swap", "tcp", "truncate"]
 # "memory" is a tmpfs that ends with its sandbox, "disk" an ext4 filesystem that ends with its task.
 WorkspaceKind = Literal["memory", "disk"]
+# Whether a call's output is kept as it came, before any filter, encrypted for forensics: "held" when it was held back,
+# "filtered" also when a filter found anything in it, "always" whatever becomes of it.
+RawMode = Literal["never", "held", "filtered", "always"]
 # "changed" hashes the files whose size, times or inode differ from the last snapshot's, "full" hashes every one.
 Snapshot = Literal["none", "changed", "full"]
+
+
+# What becomes of what a filter found, in order of strictness.
+Action = Literal["allow", "mark", "mask", "hash", "generalise", "redact", "strip", "hold", "block"]
+# What is asked about a match beside its pattern (stream/checks.py); "" asks nothing.
+Check = Literal["", "card", "luhn", "iban", "jwt", "basic", "ssn", "phone", "mixed", "password", "real"]
+
+
+class FilterRule(Value, frozen=True):
+    """One pattern that text towards agent, log and network is searched for, as policies/filters/*.toml have it."""
+
+    id: str
+    label: str  # what its findings are: "pii.email"
+    description: str
+    pattern: str  # of bytes, in ASCII; every repetition has an end
+    group: str = ""  # the named group that is replaced; "" = the whole match
+    check: Check = ""
+    entropy: int = 0  # thousandths of a bit a byte that what is replaced must have
+    allow: tuple[str, ...] = ()  # patterns; what one of them occurs in is left alone
+    examples: tuple[str, ...] = ()  # each is found by exactly this rule; `<kind:count>` stands for random text
+    counter_examples: tuple[str, ...] = ()  # none is found by it
+    place: str = ""  # file and line, for errors
+
+
+class LabelledFiles(Value, frozen=True):
+    """Files of the workspace whose text carries a label into every result that may hold it."""
+
+    path: str  # normal, below /workspace: a file, or a folder with all that is below; `*` within one name
+    label: str
+    programs: bool = True  # also into results of tools that could read any file: nobody sees which they read
 
 
 class TaskProfile(Value, frozen=True):
@@ -159,6 +206,9 @@ class TaskProfile(Value, frozen=True):
     snapshot: Snapshot = "none"  # how the workspace is hashed after each call that may write it
     egress: tuple[EgressRule, ...] = ()  # the most that any tool may reach in it
     delivery: tuple[Delivery, ...] = ("inject",)  # how secrets may reach its tools
+    labels: dict[str, Action] = {}  # what becomes of what filters find, by label, in place of the shipped defaults
+    files: tuple[LabelledFiles, ...] = ()
+    raw: dict[Consequence, RawMode] = {}  # by the consequence of the tool called; "never" of those that are not named
 
 
 class ToolProfile(Value, frozen=True):
@@ -288,17 +338,30 @@ class Delivered(Value, frozen=True):
         return f"Delivered({', '.join((*self.environment, *self.files))})"
 
 
+class Marked(Value, frozen=True):
+    """A part of what a call gave back that speaks to a model: offsets in the bytes of a stream as delivered, or in the
+    structured result's texts, each in a line ("value")."""
+
+    stream: Literal["stdout", "stderr", "value"]
+    start: int
+    end: int
+
+
 class Chunk(Value, frozen=True):
-    """A piece of output. `offset` counts the bytes of its stream before it."""
+    """A piece of output. `offset` counts the bytes of its stream before it, as they travel. `encoding` is "base64" from
+    the place on where a stream is no text; clients give such pieces decoded, and say in `end` where to go on after."""
 
     stream: Literal["stdout", "stderr"]
     offset: int
     data: bytes
+    encoding: str = ""
+    end: int = 0
 
 
-# `unavailable`: the call's process never existed, a retry is safe. `interrupted`: it may have had effects.
+# `unavailable`: the call's process never existed, a retry is safe. `interrupted`: it may have had effects. `filtered`:
+# it was killed for what its output held.
 OutcomeKind = Literal[
-    "exited", "timed_out", "oom", "killed", "cancelled", "output_capped", "interrupted", "unavailable"
+    "exited", "timed_out", "oom", "killed", "cancelled", "output_capped", "filtered", "interrupted", "unavailable"
 ]
 
 

@@ -1,0 +1,109 @@
+"""The first pass over a text: which rules could match, and about where. Two ways that lead to the same findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from runner.stream.shape import Shape
+
+hyperscan: Any
+try:
+    import hyperscan
+except ImportError:  # no wheel for this machine: slower, and nothing else changes
+    hyperscan = None
+
+_RARE = b"@+$"  # bytes that an engine can leap by as it does by a word
+Window = tuple[int, int]  # matches may begin at or after the first and before the second
+
+
+class Engine(Protocol):
+    """Made once of all rules; holds nothing of a text."""
+
+    def windows(self, text: bytes) -> dict[int, list[Window]]:
+        """Where matches of each rule, by its number, may begin: ascending, apart from each other. Whatever matches
+        begins in one."""
+
+
+class Hyperscan:
+    """All wider patterns in two passes; a hit tells where one ends, and the rule's reach how far back it began.
+
+    Patterns without a word, which are numbers, are apart: together they would keep the engine from leaping over what
+    holds no digit, or no word."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self._shapes = shapes
+        worded = {number for number, each in enumerate(shapes) if each.words and all(map(_sharp, each.words))}
+        self._databases = [
+            _database(shapes, sorted(numbers)) for numbers in (worded, set(range(len(shapes))) - worded) if numbers
+        ]
+
+    def windows(self, text: bytes) -> dict[int, list[Window]]:
+        """See `Engine`."""
+        found: dict[int, list[Window]] = {}
+        for database in self._databases if text else ():
+            hits: list[int] = []
+            database.scan(text, match_event_handler=_hit, context=hits)
+            for number, end in zip(hits[::2], hits[1::2], strict=True):
+                self._add(found.setdefault(number, []), self._shapes[number], text, end)
+        return found
+
+    @staticmethod
+    def _add(windows: list[Window], shape: Shape, text: bytes, end: int) -> None:
+        if windows and end <= windows[-1][1]:
+            return
+        low = max(0, end - shape.reach - 1)
+        if windows and low <= windows[-1][1]:
+            windows[-1] = (windows[-1][0], end)
+            return
+        if not shape.lines:  # it began after the last byte that it cannot hold
+            low = max(low, text.rfind(b"\n", low, end - 1) + 1)
+            if not shape.blank:
+                low = max(low, text.rfind(b" ", low, end - 1) + 1)
+        windows.append((low, end))
+
+
+def _sharp(word: bytes) -> bool:
+    return len(word) > 1 or word in _RARE
+
+
+def _database(shapes: Sequence[Shape], numbers: Sequence[int]) -> Any:
+    made = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    made.compile(
+        expressions=[shapes[number].wider.encode() for number in numbers],
+        ids=list(numbers),
+        flags=[hyperscan.HS_FLAG_DOTALL] * len(numbers),
+    )
+    return made
+
+
+# A function with a name, because this version of the library crashes on a handler that nothing else refers to.
+def _hit(number: int, start: int, end: int, flags: int, hits: list[int]) -> None:
+    hits.append(number)
+    hits.append(end)
+
+
+class Words:
+    """Rules whose own words do not occur are passed over; the others are tried on the whole text."""
+
+    def __init__(self, shapes: Sequence[Shape]) -> None:
+        self._words = [each.words for each in shapes]
+
+    def windows(self, text: bytes) -> dict[int, list[Window]]:
+        """See `Engine`."""
+        lower = text.lower()
+        whole = [(0, len(text))]
+        there: dict[bytes, bool] = {}
+        found = {}
+        for number, words in enumerate(self._words):
+            for word in words:
+                if word not in there:
+                    there[word] = word in lower
+            if not words or any(there[word] for word in words):
+                found[number] = whole
+        return found
+
+
+def best(shapes: Sequence[Shape]) -> Engine:
+    """The fastest that this machine has."""
+    return Words(shapes) if hyperscan is None else Hyperscan(shapes)
