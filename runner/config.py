@@ -270,10 +270,26 @@ class Secrets(_Section, frozen=True):
         return provider in self.providers and secret in self.providers[provider].secrets
 
 
+class Escrow(_Section, frozen=True):
+    """Who can open raw output, which profiles may have kept: public keys of age. The private ones are never here."""
+
+    recipients: tuple[Annotated[str, msgspec.Meta(pattern=r"^age1[0-9a-z]{58}$")], ...] = ()
+
+
 class Telemetry(_Section, frozen=True):
     """Where spans go: `none`, or `file` (OTLP JSON lines in the state directory)."""
 
     export: Literal["none", "file"] = "none"
+
+
+class InspectorFile(_Section, frozen=True):
+    """An inspector of your own, on a Unix socket that gate's user may connect to; runner/gate/inspectors.py has its
+    protocol. What it did not see is labelled `uninspected`; `[labels]` of a profile say what becomes of that."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
+    socket: Annotated[str, msgspec.Meta(pattern=r"^/")]
+    required: bool = False  # for every profile: uninspected output is withheld
+    timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=30_000)] = 2000  # for one answer
 
 
 class Config(_Section, frozen=True):
@@ -294,7 +310,9 @@ class Config(_Section, frozen=True):
     egress: Egress = Egress()
     daemon: Daemon = Daemon()
     secrets: Secrets = Secrets()
+    escrow: Escrow = Escrow()
     telemetry: Telemetry = Telemetry()
+    inspectors: Annotated[tuple[InspectorFile, ...], msgspec.Meta(max_length=4)] = ()
     limits: Limits = Limits()
 
 

@@ -5,34 +5,38 @@ Only the order is here. A refusal is recorded before it is told; call, decision 
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from functools import partial
 
 from runner.errors import Refusal, RunnerError, refusal
 from runner.gate import idempotency, record
 from runner.gate.approve import approve, beyond
 from runner.gate.authorize import authorize
 from runner.gate.calls import Finished, Reply, Running
+from runner.gate.deliver import Delivery
+from runner.gate.labels import widened
 from runner.gate.parts import Parts
 from runner.gate.serving import Serving
 from runner.gate.session import Session
 from runner.model import Authenticated, CallPlan, Grant, Manifest, Outcome, TaskProfile, ToolCall
-from runner.sandbox.connection import Piece
+from runner.sandbox.connection import Value
 from runner.sandbox.execute import Ended, Execution, Executor, broken, never
 from runner.sandbox.lease import Lease
 from runner.sandbox.plan import plan
 from runner.stream.pump import Pump
-from runner.stream.result import structured
+from runner.stream.tasks import Filters, Looked
 from runner.telemetry import Span, Telemetry
 
 ABANDONED = refusal("internal", "the call was abandoned")
 
 
 class Pipeline:
-    """The order of the steps. `parts` is what gate holds, `executor` what runs calls in sandboxes."""
+    """The order of the steps. `parts` is what gate holds, `executor` what runs calls in sandboxes, `filters` what
+    everything passes that is told or recorded of them."""
 
-    def __init__(self, parts: Parts, executor: Executor, telemetry: Telemetry) -> None:
+    def __init__(self, parts: Parts, executor: Executor, filters: Filters, telemetry: Telemetry) -> None:
         self._parts = parts
         self._executor = executor
+        self.filters = filters
         self._telemetry = telemetry
 
     async def handle(self, call: ToolCall, session: Session, reply: Reply) -> None:
@@ -63,45 +67,49 @@ class Pipeline:
             if finished.value is not None:
                 session.task.context.delivered(running.call)
             await reply.result(running.call, finished)
+        await self.filters.remembered(session.task.id, running.call)
 
     async def _decided(
         self, authenticated: Authenticated, running: Running, session: Session, reply: Reply, span: Span
     ) -> Finished:
+        journal = self._parts.journal
         serving = self._parts.serving  # one catalogue for the whole call, whatever is swapped meanwhile
+        profile = serving.task_profiles.get(session.task.profile)
+        asked = self.filters.texts(session.task.id, serving.patterns, profile)
         # 2. authorize and 3. approve: total functions; only ALLOW becomes a grant.
+        carries = self.filters.carried(authenticated, serving.patterns, asked=serving.policies.asks_labels)
         decision = beyond(authenticated, session.verified.tools) or authorize(
-            authenticated, self._parts.view(authenticated, session), serving, serving.policies
+            authenticated, self._parts.view(authenticated, session), serving, serving.policies, widened(carries.labels)
         )
         span.decided(decision)
-        answer = approve(authenticated, decision, running.call)
+        answer = approve(authenticated, decision := asked.decision(decision), running.call)
         # 4. plan, and record: call, decision and plan are in the ledger before anything else exists.
         planned = self._planned(answer, running, session, serving)
-        await record.call(self._parts.journal, authenticated, decision, planned, running, session, serving)
+        await record.call(journal, authenticated, decision, planned, running, session, serving, asked, carries)
         span.recorded()
         if isinstance(answer, Refusal) or planned is None:
             raise RunnerError(answer if isinstance(answer, Refusal) else ABANDONED)
         # --- a crash from here on is recoverable: at its next start the recorder seals the call as interrupted.
         # 5. lease, 6. execute and filter. Whatever happens now is an outcome, and every outcome is sealed.
-        pump = Pump(self._parts.journal.recorder, limit=planned.output, **self._parts.streams())
         manifest, profile = serving.tools[planned.tool], serving.task_profiles[session.task.profile]
-        watch = self._parts.requests.of(authenticated, running, session, serving)
-        lease = self._executor.leases.of(planned, running, manifest, profile, watch)
-        ended = await self._execute(planned, running, session, manifest, profile, lease, reply, pump)
+        labels = self._parts.labels(authenticated, session, serving, self.filters.reading(session.task.id))
+        seen = Looked(self._parts.origin(planned, session, serving, labels), serving, decision.obligations)
+        passed = self.filters.call(planned, session.task.id, serving.patterns, profile, manifest, labels, seen)
+        pump = Pump(journal.recorder, passed, **self._parts.streams())
+        looks = partial(self.filters.outgoing, session.task.id, serving.patterns)
+        watch = self._parts.requests.of(authenticated, running, session, serving, looks)
+        secrets = self.filters.secrets(session.task.id)
+        lease = self._executor.leases.of(planned, running, manifest, profile, watch, secrets)
+        delivery = Delivery(pump, passed, running, session)
+        ended = await self._execute(planned, running, session, manifest, profile, lease, reply, pump, delivery)
         span.ended()
         # 7. record: sealed before it is told.
-        value, problem = structured(ended.value, planned.result)
-        finished = await record.outcome(
-            self._parts.journal,
-            ended.outcome if not problem else replace(ended.outcome, reason=problem),
-            running,
-            await pump.close(),
-            None if problem else ended.value,
-            value,
-            ended,
-            lease,
-        )
+        streams, (value, raw, problem) = await pump.close(), passed.result(ended.value, planned.result)
+        value, raw = await passed.consult_value(value, raw)
+        outcome = delivery.judged(ended.outcome, problem)
+        finished = await record.outcome(journal, outcome, running, streams, raw, value, ended, lease, passed)
         if ended.refused is not None:
-            raise RunnerError(ended.refused)
+            raise RunnerError(passed.refusal(ended.refused))
         return finished
 
     def _planned(
@@ -117,7 +125,7 @@ class Pipeline:
 
     async def _execute(
         self, planned: CallPlan, running: Running, session: Session, manifest: Manifest, profile: TaskProfile,
-        lease: Lease, reply: Reply, pump: Pump,
+        lease: Lease, reply: Reply, pump: Pump, delivery: Delivery,
     ) -> Ended:  # fmt: skip
         """Total: every failure here is the end of a call, and says whether its process ever existed."""
         execution: Execution | None = None
@@ -127,24 +135,15 @@ class Pipeline:
             async with lease:
                 execution = await self._executor.start(planned, session.task.id, profile, manifest, running, lease)
                 async with execution:
-                    while not isinstance(event := await execution.next(), Outcome):
-                        if isinstance(event, Piece):
-                            # What is left of a call that is over leaves with its result: one write, one wake-up.
-                            last = execution.guest.over and not running.sync
-                            await self._deliver(event, running, session, pump, last=last)
-                        else:
+                    while not isinstance(event := await execution.next(pump.wait_ms), Outcome):
+                        if isinstance(event, Value):
                             value = event.data
+                        else:
+                            # What is left of a call that is over leaves with its result: one write, one wake-up.
+                            await delivery.take(event, last=execution.guest.over and not running.sync)
+                    await delivery.finish(last=not running.sync)
             return await execution.looked_at(execution.ended(event, running.cancelled, value))
         except RunnerError as error:
             return never(error.refused, running.cancelled) if execution is None else broken(error, execution)
         except Exception as error:
             return broken(error, execution)
-
-    async def _deliver(self, piece: Piece, running: Running, session: Session, pump: Pump, *, last: bool) -> None:
-        running.received(len(piece.data))
-        chunk = await pump.take(piece.stream, piece.data)
-        if chunk is not None and (sent := await running.deliver(chunk, last=last)):
-            pump.delivered(chunk.stream, sent)
-            session.task.context.delivered(running.call)
-        if pump.capped:
-            running.cancel("output_capped", f"more than {running.output} bytes of output")

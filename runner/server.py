@@ -133,8 +133,8 @@ class Server:
 
     async def task_ended(self, task: str, reason: str) -> None:
         """Close the connections of a task that is over."""
-        for connection in list(self.connections):
-            connection.task_ended(task, reason)
+        for each in list(self.connections):
+            each.task_ended(task, reason)
 
     async def drain(self, seconds: float) -> bool:
         """Take no new work, wait for running calls, then close. Returns whether nothing had to be cut off."""
@@ -495,4 +495,6 @@ class Connection(asyncio.Protocol):
         await self._server.parts.tasks.end(proven.task.id, "ended by its holder", by=self._peer.uid)
 
     def _tools(self, proven: Session) -> tuple[agent.ToolSpec, ...]:
-        return listing(self._server.parts.serving, proven.verified.profile, proven.verified.tools)
+        serving, name = self._server.parts.serving, proven.verified.profile
+        texts = self._server.pipeline.filters.texts(proven.task.id, serving.patterns, serving.task_profiles.get(name))
+        return listing(serving, name, proven.verified.tools, texts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import shutil
@@ -63,7 +64,9 @@ class Service(Echo):
     def do_GET(self) -> None:  # noqa: N802  # the library asks for it
         path, _, query = self.path.partition("?")
         special = {"/to": self._to, "/size": self._size, "/hold": self._hold, "/shown": self._shown, "/ws": self._ws}
-        if path in special:
+        if path == "/v1/page":
+            self._page(query)
+        elif path in special:
             special[path](query)
         else:
             self._answer()
@@ -92,6 +95,10 @@ class Service(Echo):
 
     def _size(self, query: str) -> None:
         self._say(200, b"x" * int(query))
+
+    def _page(self, query: str) -> None:
+        """The page that the query holds."""
+        self._say(200, base64.urlsafe_b64decode(query))
 
     def _shown(self, query: str) -> None:
         """A service that repeats the credential it was given."""

@@ -20,6 +20,7 @@ import trustme
 import uvloop
 
 from runner.config import Egress
+from runner.egress.calls import Readable
 from runner.egress.server import Proxy
 from runner.model import Allowlist, EgressRule
 from runner.wire import egress as wire
@@ -39,14 +40,22 @@ class Recorded:
 
     def __init__(self) -> None:
         self.asked: list[wire.Requested] = []
+        self.read: list[Readable] = []
+        self.looked: list[tuple[int, bytes, bool]] = []
+        self.judge: Callable[[bytes], wire.Answer] = lambda _: wire.Answer(number=0, allowed=True)
         self.told: list[Any] = []
         self.kept: list[tuple[int, bytes]] = []
         self.wanted = 1 << 30  # pieces after which no more is
         self.decide: Callable[[wire.Requested], wire.Answer] = lambda _: wire.Answer(number=0, allowed=True)
 
-    async def ask(self, call: str, request: wire.Requested) -> wire.Answer:
+    async def ask(self, call: str, request: wire.Requested, readable: Readable) -> wire.Answer:
         self.asked.append(request)
+        self.read.append(readable)
         return self.decide(request)
+
+    async def look(self, call: str, request: int, data: bytes, *, last: bool) -> wire.Answer:
+        self.looked.append((request, data, last))
+        return self.judge(data)
 
     async def keep(self, call: str, request: int, data: bytes) -> bool:
         self.kept.append((request, data))
@@ -243,6 +252,7 @@ class Outside:
         profile: tuple[EgressRule, ...] | None = None,
         injections: tuple[wire.Injection, ...] = (),
         canary: str = "",
+        blind: bool = False,
     ) -> int:
         """Open a call of which the tool has these rules, and the profile the same or its own. Returns the port."""
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
@@ -252,7 +262,13 @@ class Outside:
             Allowlist(part="tool fetch", rules=rules),
         )
         message = wire.Open(
-            number=1, call=call, sandbox=sandbox, allowlists=parts, injections=injections, canary=canary
+            number=1,
+            call=call,
+            sandbox=sandbox,
+            allowlists=parts,
+            injections=injections,
+            canary=canary,
+            blind=blind,
         )
 
         async def opened() -> None:

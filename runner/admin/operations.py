@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from runner import config
 from runner.admin.explain import explain
+from runner.admin.opening import Opening
 from runner.admin.release import Releases, named
 from runner.admin.reload import ACT, Reloads, Request, Swap
 from runner.admin.retention import Images, Retention
@@ -99,6 +100,7 @@ class Operations:
         self._releasing = asyncio.Lock()
         self._settling: set[str] = set()  # what is being confirmed or withdrawn: once, and nobody waits for a reload
         self._secrets = Secrets(parts.journal, broker)
+        self._opening = Opening(parts.journal)
 
     async def carry_out(self, message: admin.FromOperator, asker: Asker) -> admin.ToOperator:
         """Carry out one message. Raises `RunnerError`; nothing is half done then."""
@@ -174,6 +176,8 @@ class Operations:
                 return await self._retention.carry_out(message, asker)
             case admin.SetSecret() | admin.RemoveSecret() | admin.ListSecrets():
                 return await self._secrets.carry_out(message, asker)
+            case admin.OpenRaw() | admin.ReadRaw():
+                return await self._opening.carry_out(message, asker)
             case admin.ExplainEgress():
                 return explain(self._parts, message)
             case _:

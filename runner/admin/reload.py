@@ -26,9 +26,9 @@ ACT = "activate-policy"
 
 
 class Standing(Value, frozen=True):
-    """What a catalogue puts into force, by digests. `authority` is over who may decide, mint, and confirm: `rules`,
-    which the configuration says, and `keys`, the files that it names and no catalogue holds; `anchors` are the
-    thumbprints of the issuers' keys in them."""
+    """What a catalogue puts into force, by digests. `authority` is over who may decide, mint, confirm, and open what is
+    under escrow: `rules`, which the configuration says, and `keys`, the files that it names and no catalogue holds;
+    `anchors` are the thumbprints of the issuers' keys in them."""
 
     catalogue: str
     policy: str
@@ -54,7 +54,7 @@ class Standing(Value, frozen=True):
         """What differs that matters here, in words."""
         found = _differ(self.files, before.files)
         if self.rules != before.rules:
-            found.append("runner.toml: operators, two_person, issuers, or who signs policies")
+            found.append("runner.toml: operators, two_person, issuers, who signs policies, or who opens raw output")
         found += [f"{path}, a key file" for path in _differ(self.keys, before.keys)]
         # By name: key files are in no catalogue, so whoever confirms sees no other difference.
         found += [f"an issuer's key that it retires: {key}" for key in sorted({*before.anchors} - {*self.anchors})]
@@ -69,7 +69,7 @@ def _differ(one: dict[str, str], other: dict[str, str]) -> list[str]:
 def standing(bundle: Bundle, config: Config, policy: str, anchors: tuple[str, ...] = ()) -> Standing:
     """What `bundle` would put into force; `policy` is the digest of its policies, `anchors` its issuers' keys."""
     keys = {path: hashlib.sha256(data).hexdigest() for path, data in sorted(bundle.keys.items())}
-    said = [config.operators, config.two_person, config.issuers, config.policy]
+    said = [config.operators, config.two_person, config.issuers, config.policy, config.escrow]
     rules = hashlib.sha256(msgspec.json.encode(said, order="deterministic")).hexdigest()
     authority = msgspec.json.encode([rules, keys], order="deterministic")
     return Standing(

@@ -55,7 +55,7 @@ class Retention:
                     return await self._release(message, asker)
 
     async def _prune(self, message: admin.Prune, asker: Asker) -> admin.Pruned:
-        of = _criteria(message, message.larger)
+        of = _criteria(message, message.larger, raw=message.raw)
         if of == entries.Criteria():
             raise refuse(
                 "arguments", "nothing says what to prune", next_step="name an age, a size, a task, an agent or a tool"
@@ -65,7 +65,8 @@ class Retention:
         idle = await self._images.idle()
         # The recorder judges holds by its own ledger; nothing changes until the entry below is on disk.
         found = await self._journal.recorder.select(
-            before=of.before, larger=of.larger, tasks=of.tasks, agents=of.agents, tools=of.tools, keep=not message.dry,
+            before=of.before, larger=of.larger, raw=of.raw, tasks=of.tasks, agents=of.agents, tools=of.tools,
+            keep=not message.dry,
             images=tuple({each.image for each in idle if each.image}),
         )  # fmt: skip
         unnamed = [each for each in idle if not each.image or each.image in found.images]
@@ -127,7 +128,7 @@ class Retention:
         return admin.Done(position=(await self._journal.write(entry, sync=True)).position)
 
 
-def _criteria(message: admin.Prune | admin.Hold, larger: int = 0) -> entries.Criteria:
+def _criteria(message: admin.Prune | admin.Hold, larger: int = 0, *, raw: bool = False) -> entries.Criteria:
     if message.before and not _TIME.fullmatch(message.before):
         raise refuse(
             "arguments", "not a time as entries have it", field="before", allowed="2026-01-31T00:00:00.000000Z"
@@ -140,8 +141,9 @@ def _criteria(message: admin.Prune | admin.Hold, larger: int = 0) -> entries.Cri
         if len(names) > _LABELS or not all(form.match(name) for name in names):
             raise refuse("arguments", f"not a name, or more than {_LABELS}", field=field)
     return entries.Criteria(
-        before=message.before, larger=larger, tasks=message.tasks, agents=message.agents, tools=message.tools
-    )
+        before=message.before, larger=larger, raw=raw,
+        tasks=message.tasks, agents=message.agents, tools=message.tools,
+    )  # fmt: skip
 
 
 def _name(name: str) -> None:

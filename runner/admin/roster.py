@@ -32,6 +32,8 @@ NEEDS: dict[type, tuple[Role, ...]] = {
     admin.Prune: ("forensics",),
     admin.Hold: ("forensics",),
     admin.Release: ("forensics",),
+    admin.OpenRaw: ("forensics",),
+    admin.ReadRaw: ("forensics",),
     admin.Reload: ("policy-author",),
     admin.ListPending: ("policy-author", "containment", "auditor"),
     admin.SetSecret: ("secrets",),

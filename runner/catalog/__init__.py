@@ -9,7 +9,7 @@ Privilege: none of its own; parent reads as root, so it opens, bounds and digest
 A catalogue is whole or it is not there: one error names file, line, field and what to do.
 """
 
-from runner.catalog.compiled import Catalog, compile_bundle
+from runner.catalog.compiled import Catalog, check_escrow, compile_bundle, keeps_raw
 from runner.catalog.files import SCHEMA, SIGNATURE, archive, read_bundle, read_folders, shared, unarchive
 from runner.catalog.manifest import compile_tool
 
@@ -18,8 +18,10 @@ __all__ = [
     "SIGNATURE",
     "Catalog",
     "archive",
+    "check_escrow",
     "compile_bundle",
     "compile_tool",
+    "keeps_raw",
     "read_bundle",
     "read_folders",
     "shared",

@@ -10,12 +10,14 @@ import msgspec
 
 from runner.catalog.egress import compile_rules
 from runner.catalog.files import SIGNATURE, VERSION, Contents, all_files
+from runner.catalog.filters import compile_filter_rules, is_filter
+from runner.catalog.injection import compile_injection_rules
 from runner.catalog.manifest import compile_tools
 from runner.catalog.place import Place
 from runner.catalog.profile import compile_filters, compile_profiles
 from runner.config import Config, decode_toml, parse_config
 from runner.errors import refuse
-from runner.model import EgressRule, Manifest, TaskProfile, ToolProfile
+from runner.model import EgressRule, FilterRule, InjectionRule, Manifest, TaskProfile, ToolProfile
 from runner.wire.parent import Bundle
 
 
@@ -30,6 +32,8 @@ class Catalog(msgspec.Struct, frozen=True, kw_only=True):
     seccomp: dict[str, bytes]  # OCI/Docker JSON by name, without ".json"
     policies: dict[str, bytes]  # "base.cedar"; every file of the bundle but its signature
     policy_version: str = ""  # as bundle.toml names it
+    filters: tuple[FilterRule, ...] = ()  # what output is searched for, files by name, rules in their order
+    injections: tuple[InjectionRule, ...] = ()  # what text looks like that speaks to a model
     signature: bytes | None = None  # of the policies; whoever holds the trusted keys checks it
     destinations: tuple[EgressRule, ...] = ()  # what the daemon's own processes may dial
     contents: dict[str, bytes]
@@ -48,8 +52,10 @@ def compile_bundle(bundle: Bundle) -> Catalog:
     tools = compile_tools(bundle.tools, tool_profiles, contents)
     _check_together(task_profiles, tool_profiles, tools, seccomp, bundle.profiles)
     for path, data in bundle.policies.items():
-        if (not path.endswith(".cedar") and path not in (SIGNATURE, VERSION)) or "/" in path:
-            raise refuse("policy", "not a *.cedar file", field=f"policies/{path}", next_step="move or remove it")
+        known = path.endswith(".cedar") or path in (SIGNATURE, VERSION)
+        if not (known and "/" not in path) and not is_filter(path):
+            what = "not a *.cedar file, nor a filters/*.toml file"
+            raise refuse("policy", what, field=f"policies/{path}", next_step="move or remove it")
         contents.plain(data)
     policies = {path: data for path, data in bundle.policies.items() if path != SIGNATURE}
     contents.archive(policies)
@@ -67,6 +73,8 @@ def compile_bundle(bundle: Bundle) -> Catalog:
         seccomp=seccomp,
         policies=policies,
         policy_version=_version(policies),
+        filters=compile_filter_rules(policies),
+        injections=compile_injection_rules(policies),
         signature=bundle.policies.get(SIGNATURE),
         contents=contents.found,
     )
@@ -137,6 +145,23 @@ def _check_secrets(tools: Mapping[str, Manifest], texts: Mapping[str, bytes], co
                 raise Place(f"tools/{path}", texts[path], "manifest").wrong(
                     f"secrets: nothing provides `{secret.name[:80]}`", "secrets", next_step=known
                 )
+
+
+def keeps_raw(profile: TaskProfile, tools: Mapping[str, Manifest]) -> tuple[str, ...]:
+    """Those of its tools whose raw output the profile may have kept."""
+    return tuple(name for name in profile.tools if profile.raw.get(tools[name].consequence, "never") != "never")
+
+
+def check_escrow(catalog: Catalog, texts: Mapping[str, bytes]) -> None:
+    """Raw output that a profile (of these texts) keeps is encrypted to somebody: it is never kept in clear, and never
+    left out. Raises `RunnerError` (profile). For whoever puts the catalogue into force: by itself it is whole."""
+    for task in catalog.task_profiles.values():
+        if not catalog.config.escrow.recipients and (asked := keeps_raw(task, catalog.tools)):
+            raise _place(task.name, texts).wrong(
+                f"raw: it would be kept of {', '.join(asked[:4])}, and [escrow] in the configuration has no recipient",
+                "raw",
+                next_step="run `runner escrow init`, and add the recipient that it prints; or take `raw` out",
+            )
 
 
 def _place(profile: str, texts: Mapping[str, bytes]) -> Place:

@@ -11,6 +11,7 @@ import msgspec
 
 from runner.catalog.egress import SecretFile, compile_rules, compile_secrets
 from runner.catalog.files import Contents
+from runner.catalog.labels import check_given
 from runner.catalog.place import Place
 from runner.config import TOOL_ID, RuleFile, decode_toml, parse_toml
 from runner.errors import refuse
@@ -37,11 +38,13 @@ class _ToolFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     parameters: dict[str, Any]
     argv: tuple[str, ...] = ()
     stdin: bool = False
+    stdout: Literal["text", "bytes"] = "text"
     result: dict[str, Any] = {}
     paths: dict[str, PathAccess] = {}
     project: dict[str, str] = {}
     egress: tuple[RuleFile, ...] = ()
     secrets: tuple[SecretFile, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 def compile_tools(
@@ -92,11 +95,13 @@ def compile_tool(
         result=tool.result,
         argv=tool.argv,
         stdin=tool.stdin,
+        stdout=tool.stdout,
         paths=tool.paths,
         project=tool.project,
         files=code,
         egress=egress,
         secrets=secrets,
+        labels=check_given(tool.labels, place),
     )
 
 

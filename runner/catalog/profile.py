@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import msgspec
 
 from runner.catalog.egress import check_delivery, compile_rules
 from runner.catalog.files import Contents
+from runner.catalog.filters import check_labels
+from runner.catalog.labels import FilesFile, compile_files
 from runner.catalog.place import Place
 from runner.config import RuleFile, decode_toml, milliseconds, parse_toml, size
 from runner.errors import RunnerError, refuse
-from runner.model import Ceilings, Delivery, Isolation, Lack, Snapshot, TaskProfile, ToolProfile, WorkspaceKind
+from runner.model import (
+    Action,
+    Ceilings,
+    Consequence,
+    Delivery,
+    Isolation,
+    Lack,
+    RawMode,
+    Snapshot,
+    TaskProfile,
+    ToolProfile,
+    WorkspaceKind,
+)
 
 T = TypeVar("T")
 
@@ -58,6 +72,9 @@ class _TaskFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     snapshot: Snapshot = "none"
     egress: tuple[RuleFile, ...] = ()
     delivery: tuple[Delivery, ...] = ("inject",)
+    labels: dict[str, Action] = {}
+    files: tuple[FilesFile, ...] = ()
+    raw: RawMode | dict[Consequence, RawMode] = "never"  # one word for all consequences, or a word each
     ceilings: _CeilingsFile = _CeilingsFile()
 
 
@@ -194,6 +211,9 @@ def _task_profile(task: _TaskFile, name: str, text: bytes, digest: str) -> TaskP
         snapshot=task.snapshot,
         egress=compile_rules(task.egress, place),
         delivery=check_delivery(task.delivery, place),
+        labels=check_labels(task.labels, place),
+        files=compile_files(task.files, place),
+        raw=task.raw if isinstance(task.raw, dict) else dict.fromkeys(get_args(Consequence), task.raw),
     )
 
 

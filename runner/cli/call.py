@@ -269,6 +269,8 @@ def _facts(done: CallResult) -> dict[str, Any]:
         "position": done.position,
         "durable": done.durable,
         "value": done.value,
+        "filtered": dict(done.filtered),
+        "labels": list(done.labels),
     }
     for name, data in (("stdout", done.stdout), ("stderr", done.stderr)):
         try:

@@ -77,6 +77,7 @@ def _daemon_commands() -> None:
         bench,
         doctor,
         egress,
+        escrow,
         execute,
         image,
         init,
@@ -84,6 +85,7 @@ def _daemon_commands() -> None:
         policy,
         policy_explain,
         profile,
+        redaction,
         retention,
         schema,
         secret,
@@ -104,6 +106,7 @@ def _daemon_commands() -> None:
     serve.app.command(epilog=workspace.EPILOG)(workspace.diff)
     trace.app.command(epilog=schema.EPILOG)(schema.schema)
     retention.mount(trace.app)
+    trace.app.command("raw", epilog=escrow.RAW)(escrow.raw)
     app.add_typer(serve.app, name="task", rich_help_panel=_OPERATOR)
     app.add_typer(admin.app, name="admin", rich_help_panel=_OPERATOR)
     app.add_typer(keys.app, name="keys", rich_help_panel=_OPERATOR)
@@ -114,14 +117,16 @@ def _daemon_commands() -> None:
     policy.app.command(epilog=policy_explain.EXPLAIN)(policy_explain.explain)
     policy.app.command(epilog=policy_explain.DIFF)(policy_explain.diff)
     app.add_typer(policy.app, name="policy", rich_help_panel=_AUTHOR)
+    app.add_typer(redaction.app, name="filter", rich_help_panel=_AUTHOR)
     app.add_typer(egress.app, name="egress", rich_help_panel=_AUTHOR)
     app.add_typer(trace.app, name="trace", rich_help_panel=_FORENSICS)
+    app.add_typer(escrow.app, name="escrow", rich_help_panel=_FORENSICS)
 
 
 # What the client distribution does not have. A test holds this list to the commands above.
 DAEMON_COMMANDS = (
     *("demo", "exec", "serve", "status", "doctor", "init", "bench", "task", "admin", "keys", "secret", "image"),
-    *("tool", "profile", "policy", "egress", "trace"),
+    *("tool", "profile", "policy", "filter", "egress", "trace", "escrow"),
 )
 
 

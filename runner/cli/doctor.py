@@ -10,6 +10,7 @@ import typer
 from runner.catalog import Catalog, compile_bundle, read_folders, shared
 from runner.cli.checks import Finding, engine_findings, host_findings, place_findings, web_image
 from runner.cli.egress_checks import egress_findings
+from runner.cli.escrow_checks import escrow_findings
 from runner.cli.keys import read_public_file
 from runner.cli.operator_checks import operator_findings
 from runner.cli.tables import print_json, print_table
@@ -28,8 +29,8 @@ def doctor(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check kernel, Docker, cgroups, users, operators, egress, secrets, folders, sockets, disk and image. Exit status 4
-    when something fails."""
+    """Check kernel, Docker, cgroups, users, operators, egress, secrets, escrow, folders, sockets, disk and image. Exit
+    status 4 when something fails."""
     settings = load_config(config)[0] if config else Config()
     findings = examine(settings)
     if json:
@@ -53,6 +54,7 @@ def examine(config: Config) -> list[Finding]:
         *_engine(config, list(catalog.task_profiles.values()) if catalog else []),
         *wrong,
         *egress_findings(config, catalog),
+        *escrow_findings(config, catalog),
         *place_findings(config),
     ]
 

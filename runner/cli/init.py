@@ -77,6 +77,11 @@ operators = [0]
 # read_path = "database/creds/orders-ro"
 # username = "username"
 
+# Who can open raw output (what tools wrote, before any filter), which a profile's `raw` has kept: public keys of age,
+# whose private ones are kept elsewhere, by forensics. `runner escrow init` makes one, and prints what goes here.
+# [escrow]
+# recipients = []
+
 # Whose signature a bundle of policies must have: runner policy sign.
 # [policy]
 # require_signature = true

@@ -45,6 +45,7 @@ def prune(
     older_than: Annotated[str, typer.Option(metavar="AGE", help="Only calls older than 12h, 90d or 8w.")] = "",
     before: Annotated[str, typer.Option(metavar="TIME", help="Only calls before this RFC 3339 time.")] = "",
     larger: Annotated[str, typer.Option(metavar="SIZE", help="Only pieces of content larger than 64KiB, 1MiB, …")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Only raw output, kept under escrow.")] = False,
     task: Task = None,
     agent: Agent = None,
     tool: Tool = None,
@@ -53,7 +54,8 @@ def prune(
     socket: Socket = ADMIN_SOCKET,
     as_json: Json = False,
 ) -> None:
-    """Remove what ended calls kept: arguments, plans, output, results, workspace manifests. Each option narrows.
+    """Remove what ended calls kept: arguments, plans, output, results, workspace manifests, raw output. Each option
+    narrows.
 
     Their entries stay, with every digest, and a tombstone says what went, why and by whom: the ledger verifies as
     before. What a hold is on, what another call needs, and what calls that run have kept so far, stays. Archives of
@@ -65,6 +67,7 @@ def prune(
             why=why,
             before=_before(older_than, before),
             larger=_size(larger),
+            raw=raw,
             tasks=tuple(task or ()),
             agents=tuple(agent or ()),
             tools=tuple(tool or ()),

@@ -22,6 +22,7 @@ from runner.cli.trace_options import STATE, Json, Key, LedgerDir, State, content
 from runner.errors import EXIT_UNVERIFIED, refuse
 from runner.evidence.content import SALT, ContentReader
 from runner.evidence.export import export as export_ledger
+from runner.evidence.openings import OpeningView, openings
 from runner.evidence.read import Ledger, follow, load_given
 from runner.evidence.report import SIGNED, Report
 from runner.evidence.requests import RequestView, of_call
@@ -123,10 +124,12 @@ def show(
     kept = dict(_content(opened, store, _named(view, asked, everything=content))) if store else {}
     tokens = trace_tree.delegation(opened, [view], store, keep=1)
     made = sandbox(opened, view.call.plan.sandbox) if view.call.plan else None
+    opened_by = openings(opened, view)
     if as_json:
         proof = {"included": steps is not None, "signed_size": opened.signed}
         shown: dict[str, Any] = {"content": kept, "delegation": tokens, "sandbox": made and made[1]}
         shown |= {"requests": [trace_requests.plain(each) for each in asked], "alerts": alerts}
+        shown |= {"raw_openings": opened_by}
         print_plain(_view(view) | proof | shown)
         return
     trace_requests.print_alerts(alerts)
@@ -149,6 +152,7 @@ def show(
     if view.outcome and view.outcome.secrets:
         print("secrets")
         trace_requests.print_secrets(view.outcome.secrets)
+    _print_openings(opened_by)
     if asked:
         print("requests")
         trace_requests.print_requests(asked, kept)
@@ -164,6 +168,14 @@ def show(
             continue  # it stands with its request
         print(name)
         print("  " + visible(text[:_SHOWN], lines=True).replace("\n", "\n  ") + ("…" if len(text) > _SHOWN else ""))
+
+
+def _print_openings(found: Sequence[OpeningView]) -> None:
+    if found:
+        print("raw output, handed over still encrypted")
+    for each in found:
+        said = f"{each.time[:19]}Z, entry {each.position}, to {each.operator} ({each.known}): {each.why}"
+        print(f"  {visible(said)}")
 
 
 def _without_chain(call: entries.Call) -> dict[str, Any]:

@@ -124,7 +124,16 @@ def _about(view: RequestView) -> list[str]:
         lines.append(_OPAQUE)
     elif asked.visibility == "head":
         lines.append("only its head was read")
+    lines += _carried(asked)
     return lines + _outcome(view)
+
+
+def _carried(entry: entries.Egress | entries.EgressEnd) -> list[str]:
+    """What was found in it."""
+    lines = [f"carries: {', '.join(entry.carries)}"] if entry.carries else []
+    lines += [f"copies results of: {', '.join(entry.copies)}"] if entry.copies else []
+    lines += [f"credentials out of their place: {', '.join(entry.misplaced)}"] if entry.misplaced else []
+    return lines + (["a part of it could not be looked at"] if entry.unseen else [])
 
 
 def _outcome(view: RequestView) -> list[str]:
@@ -135,6 +144,8 @@ def _outcome(view: RequestView) -> list[str]:
     dialled = f"{end.address}, " if end.address else "nothing was dialled, "
     lines = [f"{dialled}{status}{end.up} bytes up, {end.down} down, {end.duration_us / 1000:.1f} ms"]
     lines += [f"ended: {end.code}: {end.reason}"] if end.code else []
+    lines += [f"decided by {', '.join(end.rules)}"] if end.rules else []
+    lines += _carried(end)
     lines += [f"credentials that went with it: {', '.join(end.secrets)}"] if end.secrets else []
     lines += [f"response kept: {end.response.digest[:16]}…, {end.response.size} bytes"] if end.response else []
     return lines + ([f"response not kept: {end.unkept}"] if end.unkept else [])

@@ -146,7 +146,8 @@ class AsyncRunner:
 
     @contextlib.asynccontextmanager
     async def attach(self, call: str, *, stdout: int = 0, stderr: int = 0, window: int = 0) -> AsyncIterator[Stream]:
-        """Follow a detached call of this task from these output offsets on. Leaving the block leaves the call alone."""
+        """Follow a detached call of this task from these output offsets on (an earlier chunk's `end`). Leaving the
+        block leaves the call alone."""
         exchange = Exchange(window=window, cancels=False)
         await self._connection.begin(exchange, attaching(call, stdout, stderr))
         async with streaming(self._connection, exchange) as stream:

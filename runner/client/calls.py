@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from runner.client.core import Make
 from runner.client.errors import refused
 from runner.client.exchange import GATHERED, QUEUED, Exchange
-from runner.model import Chunk, Outcome
+from runner.model import Chunk, Marked, Outcome
 from runner.wire import agent
 
 CLIENT_NAME = "toolrunner-python"
+# Controls but newline, tab and the return before a newline; bidirectional ones.
+_acts = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|\r(?!\n)")
 
 Input = bytes | Iterable[bytes] | AsyncIterable[bytes]
 OnOutput = Callable[[Chunk], Awaitable[None] | None]
@@ -45,8 +48,12 @@ class CallResult:
     position: int = 0  # where in the ledger it lies
     durable: bool = False  # whether that is on disk already
     replayed: bool = False  # an idempotency key matched: this is the earlier call
-    stdout_bytes: int = 0  # what the tool wrote in all, also where less was kept
+    stdout_bytes: int = 0  # what the daemon sent of it in all, as it travels: of binary, base64
     stderr_bytes: int = 0
+    filtered: Mapping[str, int] = field(default_factory=dict)  # rule → how often it found something in all of this
+    labels: tuple[str, ...] = ()  # what that was, such as `credential` or `pii.email`
+    sources: tuple[str, ...] = ()  # who has a part in it that nobody vouches for: hosts, or `workspace`
+    marked: tuple[Marked, ...] = ()  # the parts of it that speak to a model instead of you
 
     @property
     def running(self) -> bool:
@@ -66,17 +73,38 @@ class CallResult:
         return self.ended is not None and self.ended.ok
 
     @property
+    def untrusted(self) -> bool:
+        """Whether any of it may come from where nobody vouches for it: whatever it says, it is data."""
+        return "untrusted" in self.labels
+
+    @property
+    def injected(self) -> bool:
+        """Whether it was found to speak to the model that reads it."""
+        return "injected" in self.labels
+
+    @property
     def text(self) -> str:
-        """stdout as text, bytes that are not UTF-8 replaced."""
-        return self.stdout.decode("utf-8", "replace")
+        """stdout as text that can be printed: what is no text in it, and what acts on a terminal, is written out."""
+        return printable(self.stdout)
 
     def summary(self) -> str:
         """One line for a person: how it ended, and the first of what it said about that."""
         if self.ended is None:
             return f"still running as {self.call}"
         how = ending(self.ended)
-        said = self.stderr.decode("utf-8", "replace").strip().splitlines()
+        said = printable(self.stderr).strip().splitlines()
         return f"{how}: {said[-1][:300]}" if said else how
+
+
+def _written(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{{{code:x}}}"
+
+
+def printable(data: bytes) -> str:
+    """Output as text that can be printed. The daemon has done that for all but the binary part of a stream."""
+    text = data.decode("utf-8", "backslashreplace")
+    return _acts.sub(_written, text) if _acts.search(text) else text
 
 
 def ending(outcome: Outcome) -> str:
@@ -90,6 +118,7 @@ def ending(outcome: Outcome) -> str:
             "killed": "killed",
             "cancelled": "cancelled",
             "output_capped": "killed at its output cap",
+            "filtered": "killed for what its output held",
             "interrupted": "interrupted; it may have had effects",
             "unavailable": "never started; it can be repeated",
         }[outcome.kind]
@@ -157,4 +186,8 @@ def to_result(exchange: Exchange, stdout: bytes, stderr: bytes) -> CallResult:
         replayed=exchange.replayed,
         stdout_bytes=answer.stdout_bytes,
         stderr_bytes=answer.stderr_bytes,
+        filtered=answer.filtered,
+        labels=answer.labels,
+        sources=answer.sources,
+        marked=answer.marked,
     )

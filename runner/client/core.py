@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from runner.client.credentials import Identity
 from runner.client.errors import CallError, raised, refused
-from runner.client.exchange import DROPPED, QUEUED, Exchange
+from runner.client.exchange import DROPPED, QUEUED, Exchange, decoded
 from runner.config import PROTOCOL_VERSION
 from runner.errors import Refusal, RunnerError
 from runner.model import Chunk
@@ -213,10 +213,15 @@ class Core:
         if not exchange.chunks:
             return None
         piece = exchange.chunks[0]
-        size = len(piece.data)
-        chunk = Chunk(stream="stderr" if piece.stream == "stderr" else "stdout", offset=piece.offset, data=piece.data)
+        size, data, left = len(piece.data), piece.data, exchange.left
+        stream: Literal["stdout", "stderr"] = "stderr" if piece.stream == "stderr" else "stdout"
+        if piece.encoding:
+            data, rest = decoded(left.get(stream, b"") + data)
+            left = {**left, stream: rest}
+        end = piece.offset + size - len(left.get(stream, b""))
+        chunk = Chunk(stream=stream, offset=piece.offset, data=data, encoding=piece.encoding, end=end)
         del exchange.chunks[0]  # commit
-        exchange.handed = size
+        exchange.handed, exchange.left = size, left
         return chunk
 
     def ignore(self, exchange: Exchange) -> None:

@@ -5,6 +5,7 @@ State only. `core.Core` changes it; the predicates say what a caller may wait fo
 
 from __future__ import annotations
 
+import base64
 from collections import deque
 from typing import Any
 
@@ -25,6 +26,7 @@ class Exchange:
         "error",
         "handed",
         "keyed",
+        "left",
         "number",
         "output",
         "owed",
@@ -49,6 +51,7 @@ class Exchange:
         self.handed = 0  # the size of the chunk that the consumer looks at
         self.owed = 0  # consumed, and not granted again yet
         self.stdin_credit = 0
+        self.left: dict[str, bytes] = {}  # stream → base64 that makes no group of four yet
 
     def ended(self) -> bool:
         """Whether the last answer, or the loss of it, is here."""
@@ -82,8 +85,22 @@ class Exchange:
 
     def gathered(self) -> tuple[bytes, bytes]:
         """stdout and stderr as far as they were kept."""
-        if len(self.chunks) == 1:
+        if len(self.chunks) == 1 and not self.chunks[0].encoding:
             (piece,) = self.chunks
             return (b"", piece.data) if piece.stream == "stderr" else (piece.data, b"")
-        errors = b"".join([piece.data for piece in self.chunks if piece.stream == "stderr"])
-        return b"".join([piece.data for piece in self.chunks if piece.stream != "stderr"]), errors
+        return self._whole("stdout"), self._whole("stderr")
+
+    def _whole(self, stream: str) -> bytes:
+        text = b"".join([piece.data for piece in self.chunks if piece.stream == stream and not piece.encoding])
+        binary = b"".join([piece.data for piece in self.chunks if piece.stream == stream and piece.encoding])
+        return text + decoded(binary)[0] if binary else text
+
+
+def decoded(data: bytes) -> tuple[bytes, bytes]:
+    """What base64 stands for, and what of it makes no group of four yet. Raises `CallError` (protocol) for anything
+    else."""
+    whole = len(data) - len(data) % 4
+    try:
+        return base64.b64decode(data[:whole], validate=True), data[whole:]
+    except ValueError:
+        raise refused("protocol", "the daemon sent output that is not base64 and said it was") from None

@@ -122,7 +122,7 @@ class Incoming:
         self.path = path
         self._limit = limit
         self._hand_on = hand_on
-        self._held = 0
+        self._held = self._end = 0
         self._errors: list[bytes] = []
 
     def take(self, chunk: Chunk) -> None:
@@ -130,14 +130,14 @@ class Incoming:
         if chunk.stream == "stderr":
             self._errors.append(chunk.data)
             return
-        self._held += len(chunk.data)
+        self._held, self._end = self._held + len(chunk.data), chunk.end
         if self._held > self._limit:
             raise refused("arguments", f"{self.path} is larger than {self._limit} bytes", next_step="raise `limit`")
         self._hand_on(chunk.data)
 
     def finish(self, result: CallResult) -> CallResult:
         """The call's end. Raises `ToolFailed` when it failed, or when not all of it came."""
-        if not result.ok or result.stdout_bytes > self._held:
+        if not result.ok or result.stdout_bytes > self._end:
             raise ToolFailed("workspace_get", replace(result, stderr=b"".join(self._errors)))
         return result
 

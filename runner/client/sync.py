@@ -144,7 +144,7 @@ class Runner:
 
     @contextlib.contextmanager
     def attach(self, call: str, *, stdout: int = 0, stderr: int = 0, window: int = 0) -> Iterator[SyncStream]:
-        """Follow a detached call of this task from these output offsets on."""
+        """Follow a detached call of this task from these output offsets on: where an earlier chunk had its `end`."""
         exchange = Exchange(window=window, cancels=False)
         try:
             self._link.begin(exchange, attaching(call, stdout, stderr))

@@ -11,7 +11,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterable
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -29,11 +29,25 @@ _MAX_LEAKED = 16  # leaks of one call that are told: whoever reads them knows by
 _MAX_TOLD = 128  # refusals of one call that are told singly; the rest are counted
 
 
+class Readable(NamedTuple):
+    """What gate is shown of a request before it decides."""
+
+    head: bytes = b""
+    body: bytes = b""
+    last: bool = True
+
+
+OPAQUE = Readable()
+
+
 class Gate(Protocol):
     """What egress needs of gate."""
 
-    async def ask(self, call: str, request: Requested) -> Answer:
-        """Token and policy. Raises `Stop` (unavailable) when gate is gone."""
+    async def ask(self, call: str, request: Requested, readable: Readable) -> Answer:
+        """Token and policy, shown what can be read. Raises `Stop` (unavailable) when gate is gone."""
+
+    async def look(self, call: str, request: int, data: bytes, *, last: bool) -> Answer:
+        """The same about the next piece of its body."""
 
     async def keep(self, call: str, request: int, data: bytes) -> bool:
         """The next piece of a response; whether more is wanted. Raises `Stop` (unavailable) when gate is gone."""
@@ -63,6 +77,7 @@ class Call:
         self.credentials = Credentials(opened.injections, opened.canary)
         self.listener = listener
         self.gate = gate
+        self.blind = opened.blind
         self.links: set[Link] = set()
         self.connections = 0
         self.over = False

@@ -9,12 +9,13 @@ from typing import Protocol
 from runner.config import Egress
 from runner.destination import Destination
 from runner.egress.allowlist import Verdict
-from runner.egress.body import Cut, Inlet
-from runner.egress.calls import Call, Passage, as_judged, denied
+from runner.egress.body import Body, Cut, Inlet
+from runner.egress.calls import OPAQUE, Call, Passage, Readable, as_judged, denied
 from runner.egress.head import Syntax
 from runner.egress.inject import Filled, Filter, Leak, Unfit
 from runner.egress.link import Link, Stream
 from runner.egress.refusals import Stop
+from runner.egress.shown import Forbidden, Pieces, Shown
 from runner.egress.transfer import Asked, Transfer
 from runner.egress.upstream import Resolver, Upstream, dial, secure
 from runner.wire.egress import Requested
@@ -44,26 +45,20 @@ async def reach(house: House, call: Call, verdict: Verdict, where: Destination, 
     return link, until
 
 
-async def permit(call: Call, requested: Requested, verdict: Verdict, passage: Passage) -> None:
+async def permit(
+    call: Call, requested: Requested, verdict: Verdict, passage: Passage, readable: Readable = OPAQUE
+) -> None:
     """Gate's word, after which the request has an entry and must be ended. Raises `Stop`."""
     try:
-        answer = await call.gate.ask(call.id, as_judged(requested, verdict))
+        answer = await call.gate.ask(call.id, as_judged(requested, verdict), readable)
     except asyncio.CancelledError:  # whatever the answer would have been: nothing was sent
         passage.over(Stop("interrupted", "the call is over"))
         raise
     if not answer.allowed:
-        raise Forbidden(answer.reason or "token or policy forbids it", answer.rule, answer.next_step)
+        raise Forbidden(answer)
 
 
 DEFECT = Stop("unavailable", "egress has a defect; the log has the details")
-
-
-class Forbidden(Stop):
-    """Gate's no: it has written the entry itself."""
-
-    def __init__(self, reason: str, rule: str, next_step: str) -> None:
-        part = "token" if rule.startswith("token:") else f"policy {rule}" if rule else "policy"
-        super().__init__("denied", reason, part=part, next_step=next_step)
 
 
 class Exchange:
@@ -114,11 +109,27 @@ class Exchange:
             requested = as_judged(requested, verdict)
             passage = Passage(call, verdict, requested.id)
             passage.enter()
+            body, readable = await self._readable(asked, requested.id)
         except Stop as stop:
             call.refused(requested, stop)
             raise
-        await permit(call, requested, verdict, passage)
-        return await self._passed(asked, requested, verdict, filled, content, passage)
+        await permit(call, requested, verdict, passage, readable)
+        return await self._passed(asked, body, verdict, filled, content, passage, requested)
+
+    async def _readable(self, asked: Asked, number: int) -> tuple[Pieces, Readable]:
+        """The request's body, and what gate is shown of it all. Raises `Stop`."""
+        body = Body(self.inlet, asked.head.length, strict=True)
+        if asked.head.expect and not body.over and not self.inlet.waiting:
+            await self.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if self.call.blind:
+            return body, OPAQUE
+        shown = Shown(body, self.call, number)
+        try:
+            return shown, await shown.begin(asked)
+        except (Syntax, Cut) as error:
+            raise Stop("syntax", f"the request's body: {error}") from None
+        except OSError:
+            raise self.gone() from None
 
     def _judge(self, asked: Asked, requested: Requested) -> tuple[Verdict, Filled, Filter]:
         """By the allowlists, and by what the head holds of credentials. Raises `Stop`."""
@@ -137,11 +148,12 @@ class Exchange:
             raise Stop("injection", str(unfit)) from None
 
     async def _passed(
-        self, asked: Asked, requested: Requested, verdict: Verdict, filled: Filled, content: Filter, passage: Passage
-    ) -> bool:
+        self, asked: Asked, body: Pieces, verdict: Verdict, filled: Filled, content: Filter, passage: Passage,
+        requested: Requested,
+    ) -> bool:  # fmt: skip
         """What gate has allowed: it is told of the end, whatever the end is."""
         ended: Stop | None = None
-        run = Transfer(self, asked, filled, content, passage)
+        run = Transfer(self, asked, body, filled, content, passage)
         try:
             upstream = await self._connected(asked, verdict, passage)
             return await run.answer(upstream)

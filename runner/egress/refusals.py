@@ -44,12 +44,15 @@ CODES: dict[str, Row] = {
 class Stop(Exception):
     """A request goes no further. `part` is which part decided; nothing here is secret."""
 
-    def __init__(self, code: str, reason: str, *, part: str = "", missing: str = "", next_step: str = "") -> None:
+    def __init__(
+        self, code: str, reason: str, *, part: str = "", missing: str = "", next_step: str = "", late: bool = False
+    ) -> None:
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
         self.part = part or code
         self.missing = missing
+        self.late = late or code in _LATE  # something may have been sent
         self.next_step = next_step or CODES[code].next_step
 
     def answer(self, *, body: bool = True) -> bytes:
@@ -57,7 +60,7 @@ class Stop(Exception):
         row = CODES[self.code]
         told = {
             "title": "refused by egress; the destination has seen nothing of it"
-            if self.code not in _LATE
+            if not self.late
             else "egress could not carry this",
             "status": row.status,
             "code": self.code,

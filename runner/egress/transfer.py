@@ -18,6 +18,7 @@ from runner.egress.head import CHUNKED, UNTIL_CLOSE, Request, Response, Syntax, 
 from runner.egress.inject import Filled, Filter, Needles, Watch
 from runner.egress.link import Stream
 from runner.egress.refusals import Stop
+from runner.egress.shown import Pieces
 from runner.egress.tunnel import exceeded, relay
 from runner.egress.upstream import Upstream
 
@@ -54,10 +55,13 @@ class Asked(NamedTuple):
 class Transfer:
     """The bytes of one request and its response."""
 
-    def __init__(self, exchange: Sides, asked: Asked, filled: Filled, content: Filter, passage: Passage) -> None:
+    def __init__(
+        self, exchange: Sides, asked: Asked, body: Pieces, filled: Filled, content: Filter, passage: Passage
+    ) -> None:
         self._exchange = exchange
         self._config = exchange.config
         self._asked = asked
+        self._body = body
         self._filled = filled
         self._content = content
         self._passage = passage
@@ -75,10 +79,7 @@ class Transfer:
     async def answer(self, upstream: Upstream) -> bool:
         """Send, and pass the answer on. Returns whether the sandbox's connection goes on."""
         head = self._asked.head
-        body = Body(self._inlet, head.length, strict=True)
-        length, first = head.length, b""
-        if head.expect and not body.over and not self._inlet.waiting:
-            await self._sandbox.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        body, length, first = self._body, head.length, b""
         if self._content.rewrites and not body.over:
             first, length = await self._gathered(body)
         await self._send(upstream, self._request_head(length))
@@ -95,7 +96,7 @@ class Transfer:
             self._exchange.release()
         return head.keep and body.over and not self._closes
 
-    async def _both_ways(self, upstream: Upstream, body: Body, length: int) -> bool | None:
+    async def _both_ways(self, upstream: Upstream, body: Pieces, length: int) -> bool | None:
         """Body up and response down at once: a destination may answer before it has read everything."""
         up = asyncio.ensure_future(self._up(upstream, body, length))
         down = asyncio.ensure_future(self._down(upstream))
@@ -133,7 +134,7 @@ class Transfer:
         except Syntax as error:
             raise Stop("injection", f"the credential does not fit its place: {error}") from None
 
-    async def _gathered(self, body: Body) -> tuple[bytes, int]:
+    async def _gathered(self, body: Pieces) -> tuple[bytes, int]:
         """A body that a credential may go into: counted anew when it is short, framed anew in chunks when it is not."""
         parts, size = [], 0
         while size <= _BUFFERED and (piece := await body.read()):
@@ -146,7 +147,7 @@ class Transfer:
             return whole, len(whole)
         return chunk(b"".join(parts)), CHUNKED
 
-    async def _up(self, upstream: Upstream, body: Body, length: int) -> None:
+    async def _up(self, upstream: Upstream, body: Pieces, length: int) -> None:
         while piece := await body.read():
             piece = self._content.feed(piece)
             if piece:

@@ -14,7 +14,7 @@ from runner.ledger import entry as entries
 
 KINDS = (
     *("start", "stop", "reload", "refused_reload", "pending", "withdraw", "token", "revoke", "reopen", "task_end"),
-    *("hold", "release", "prune", "prune_image", "secret", "refusals"),
+    *("hold", "release", "prune", "prune_image", "raw_open", "secret", "refusals"),
 )
 _NEEDLES = tuple(f'"kind":"{kind}"'.encode() for kind in KINDS)  # a quote inside a JSON string is escaped
 _REFUSED = "admin.sock: "  # how refusals on that socket begin, and no others (`runner/admin/socket.py`)
@@ -210,6 +210,9 @@ def _kept(position: int, entry: entries.AnyEntry) -> Act | None:
         case entries.PruneImage():
             what = f"archive {entry.archive.digest[:16]}, {entry.archive.size} bytes, of {entry.image or 'no image'}"
             return _act(position, entry, what=what, before="kept", after="removed", why=entry.why)
+        case entries.RawOpen():
+            what = f"raw output of call {entry.call}, {entry.raw[:16]}, still encrypted"
+            return _act(position, entry, what=what, before="kept", after="handed over", why=entry.why)
         case entries.Secret():
             what = f"secret {entry.name}, {entry.act}"
             why = f"not carried out: {entry.problem}" if entry.problem else entry.why
@@ -224,6 +227,7 @@ def _secret(version: int) -> str:
 def _criteria(of: entries.Criteria) -> str:
     said = [f"before {of.before}"] if of.before else []
     said += [f"larger than {of.larger} bytes"] if of.larger else []
+    said += ["raw output alone"] if of.raw else []
     named = (("task", of.tasks), ("agent", of.agents), ("tool", of.tools))
     return ", ".join([*said, *(f"{label} {' or '.join(names)}" for label, names in named if names)]) or "every call"
 

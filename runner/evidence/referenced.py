@@ -25,6 +25,7 @@ def references(position: int, entry: entries.AnyEntry) -> list[Reference]:
     elif isinstance(entry, entries.Outcome):
         found = [("stdout", entry.stdout), ("stderr", entry.stderr), ("result", entry.result)]
         found.append(("workspace.manifest", entry.workspace.manifest if entry.workspace else None))
+        found.append(("raw.content", entry.raw.content if entry.raw else None))
     elif isinstance(entry, entries.Egress):
         found = [("path_content", entry.path_content)]
     elif isinstance(entry, entries.EgressEnd):

@@ -27,8 +27,9 @@ def beyond(authenticated: Authenticated, tools: Collection[str]) -> Decision | N
 
 
 def approve(authenticated: Authenticated, decision: Decision, call: str) -> Grant | Refusal:
-    """A grant for an allowed call, else the refusal the agent gets. Nothing but ALLOW passes."""
-    if decision.effect == "allow":
+    """A grant for an allowed call, else the refusal the agent gets. Nothing but ALLOW and MODIFY passes: what MODIFY
+    obliges to is in the decision, and held where the call's output is filtered."""
+    if decision.effect in ("allow", "modify"):
         return Grant(authenticated=authenticated, decision=decision, call=call)
     if decision.effect in ("step_up", "defer"):
         return refusal(

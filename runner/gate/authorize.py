@@ -27,6 +27,8 @@ class SessionView(Value, frozen=True, kw_only=True):
     untrusted: int = 0  # calls whose output reached the agent
     original_request: str = ""
     depth: int = 0  # delegations between the root token and this one
+    labels: tuple[str, ...] = ()  # of everything that was delivered to it
+    forgotten: int = 0  # pieces of labelled text that are not known again when they go out: there was too much
 
 
 class Question(Value, frozen=True, kw_only=True):
@@ -37,6 +39,7 @@ class Question(Value, frozen=True, kw_only=True):
     arguments: dict[str, Any]
     profile: str
     peer_uid: int
+    labels: tuple[str, ...] = ()  # what the arguments carry, by patterns or because they copy labelled text
 
 
 class Checker(Protocol):
@@ -81,6 +84,10 @@ class Answer(Protocol):
     def allowed(self) -> str:
         """What would pass."""
 
+    @property
+    def obligations(self) -> tuple[str, ...]:
+        """What must be done with a permit."""
+
 
 class Policies(Protocol):
     """Compiled policies: `runner.gate.policy.PolicyBundle`."""
@@ -95,8 +102,14 @@ class Policies(Protocol):
         """The verdict on one call."""
 
 
-def authorize(authenticated: Authenticated, session: SessionView, catalogue: Catalogue, policies: Policies) -> Decision:
-    """The decision on an authenticated call. Never raises."""
+def authorize(
+    authenticated: Authenticated,
+    session: SessionView,
+    catalogue: Catalogue,
+    policies: Policies,
+    labels: tuple[str, ...] = (),
+) -> Decision:
+    """The decision on an authenticated call whose arguments carry `labels`. Never raises."""
     try:
         question = Question(
             principal=authenticated.principal,
@@ -104,6 +117,7 @@ def authorize(authenticated: Authenticated, session: SessionView, catalogue: Cat
             arguments=authenticated.arguments,
             profile=authenticated.profile,
             peer_uid=authenticated.call.peer.uid,
+            labels=labels,
         )
     except Exception as error:
         return _broken(error, policies)
@@ -139,6 +153,7 @@ def _before_policy(question: Question, catalogue: Catalogue) -> Decision | None:
 def seen(question: Question, session: SessionView) -> tuple[str, Principal, str, dict[str, Any], dict[str, Any]]:
     """What policy is asked with: `Policies.evaluate`'s arguments."""
     context = {
+        "labels": question.labels,
         "session": session_context(session),
         "peer_uid": question.peer_uid,
         "depth": session.depth,
@@ -154,6 +169,8 @@ def session_context(session: SessionView) -> dict[str, Any]:
         "tools": session.tools,
         "untrusted": session.untrusted,
         "original_request": session.original_request,
+        "labels": session.labels,
+        "forgotten": session.forgotten,
     }
 
 
@@ -166,6 +183,7 @@ def _by_policy(question: Question, session: SessionView, policies: Policies) -> 
         rules=verdict.rules,
         code="" if known else "denied",
         allowed=verdict.allowed,
+        obligations=verdict.obligations,
     )
 
 

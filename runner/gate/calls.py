@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from runner.errors import Refusal
 from runner.gate.pace import Pace
-from runner.model import Chunk, Outcome, OutcomeKind, Receipt
+from runner.model import Chunk, Marked, Outcome, OutcomeKind, Receipt
 
 _SEGMENT = 64 << 10  # kept output is joined up to this: a tool that writes single bytes must not cost an object each
 
@@ -51,12 +51,27 @@ class Reply(Protocol):
 class Finished:
     """What is known of a sealed call."""
 
-    def __init__(self, outcome: Outcome, receipt: Receipt, value: Any, stdout: int, stderr: int) -> None:
+    def __init__(
+        self,
+        outcome: Outcome,
+        receipt: Receipt,
+        value: Any,
+        stdout: int,
+        stderr: int,
+        filtered: dict[str, int] | None = None,
+        labels: tuple[str, ...] = (),
+        sources: tuple[str, ...] = (),
+        marked: tuple[Marked, ...] = (),
+    ) -> None:
         self.outcome = outcome
         self.receipt = receipt
         self.value = value
         self.stdout = stdout
         self.stderr = stderr
+        self.filtered = filtered or {}  # rule → how often it found something
+        self.labels = labels
+        self.sources = sources  # who has a part in it that nobody vouches for
+        self.marked = marked  # parts of it that speak to a model
 
 
 class GuestCall(Protocol):
@@ -77,25 +92,26 @@ class Kept:
 
     def __init__(self) -> None:
         self.size = 0
-        self._segments: list[tuple[Literal["stdout", "stderr"], int, bytearray]] = []  # stream, offset, bytes
+        self._segments: list[tuple[Literal["stdout", "stderr"], str, int, bytearray]] = []  # encoding, offset, bytes
 
     def add(self, chunk: Chunk) -> None:
         """One more chunk; offsets of a stream are without gaps."""
         self.size += len(chunk.data)
         if self._segments:
-            stream, _, data = self._segments[-1]
-            if stream == chunk.stream and len(data) < _SEGMENT:
+            stream, encoding, _, data = self._segments[-1]
+            if (stream, encoding) == (chunk.stream, chunk.encoding) and len(data) < _SEGMENT:
                 data += chunk.data
                 return
-        self._segments.append((chunk.stream, chunk.offset, bytearray(chunk.data)))
+        self._segments.append((chunk.stream, chunk.encoding, chunk.offset, bytearray(chunk.data)))
 
     def read(self, place: tuple[int, int]) -> tuple[Chunk | None, tuple[int, int]]:
         """What follows `place` (begin with (0, 0)), None when there is nothing yet, and the place after it."""
         number, within = place
         while number < len(self._segments):
-            stream, offset, data = self._segments[number]
+            stream, encoding, offset, data = self._segments[number]
             if within < len(data):
-                return Chunk(stream=stream, offset=offset + within, data=bytes(data[within:])), (number, len(data))
+                chunk = Chunk(stream=stream, offset=offset + within, data=bytes(data[within:]), encoding=encoding)
+                return chunk, (number, len(data))
             if number + 1 == len(self._segments):
                 break
             number, within = number + 1, 0

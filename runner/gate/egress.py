@@ -24,6 +24,15 @@ _READABLE = ("method", "path")
 _OPEN = "with a capability for it: `--allow egress`, or `--allow egress={constraints on host, port, protocol, …}`"
 
 
+class Carried(Value, frozen=True, kw_only=True):
+    """What was found in what can be read of a request."""
+
+    labels: tuple[str, ...] = ()  # by patterns, or because it copies labelled text
+    secrets: tuple[str, ...] = ()  # credentials of the task that are not bound to go there
+    whole: bool = True  # nothing of it was too large, or packed too deep, to be looked at
+    sources: tuple[str, ...] = ()  # calls whose results it copies
+
+
 class Outward(Value, frozen=True, kw_only=True):
     """One request of one call, and everything of the call that its decision depends on."""
 
@@ -32,6 +41,7 @@ class Outward(Value, frozen=True, kw_only=True):
     profile: str
     peer_uid: int
     request: wire.Requested
+    carries: Carried = Carried()
 
 
 class Policies(Protocol):
@@ -53,6 +63,7 @@ def authorize_egress(
     session: SessionView,
     policies: Policies,
     request: wire.Requested,
+    carries: Carried,
 ) -> Decision:
     """The decision on a request of an authenticated call; `granted` is what its leaf token grants. Never raises."""
     try:
@@ -62,6 +73,7 @@ def authorize_egress(
             profile=authenticated.profile,
             peer_uid=authenticated.call.peer.uid,
             request=request,
+            carries=carries,
         )
     except Exception as error:
         return _broken(error)
@@ -124,6 +136,9 @@ def seen(asked: Outward, session: SessionView) -> tuple[Principal, str, Place, d
         "protocol": request.protocol,
         "visibility": request.visibility,
         "upgrade": request.upgrade,
+        "labels": asked.carries.labels,
+        "secrets": asked.carries.secrets,
+        "whole": asked.carries.whole,
         "session": session_context(session),
         "peer_uid": asked.peer_uid,
         "depth": session.depth,

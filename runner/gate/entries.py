@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import msgspec
 from runner.errors import RunnerError, refuse
 from runner.gate.authorize import SessionView
 from runner.ledger import entry as entries
-from runner.model import Authenticated, CallPlan, Decision, Measured, Outcome, Principal, Receipt
+from runner.model import Authenticated, CallPlan, Decision, Marked, Measured, Outcome, Principal, Receipt
 from runner.wire.agent import SessionFacts
 from runner.wire.recorder import WITH_ENTRY, Appended, RecorderCaller
 
@@ -28,6 +29,22 @@ class Caller(Protocol):
     profile: str
     delegation: tuple[entries.Delegated, ...]
     authority: entries.Content | None
+
+
+class Filter(Protocol):
+    """What texts and values pass before they are recorded: `runner.stream.texts.Texts`."""
+
+    counts: Counter[str]
+    labels: set[str]
+
+    def text(self, text: str) -> str:
+        """A text as it may be recorded."""
+
+    def value(self, value: Any) -> Any:
+        """A value as it may be recorded; the same object when nothing was found in it."""
+
+    def again(self, value: Any) -> Any:
+        """As `value`, for what was counted already in another shape."""
 
 
 class Follower(Protocol):
@@ -162,9 +179,13 @@ def call_entry(
     context: SessionView,
     untrusted: tuple[str, ...],
     plan: entries.Planned | None,
+    filter_: Filter,
+    carries: tuple[str, ...] = (),
+    copies: tuple[str, ...] = (),
 ) -> entries.Call:
-    """The entry of a decided call."""
-    asked = authenticated.call
+    """The entry of a decided call. What its agent says goes through the filter that its arguments went through."""
+    asked, text = authenticated.call, filter_.text
+    intent, because = text(asked.intent), tuple([text(each) for each in asked.because])
     return entries.Call(
         time=time,
         call=call,
@@ -182,6 +203,8 @@ def call_entry(
             untrusted=context.untrusted,
             depth=context.depth,
             tools=context.tools,
+            labels=context.labels,
+            forgotten=context.forgotten,
         ),
         tool=authenticated.tool,
         tool_digest=tool_digest,
@@ -194,18 +217,23 @@ def call_entry(
             code=decision.code,
             field=decision.field[:200],
             policy=decision.policy,
+            obligations=decision.obligations,
         ),
         plan=plan,
-        intent=asked.intent,
-        because=asked.because,
+        intent=intent,
+        because=because,
+        carries=carries,
+        copies=copies,
         untrusted=untrusted,
-        retry_of=asked.retry_of,
+        retry_of=text(asked.retry_of),
         idempotency_key=asked.idempotency_key,
-        traceparent=asked.traceparent,
+        traceparent=text(asked.traceparent),
         detach=asked.detach,
-        request=facts.original_request[:1000],
-        model=f"{facts.model} {facts.model_version}".strip()[:200],
-        client=facts.client[:200],
+        request=text(facts.original_request)[:1000],
+        model=text(f"{facts.model} {facts.model_version}".strip())[:200],
+        client=text(facts.client)[:200],
+        filtered=dict(sorted(filter_.counts.items())),
+        labels=tuple(sorted(filter_.labels)),
     )
 
 
@@ -234,6 +262,11 @@ def outcome_entry(
     workspace: entries.Workspace | None = None,
     network: entries.Network | None = None,
     secrets: tuple[entries.SecretUse, ...] = (),
+    filtered: dict[str, int] | None = None,
+    labels: tuple[str, ...] = (),
+    raw: entries.Raw | None = None,
+    sources: tuple[str, ...] = (),
+    marked: tuple[Marked, ...] = (),
 ) -> entries.Outcome:
     """The entry of a call's end."""
     used = outcome.usage
@@ -261,6 +294,11 @@ def outcome_entry(
         workspace=workspace,
         network=network,
         secrets=secrets,
+        filtered=filtered or {},
+        labels=labels,
+        raw=raw,
+        sources=sources,
+        marked=tuple(entries.Marked(stream=each.stream, start=each.start, end=each.end) for each in marked),
     )
 
 

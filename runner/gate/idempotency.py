@@ -11,7 +11,7 @@ from runner.errors import Refusal, RunnerError, refuse
 from runner.gate.calls import Calls, Finished, Reply, Running
 from runner.gate.entries import call_digest
 from runner.ledger import entry as entries
-from runner.model import Authenticated, Outcome, Receipt, Usage
+from runner.model import Authenticated, Marked, Outcome, Receipt, Usage
 
 
 class KeptCall(Protocol):
@@ -104,6 +104,10 @@ def finished(kept: KeptCall) -> Finished:
         value=kept.value,
         stdout=outcome.stdout.size if outcome.stdout is not None else 0,
         stderr=outcome.stderr.size if outcome.stderr is not None else 0,
+        filtered=outcome.filtered,
+        labels=outcome.labels,
+        sources=outcome.sources,
+        marked=tuple(msgspec.convert(each, Marked, from_attributes=True) for each in outcome.marked),
     )
 
 

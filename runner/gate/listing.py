@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -13,7 +13,16 @@ from runner.token.constraints import narrow_schema
 from runner.wire.agent import ToolSpec
 
 
-def listing(serving: Serving, profile: str, granted: Mapping[str, Mapping[str, Any]]) -> tuple[ToolSpec, ...]:
+class Filter(Protocol):
+    """What is told passes it: `runner.stream.texts.Texts`."""
+
+    def text(self, text: str) -> str:
+        """A text as it may be told."""
+
+
+def listing(
+    serving: Serving, profile: str, granted: Mapping[str, Mapping[str, Any]], filter_: Filter
+) -> tuple[ToolSpec, ...]:
     """The tools that catalogue, task profile and token all have, by name. Policy is not asked: it needs arguments."""
     task = serving.task_profiles.get(profile)
     if task is None:
@@ -24,7 +33,7 @@ def listing(serving: Serving, profile: str, granted: Mapping[str, Mapping[str, A
         specs.append(
             ToolSpec(
                 name=name,
-                description=manifest.description,
+                description=filter_.text(manifest.description),
                 parameters=narrow_schema(manifest.parameters, dict(granted[name])),
                 result=manifest.result,
                 consequence=manifest.consequence,

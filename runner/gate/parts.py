@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import TypedDict
 
 import msgspec
@@ -12,8 +12,11 @@ from runner.errors import refuse
 from runner.gate.authenticate import Authenticator
 from runner.gate.authorize import SessionView
 from runner.gate.calls import Calls, Reply, Running
+from runner.gate.context import Reading
 from runner.gate.entries import Journal, call_digest
 from runner.gate.idempotency import Remembered
+from runner.gate.labels import mixes, of_result, of_task
+from runner.gate.origin import Origin
 from runner.gate.requests import Requests
 from runner.gate.serving import Serving
 from runner.gate.session import Session
@@ -130,7 +133,27 @@ class Parts:
 
     def view(self, authenticated: Authenticated, session: Session) -> SessionView:
         """What policy sees of the session."""
-        return session.task.context.view(session.facts.original_request, len(authenticated.chain) - 1)
+        context, profile = session.task.context, self.serving.task_profiles.get(session.task.profile)
+        if context.resumed and profile is not None:
+            context.presumed = of_task(profile, self.serving.tools)
+        return context.view(session.facts.original_request, len(authenticated.chain) - 1)
+
+    def labels(
+        self, authenticated: Authenticated, session: Session, serving: Serving, reading: Reading
+    ) -> frozenset[str]:
+        """What the call's result carries, whatever is in it. `reading` is what its task has read, from now on."""
+        context, manifest = session.task.context, serving.tools[authenticated.tool]
+        profile, tool = serving.task_profiles[session.task.profile], serving.tool_profiles[manifest.profile]
+        context.reading = reading
+        labels = of_result(manifest, tool, profile, authenticated.arguments, mixed=context.mixed)
+        context.mixed = context.mixed or mixes(manifest, tool)
+        return labels
+
+    def origin(self, planned: CallPlan, session: Session, serving: Serving, labels: Collection[str] = ()) -> Origin:
+        """Where the call's output may come from. `labels` are those that it carries whatever is in it."""
+        manifest, profile = serving.tools[planned.tool], serving.task_profiles[session.task.profile]
+        workspace, network = serving.tool_profiles[manifest.profile].workspace, bool(manifest.egress)
+        return Origin(session.task.context, workspace, network=network, outside=bool(profile.egress), labels=labels)
 
     def admit(self, running: Running, planned: CallPlan) -> CallPlan:
         """Take the plan's bounds into account. Raises `RunnerError` (busy) when kept output would exceed its bound."""

@@ -109,7 +109,14 @@ class PolicyBundle:
         part = self._slices[EGRESS]
         if not part.rules:
             return Verdict(effect="deny", reason="no policy permits egress")
-        return self._judge(part, _egress_request(part, principal, where, context), principal, profile, where)
+        found = self._judge(part, _egress_request(part, principal, where, context), principal, profile, where)
+        # What a permit obliges to is done with what the call gives back: a request goes out as it is, or not at all.
+        return msgspec.structs.replace(found, effect="allow", obligations=()) if found.effect == "modify" else found
+
+    def asks_labels(self, tool: str) -> bool:
+        """Whether a rule could read which labels a call's arguments carry."""
+        part = self._slices.get(tool)
+        return part is not None and not part.reads.isdisjoint({(), ("labels",)})
 
     def _judge(
         self, part: _Slice, request: dict[str, Any], principal: Principal, profile: str, where: Place | None = None

@@ -92,7 +92,13 @@ class RequestReply:
                 continue
             piece = chunk.data[sent : sent + room]
             self._connection.send(
-                agent.Output(number=self._number, stream=chunk.stream, offset=chunk.offset + sent, data=piece),
+                agent.Output(
+                    number=self._number,
+                    stream=chunk.stream,
+                    offset=chunk.offset + sent,
+                    data=piece,
+                    encoding=chunk.encoding,
+                ),
                 more=last,
             )
             sent += len(piece)
@@ -121,6 +127,10 @@ class RequestReply:
                 value=finished.value,
                 stdout_bytes=finished.stdout,
                 stderr_bytes=finished.stderr,
+                filtered=finished.filtered,
+                labels=finished.labels,
+                sources=finished.sources,
+                marked=finished.marked,
             )
         )
         if not receipt.durable:

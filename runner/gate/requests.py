@@ -16,8 +16,10 @@ from typing import Any
 from runner.config import Limits
 from runner.gate.calls import Running
 from runner.gate.cassette import Cassette, Shelf
-from runner.gate.egress import answer, authorize_egress
+from runner.gate.egress import Carried, answer, authorize_egress
 from runner.gate.entries import Journal, content
+from runner.gate.origin import MAX_SOURCES
+from runner.gate.outgoing import CANARY, NOTHING, Look, Looks, Placed
 from runner.gate.serving import Serving
 from runner.gate.session import Session
 from runner.ledger import entry as entries
@@ -25,6 +27,7 @@ from runner.model import Authenticated, Decision
 from runner.wire import egress as wire
 
 Reply = Callable[[wire.Answer], None]
+Decide = Callable[[wire.Requested, Carried], Decision]
 
 _log = logging.getLogger(__name__)
 _BY_TOKEN = ("not_granted", "constraint")  # codes of what the token denies; every other denial is policy's
@@ -36,16 +39,19 @@ _OWN = Decision(effect="allow", reason="one of [daemon.destinations]: neither to
 class Watched:
     """The requests of one call, from its listener's opening to its end; or, without a `task`, the daemon's own."""
 
-    def __init__(self, requests: Requests, call: str, task: str, decide: Callable[[wire.Requested], Decision]) -> None:
+    def __init__(self, requests: Requests, call: str, task: str, decide: Decide, placed: Placed | None = None) -> None:
         self._requests = requests
         self.call = call
         self.task = task
         self.decide = decide
+        self.placed = placed
+        self.looks: dict[int, Look] = {}  # of allowed requests
         self.pending: set[asyncio.Task[None]] = set()
         self.open: set[int] = set()  # allowed requests that have no end yet
         self.cassette = Cassette(requests.shelf)
         self.counted: Counter[str] = Counter()
         self.used: Counter[str] = Counter()
+        self.hosts: dict[str, None] = {}  # that requests went to
 
     def begin(self) -> None:
         """Requests may come from now on."""
@@ -67,6 +73,7 @@ class Watched:
             up=min(counted["up"], _MOST),
             down=min(counted["down"], _MOST),
             opaque=counted["opaque"],
+            hosts=tuple(self.hosts),
         )
         return network, dict(self.used)
 
@@ -78,31 +85,35 @@ class Requests:
         self._journal = journal
         self.shelf = Shelf(journal.recorder, journal.salt, limits)
         self.live: dict[str, Watched] = {}
-        self._own = Watched(self, wire.BROKER, "", lambda _: _OWN)
+        self._own = Watched(self, wire.BROKER, "", lambda *_: _OWN)
         self._own.begin()
         self.alerts = 0  # written since this process started
         self.newest = ""  # of them: when, and of which call
 
-    def of(self, authenticated: Authenticated, running: Running, session: Session, serving: Serving) -> Watched:
-        """The watch over a call that is about to run."""
+    def of(
+        self, authenticated: Authenticated, running: Running, session: Session, serving: Serving, looks: Looks
+    ) -> Watched:
+        """The watch over a call that is about to run. `looks` looks at what goes out of its task."""
 
-        def decide(request: wire.Requested) -> Decision:
+        def decide(request: wire.Requested, carries: Carried) -> Decision:
             view = session.task.context.view(session.facts.original_request, len(authenticated.chain) - 1)
-            return authorize_egress(authenticated, session.verified.tools, view, serving.policies, request)
+            return authorize_egress(authenticated, session.verified.tools, view, serving.policies, request, carries)
 
-        return Watched(self, running.call, running.task, decide)
+        return Watched(self, running.call, running.task, decide, Placed(looks, serving.tools.get(authenticated.tool)))
 
     def heard(self, message: wire.FromEgress, reply: Reply) -> None:
         """A message of egress that answers no request of gate's. `reply` leads to the very process that asked."""
         watched = self.live.get(getattr(message, "call", ""))
         if watched is None:
-            if isinstance(message, wire.Ask | wire.Keep):  # its call is over
+            if isinstance(message, wire.Ask | wire.Look | wire.Keep):  # its call is over
                 reply(wire.Answer(number=message.number, allowed=False, reason="the call is over"))
             return
         work: Coroutine[Any, Any, None]
         match message:
             case wire.Ask():
                 work = self._asked(watched, message, reply)
+            case wire.Look():
+                work = self._looked(watched, message, reply)
             case wire.Keep():
                 work = self._kept(watched, message, reply)
             case wire.Refused():
@@ -134,16 +145,38 @@ class Requests:
             _log.error("call %s: egress asked twice for request %d", watched.call, asked.request.id)
             reply(wire.Answer(number=asked.number, allowed=False, reason="a request's number is in use"))
             return
-        decision = watched.decide(asked.request)
+        look = watched.placed.begin(asked) if watched.placed is not None else None
+        carries = look.carries if look is not None else NOTHING
+        if look is not None and look.alarm():
+            await self._leaked(watched, _canary(look, watched.call))
+        decision = watched.decide(asked.request, carries)
         allowed = decision.effect == "allow"
         watched.counted["requests" if allowed else "refused"] += 1
         if allowed:
             watched.open.add(asked.request.id)
+            if look is not None and not asked.last:
+                watched.looks[asked.request.id] = look
+            if len(watched.hosts) < MAX_SOURCES:
+                watched.hosts[asked.request.host[:255]] = None
             watched.counted["opaque"] += asked.request.visibility == "opaque"
         part = "" if allowed else "token" if decision.code in _BY_TOKEN else "policy"
-        await self._write(watched, asked.request, decision, part=part)
+        await self._write(watched, asked.request, decision, part=part, carries=carries)
         # Not recorded is not answered: the journal stops the daemon then.
         reply(answer(asked.number, decision))
+
+    async def _looked(self, watched: Watched, looked: wire.Look, reply: Reply) -> None:
+        """More of an allowed request's body. What it turns out to carry is decided about; its end is told with that."""
+        look = watched.looks.get(looked.id)
+        if look is None:
+            reply(wire.Answer(number=looked.number, allowed=False, reason="nothing more of this request is expected"))
+            return
+        decision = look.denied
+        if decision is None and look.more(looked.data):
+            if look.alarm():
+                await self._leaked(watched, _canary(look, watched.call))
+            decision = watched.decide(look.request, look.carries)
+            look.denied = decision if decision.effect != "allow" else None
+        reply(answer(looked.number, decision) if decision else wire.Answer(number=looked.number, allowed=True))
 
     async def _kept(self, watched: Watched, keep: wire.Keep, reply: Reply) -> None:
         """A piece of a response; of a call's alone, since what answers the daemon itself may be a credential."""
@@ -157,7 +190,14 @@ class Requests:
         await self._write(watched, refused.request, decision, part=refused.part, missing=refused.missing)
 
     async def _write(
-        self, watched: Watched, request: wire.Requested, decision: Decision, *, part: str, missing: str = ""
+        self,
+        watched: Watched,
+        request: wire.Requested,
+        decision: Decision,
+        *,
+        part: str,
+        missing: str = "",
+        carries: Carried = NOTHING,
     ) -> None:
         path, kept, contents = request.path, None, tuple[bytes, ...]()
         reason = decision.reason
@@ -192,6 +232,10 @@ class Requests:
                 ),
                 part=part[:100],
                 missing=missing[:2000],
+                carries=carries.labels,
+                copies=carries.sources,
+                misplaced=carries.secrets,
+                unseen=not carries.whole,
             ),
             contents=contents,
         )
@@ -200,6 +244,8 @@ class Requests:
         if ended.id not in watched.open:  # it was denied, and its call ended before egress heard
             return
         watched.open.remove(ended.id)
+        look = watched.looks.pop(ended.id, None)
+        late = look.carries if look is not None and look.carries != look.at_first else NOTHING
         response, contents, unkept = await watched.cassette.close(ended.id, whole=ended.whole)
         watched.counted["up"] += ended.up
         watched.counted["down"] += ended.down
@@ -220,6 +266,11 @@ class Requests:
                 secrets=ended.secrets,
                 response=response,
                 unkept=(unkept or ended.unkept)[:200],
+                rules=look.denied.rules if look is not None and look.denied is not None else (),
+                carries=late.labels,
+                copies=late.sources,
+                misplaced=late.secrets,
+                unseen=not late.whole,
             ),
             contents=contents,
         )
@@ -238,6 +289,11 @@ class Requests:
             ),
             sync=True,
         )
+
+
+def _canary(look: Look, call: str) -> wire.Leaked:
+    """What egress would have told, had it seen it."""
+    return wire.Leaked(call=call, id=look.request.id, name=CANARY, where=look.where)
 
 
 def _without(path: str, text: str) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 
 from runner.errors import RunnerError, refuse
+from runner.model import Action
 
 MAX_TOKENS = 1000  # per rule; the engine's parser overflows its stack at a few thousand
 MAX_BRACKETS = 64  # the engine evaluates at most 100 levels of nesting
@@ -23,7 +24,9 @@ MAX_REASON = 300
 RuleDecision = Literal["allow", "step_up", "defer"]
 _DECISIONS: dict[str, RuleDecision] = {"allow": "allow", "step_up": "step_up", "defer": "defer"}
 _ID = re.compile(r"^[A-Za-z][A-Za-z0-9_.-]{0,63}\Z")
-_KNOWN = ("id", "reason", "decision")
+_KNOWN = ("id", "reason", "decision", "labels")
+_OBLIGES = re.compile(r"^\s*([a-z][a-z0-9_.]{0,127}|\*)\s*=\s*([a-z]{1,16})\s*\Z")
+_ACTIONS: tuple[str, ...] = get_args(Action)
 _OPEN, _CLOSE, _END = frozenset("([{"), frozenset(")]}"), ";"
 _NEWLINE = "\n"
 # A comment ends where the engine says that it does, at a lone carriage return too: or a rule after one would be lost.
@@ -40,6 +43,7 @@ class Rule(msgspec.Struct, frozen=True, kw_only=True):
     decision: RuleDecision
     reason: str
     source: Source
+    labels: tuple[str, ...] = ()  # "injected=block": what becomes of labels in what the call gives back
 
 
 class Source(msgspec.Struct, frozen=True, kw_only=True):
@@ -142,7 +146,15 @@ def checked(source: Source, effect: str, annotations: Mapping[str, str]) -> Rule
         raise wrong("decision", f"`{decision[:40]}` is not allow, step_up or defer")
     if effect != "permit" and "decision" in annotations:
         raise wrong("decision", "only a permit has one; a forbid denies")
+    labels: list[str] = []
+    for each in annotations["labels"].split(",") if "labels" in annotations else ():
+        said = _OBLIGES.match(each)
+        if effect != "permit" or said is None or said.group(2) not in _ACTIONS or said.group(1) == "secret":
+            step = f'on a permit, as in @labels("injected=block, pii=redact"); actions are {", ".join(_ACTIONS)}'
+            raise wrong("labels", f"`{each.strip()[:80]}` obliges to nothing", step)
+        labels.append("=".join(said.groups()))
     return Rule(
+        labels=tuple(labels),
         id=annotations["id"],
         effect="permit" if effect == "permit" else "forbid",
         decision=_DECISIONS[decision],

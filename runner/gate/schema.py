@@ -163,7 +163,8 @@ def cedar_schema(manifests: Iterable[Manifest]) -> str:
         "entity Tool { consequence: String, digest: String };",
         "entity Destination { host: String, port: Long, protocol: String };",
         "type Session = {",
-        "  calls: Long, denied: Long, tools: Set<String>, untrusted: Long, original_request: String",
+        "  calls: Long, denied: Long, tools: Set<String>, untrusted: Long, original_request: String,",
+        "  labels: Set<String>, forgotten: Long",
         "};",
         *(f'action "{group}";' for group in GROUPS),
     ]
@@ -172,7 +173,7 @@ def cedar_schema(manifests: Iterable[Manifest]) -> str:
             f'action "{manifest.id}" in [Action::"{manifest.consequence}", Action::"any"] appliesTo {{',
             "  principal: [Agent], resource: [Tool], context: {",
             f"    arguments: {cedar_type(visible(manifest))},",
-            "    session: Session, peer_uid: Long, depth: Long",
+            "    labels: Set<String>, session: Session, peer_uid: Long, depth: Long",
             "  }",
             "};",
         ]
@@ -181,6 +182,7 @@ def cedar_schema(manifests: Iterable[Manifest]) -> str:
         "  principal: [Agent], resource: [Destination], context: {",
         "    tool: String, host: String, port: Long, protocol: String, visibility: String, upgrade: String,",
         "    method?: String, path?: String,",
+        "    labels: Set<String>, secrets: Set<String>, whole: Bool,",
         "    session: Session, peer_uid: Long, depth: Long",
         "  }",
         "};",

@@ -74,7 +74,7 @@ class Task:
         self.profile = profile
         self.expires = expires
         self.begun = begun
-        self.context = Context()
+        self.context = Context(resumed=begun)
         self.used = now  # monotonic time of the last sign of life
         self.connections = 0
         self.anchor: tuple[str, PublicKey] | None = None  # whose key signed its root token; unknown until it is joined

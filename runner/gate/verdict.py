@@ -23,6 +23,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     rules: tuple[str, ...] = ()
     errors: tuple[str, ...] = ()
     allowed: str = ""
+    obligations: tuple[str, ...] = ()  # "injected=block"; with them an allow is a modify
 
 
 def strongest(effects: Iterable[Effect]) -> Effect:
@@ -58,8 +59,11 @@ def verdict(rules: Mapping[str, Rule], allowed: bool | None, reasons: Sequence[s
         return _failed(rules, ["the engine named a rule that is not in the bundle"])
     effect = strongest(rule.decision for rule in matched)
     deciding = [rule for rule in matched if rule.decision == effect]
+    # Of every permit that holds, decided by or not: a wider one beside it lifts no obligation.
+    obligations = tuple(sorted({each for rule in matched for each in rule.labels}))
     return Verdict(
-        effect=effect,
+        effect="modify" if obligations and effect == "allow" else effect,
+        obligations=obligations,
         reason=deciding[0].reason or f"rule {deciding[0].id} permits this call",
         rules=tuple(rule.id for rule in deciding),
     )

@@ -30,14 +30,15 @@ from runner.ledger.part import (
     PeerProcess,
     Who,
 )
+from runner.ledger.raw import Raw, RawOpen
 from runner.ledger.retention import Criteria, Hold, Prune, PruneImage, Release
 from runner.ledger.secret import Secret
 
-# What others name by way of this module, although it lies in `network`, `part`, `operators` and `retention`.
+# What others name by way of this module, although it lies in `network`, `part`, `operators`, `raw` and `retention`.
 __all__ = [
     "VERSION", "Alert", "Content", "Context", "Criteria", "Decided", "Delegated", "Egress", "EgressEnd", "Entry",
     "Environment", "Hold", "Int", "Network", "Operator", "Part", "PeerProcess", "Pending", "Prune", "PruneImage",
-    "RefusedReload", "Release", "Reopen", "Secret", "SecretUse", "Who", "Withdraw",
+    "Raw", "RawOpen", "RefusedReload", "Release", "Reopen", "Secret", "SecretUse", "Who", "Withdraw",
 ]  # fmt: skip
 
 MAX_ENTRY = 65_535  # an entry bundle of tlog-tiles prefixes each entry with a uint16 length
@@ -281,6 +282,8 @@ class Call(Entry, frozen=True, kw_only=True, tag="call"):
     plan: Planned | None = None
     intent: str = ""
     because: tuple[str, ...] = ()
+    carries: tuple[str, ...] = ()  # labels of its arguments, by patterns or because they copy labelled text
+    copies: tuple[str, ...] = ()  # calls whose labelled results they copy
     untrusted: tuple[str, ...] = ()  # calls whose output reached the agent since its last call: added by the daemon
     retry_of: str = ""
     idempotency_key: str = ""
@@ -289,14 +292,21 @@ class Call(Entry, frozen=True, kw_only=True, tag="call"):
     request: str = ""  # the session's original request, claimed
     model: str = ""
     client: str = ""
+    filtered: dict[str, Int] = msgspec.field(
+        default_factory=dict
+    )  # what was found in arguments and claims: rule → times
+    labels: tuple[str, ...] = ()  # what it was. Arguments and plan are kept without it; the tool got them as they were
 
 
 class Stream(Part, frozen=True):
-    """One output stream: what was kept, and how much of it the agent was given."""
+    """One output stream: what was kept, as it was delivered, and how much of it the agent was given. With an `encoding`
+    ("base64"), what follows its first `text` bytes is encoded: from there on the tool wrote no text."""
 
     digest: str
     size: Int
     delivered: Int
+    encoding: str = ""
+    text: Int = 0
 
 
 class Used(Part, frozen=True):
@@ -328,6 +338,15 @@ class Workspace(Part, frozen=True):
     problem: str = ""
 
 
+class Marked(Part, frozen=True):
+    """A part of what was delivered that speaks to a model: offsets in a stream, or in the texts of a value, each in a
+    line."""
+
+    stream: str
+    start: Int
+    end: Int
+
+
 class Outcome(Entry, frozen=True, tag="outcome"):
     """How the call ended. Its digest is the receipt's."""
 
@@ -345,6 +364,11 @@ class Outcome(Entry, frozen=True, tag="outcome"):
     workspace: Workspace | None = None  # calls that may write it, under a profile that takes snapshots
     network: Network | None = None  # calls of tools that have one
     secrets: tuple[SecretUse, ...] = ()
+    filtered: dict[str, Int] = msgspec.field(default_factory=dict)  # what was found in its output: rule → times
+    labels: tuple[str, ...] = ()  # what it was, also where nothing was changed for it
+    raw: Raw | None = None  # what it wrote before any filter, where that is kept
+    sources: tuple[str, ...] = ()  # who has a part in it that nobody vouches for: hosts, or "workspace"
+    marked: tuple[Marked, ...] = ()
 
 
 AnyEntry = (
@@ -377,20 +401,27 @@ AnyEntry = (
     | Prune
     | PruneImage
     | Secret
+    | RawOpen
 )
 
 
-def own_content(entry: Call | Egress | EgressEnd | Outcome) -> list[Content | Stream]:
-    """The content that belongs to this call alone, salted, and may be pruned: never an artefact or an authority."""
+def own_content(entry: Call | Egress | EgressEnd | Outcome, *, raw: bool = False) -> list[Content | Stream]:
+    """The content that belongs to this call alone, salted, and may be pruned: never an artefact or an authority. With
+    `raw`, only its raw output."""
     found: list[Content | Stream | None]
-    if isinstance(entry, Call):
+    if isinstance(entry, Outcome):
+        found = [entry.raw.content if entry.raw else None]
+        if not raw:
+            workspace = entry.workspace.manifest if entry.workspace else None
+            found += [entry.stdout, entry.stderr, entry.result, workspace]
+    elif raw:
+        found = []
+    elif isinstance(entry, Call):
         found = [entry.arguments, entry.plan.plan if entry.plan else None]
     elif isinstance(entry, Egress):
         found = [entry.path_content]
-    elif isinstance(entry, EgressEnd):
-        found = [entry.response]
     else:
-        found = [entry.stdout, entry.stderr, entry.result, entry.workspace.manifest if entry.workspace else None]
+        found = [entry.response]
     return [content for content in found if content is not None]
 
 

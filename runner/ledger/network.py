@@ -31,6 +31,10 @@ class Egress(Entry, frozen=True, kw_only=True, tag="egress"):
     decision: Decided
     part: str = ""
     missing: str = ""
+    carries: tuple[str, ...] = ()  # labels of what could be read of it, by patterns or because it copies labelled text
+    copies: tuple[str, ...] = ()  # calls whose labelled results it copies
+    misplaced: tuple[str, ...] = ()  # names of issued secrets in it that are not bound to go there
+    unseen: bool = False  # a part of it was too large, or packed too deep, to be looked at
 
 
 class EgressEnd(Entry, frozen=True, kw_only=True, tag="egress_end"):
@@ -49,6 +53,11 @@ class EgressEnd(Entry, frozen=True, kw_only=True, tag="egress_end"):
     secrets: tuple[str, ...] = ()  # names of the credentials that were put into it
     response: Content | None = None  # the kept response, salted: what the sandbox was given of it, without cookies
     unkept: str = ""  # why it was not kept although a rule says so
+    rules: tuple[str, ...] = ()  # of the policy that ended it, for what its body turned out to carry
+    carries: tuple[str, ...] = ()  # where that is more than its beginning said; so the three below
+    copies: tuple[str, ...] = ()
+    misplaced: tuple[str, ...] = ()
+    unseen: bool = False
 
 
 class Alert(Entry, frozen=True, kw_only=True, tag="alert"):
@@ -71,6 +80,7 @@ class Network(Part, frozen=True):
     up: Int = 0
     down: Int = 0
     opaque: Int = 0  # of the requests, those of which nothing but the destination could be read
+    hosts: tuple[str, ...] = ()  # that requests went to: the first sixteen
 
 
 class SecretUse(Part, frozen=True):

@@ -49,6 +49,7 @@ class Decided(Part, frozen=True):
     code: str = ""
     field: str = ""
     policy: str = ""
+    obligations: tuple[str, ...] = ()  # what a permit obliges to: "injected=block"
 
 
 class PeerProcess(Part, frozen=True):
@@ -83,6 +84,8 @@ class Context(Part, frozen=True):
     untrusted: Int = 0
     depth: Int = 0  # delegations between the root's holder and whoever called
     tools: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()  # of everything that was delivered
+    forgotten: Int = 0  # pieces of labelled text that were not known again any more
 
 
 class Environment(Part, frozen=True):

@@ -9,16 +9,17 @@ from runner.ledger.part import Content, Entry, Int, Operator, Part
 
 class Criteria(Part, frozen=True):
     """Which calls: each part that is not empty must fit. `before` is compared with the call's time; `larger` picks
-    pieces of content with more bytes than that."""
+    pieces of content with more bytes than that, `raw` raw output alone."""
 
     before: str = ""
     larger: Int = 0
+    raw: bool = False
     tasks: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
 
     def fits(self, time: str, task: str, agents: Collection[str], tool: str) -> bool:
-        """Whether a call is meant, any of whose `agents` will do; what `larger` says of its pieces left aside."""
+        """Whether a call is meant, any of whose `agents` will do; what `larger` and `raw` say of pieces left aside."""
         labels = ((self.tasks, (task,)), (self.agents, agents), (self.tools, (tool,)))
         named = all(not asked or any(has in asked for has in those) for asked, those in labels)
         return named and (not self.before or time < self.before)

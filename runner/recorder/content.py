@@ -179,6 +179,21 @@ class ContentStore:
                 raise NoRoom(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._folder / SMALL_CONTENT)) from error
             self._logged = 0
 
+    def read(self, digest: str, offset: int, length: int) -> bytes | None:
+        """A piece of content that lies here by itself, not in a pack, and was committed; None when it is not here."""
+        query = "SELECT substr(data, ?, ?) FROM blob WHERE digest = ?"
+        row = self._database.execute(query, (offset + 1, length, bytes.fromhex(digest))).fetchone()
+        if row is not None:
+            return bytes(row[0])
+        try:
+            file = os.open(self._folder / content_path(digest), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return None
+        try:
+            return os.pread(file, length, offset)
+        finally:
+            os.close(file)
+
     def remove(self, digests: Sequence[bytes]) -> None:
         """Remove content that lies here by itself, not in a pack. What is not here is no error; nothing may wait for a
         `commit`."""

@@ -7,8 +7,9 @@ write means when it fails; `journal.py` marks the points after which a crash is 
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
@@ -25,7 +26,8 @@ from runner.ledger.tile import LOCK, PACKED, RESERVE
 from runner.recorder import durability as disk
 from runner.recorder.content import ContentStore
 from runner.recorder.journal import Journal
-from runner.recorder.prune import Job, Retention, Selection
+from runner.recorder.prune import Retention, Selection
+from runner.recorder.raw import Found, RawOutput
 from runner.recorder.readback import STATE_KINDS, select
 from runner.recorder.recovery import Recovered, nothing, recover
 from runner.recorder.reserve import Reserve
@@ -34,6 +36,9 @@ PUBLISH_S = 1.0  # how often the checkpoint file is replaced at most; the tail h
 UNKNOWN_END = (
     "the daemon died while this call was open: its tool may have run in part, in full, or not at all; nobody knows"
 )
+
+
+Job = Generator[None, None, Selection | Found | None]
 
 
 class OpenCall(NamedTuple):
@@ -65,6 +70,7 @@ class Recorder:
         self._lock = -1
         self._successor = ""  # the key that the newest rotation in the tail names
         self.retention = Retention(journal, content, content.folder, self.commit)
+        self.raw = RawOutput(journal, content, content.folder, lambda: self.durable)
         life = sequence.state.life
         self.previous: Literal["none", "clean", "dead"] = (
             "none" if life == "none" else "clean" if life == "stopped" else "dead"
@@ -204,6 +210,8 @@ class Recorder:
             raise refuse("ledger", "a rotation of the key is the recorder's own to write")
         if isinstance(entry, entries.Prune):
             self.retention.check(entry)
+        if isinstance(entry, entries.RawOpen):
+            self.raw.check(entry)
         self._sequence.check(entry)
         small: list[bytes] = []
         for data in contents:
@@ -223,6 +231,8 @@ class Recorder:
         self._sequence.apply(position, entry)
         if isinstance(entry, entries.Prune | entries.Hold):
             self.retention.saw(entry)
+        elif isinstance(entry, entries.RawOpen):
+            self.raw.saw(position, entry)
         self._journal.take(data, contents, self._sequence.state)
         return position
 
@@ -307,10 +317,26 @@ class Recorder:
         with self._alive("storing content"):
             self._content.close_stream(stream, digest, drop=drop)
 
-    # --- retention -------------------------------------------------------------------------------------
+    def read_raw(self, digest: str, offset: int) -> bytes:
+        """A piece of raw output that an entry on disk says was opened. Raises `RunnerError`; a refusal is not the
+        end."""
+        with self._reading():
+            return self.raw.read(digest, offset)
 
-    def work(self, job: Job) -> tuple[bool, Selection | None]:
-        """One step of a selection or a removal: whether it is done, and what it found."""
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What cannot be read back is its asker's to be told; nothing was lost by trying."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            yield
+        except (OSError, sqlite3.Error) as error:
+            raise refuse("ledger", f"the content store cannot be read: {error}") from error
+
+    # --- retention, and finding ------------------------------------------------------------------------
+
+    def work(self, job: Job) -> tuple[bool, Selection | Found | None]:
+        """One step of a selection, a removal or a search: whether it is done, and what it found."""
         with self._alive("pruning"):
             try:
                 next(job)

@@ -263,11 +263,12 @@ class _Open(NamedTuple):
     call: str
     held: bool
     contents: list[tuple[int, entries.Content | entries.Stream]]
+    raw: bool  # only its raw output is meant
 
     def add(self, position: int, entry: entries.AnyEntry) -> None:
         """One more entry of it."""
         if isinstance(entry, entries.Egress | entries.EgressEnd | entries.Outcome):
-            self.contents.extend((position, each) for each in entries.own_content(entry))
+            self.contents.extend((position, each) for each in entries.own_content(entry, raw=self.raw))
 
 
 class _Choice:
@@ -300,7 +301,8 @@ class _Choice:
             ):
                 agents = (entry.who.agent, *entry.who.asserted)
                 held = any(hold.fits(entry.time, entry.who.task, agents, entry.tool) for hold in self._holds)
-                opened = _Open(entry.call, held, [(position, each) for each in entries.own_content(entry)])
+                own = entries.own_content(entry, raw=self._of.raw)
+                opened = _Open(entry.call, held, [(position, each) for each in own], self._of.raw)
                 if entry.plan is None:
                     self._take(opened)
                 else:

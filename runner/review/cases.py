@@ -14,6 +14,7 @@ from runner.destination import PORTS, Malformed, host, method, path
 from runner.errors import RunnerError, refuse
 from runner.gate import egress
 from runner.gate.authorize import Question, SessionView, decide, seen
+from runner.gate.labels import widened
 from runner.gate.schema import EGRESS
 from runner.gate.serving import Serving
 from runner.model import Decision, Effect, Principal, Protocol, Value
@@ -41,6 +42,9 @@ class Sent(Value, frozen=True, kw_only=True):
     method: str = ""
     path: str = ""
     upgrade: str = ""
+    labels: tuple[str, ...] = ()  # what was found in it
+    secrets: tuple[str, ...] = ()
+    whole: bool = True
 
     @property
     def requested(self) -> Requested:
@@ -74,6 +78,7 @@ class Case(Value, frozen=True, kw_only=True):
     profile: str = "default"
     peer_uid: int = 1000
     session: SessionView = SessionView()
+    labels: tuple[str, ...] = ()  # what the arguments carry
     egress: Sent | None = None
 
     @property
@@ -87,6 +92,9 @@ class Case(Value, frozen=True, kw_only=True):
                 profile=self.profile,
                 peer_uid=self.peer_uid,
                 request=self.egress.requested,
+                carries=egress.Carried(
+                    labels=widened(self.egress.labels), secrets=self.egress.secrets, whole=self.egress.whole
+                ),
             )
             return EgressPoint(question=asked, session=self.session)
         return Point.of(
@@ -98,6 +106,7 @@ class Case(Value, frozen=True, kw_only=True):
             task=self.task,
             peer_uid=self.peer_uid,
             session=self.session,
+            labels=self.labels,
         )
 
 
@@ -119,10 +128,18 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
         task: str = "case-task",
         peer_uid: int = 1000,
         session: SessionView = _NOTHING,
+        labels: tuple[str, ...] = (),
     ) -> Point:
         """A call that nobody made."""
         who = Principal(agent=agent, owner=owner, task=task, session="case-session")
-        asked = Question(principal=who, tool=tool, arguments=arguments, profile=profile, peer_uid=peer_uid)
+        asked = Question(
+            principal=who,
+            tool=tool,
+            arguments=arguments,
+            profile=profile,
+            peer_uid=peer_uid,
+            labels=widened(labels),
+        )
         return cls(question=asked, session=session)
 
     def decide(self, served: Serving) -> Decision:

@@ -80,6 +80,8 @@ def _point(
 ) -> tuple[Point | None, str]:
     if not profile:
         return None, "the token that names its profile is not in this ledger"
+    if call.filtered:
+        return None, "filters found something in what it was called with: its arguments are not kept as policy saw them"
     kept = content.get(call.arguments.digest, position) if call.arguments else None
     if kept is None:
         return None, "its arguments are not kept"
@@ -99,8 +101,11 @@ def _point(
             arguments=arguments,
             profile=profile,
             peer_uid=call.peer.uid,
+            labels=call.carries,
         ),
         session=SessionView(
+            labels=call.context.labels if call.context is not None else (),
+            forgotten=call.context.forgotten if call.context is not None else 0,
             calls=session.calls,
             denied=session.denied,
             tools=tuple(sorted(session.tools)),

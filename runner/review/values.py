@@ -28,7 +28,7 @@ _STRING = 1 << 18  # the most characters made: as many as all arguments of a cal
 _ITEMS = 4096
 _PIECES = 32  # parts of one value that are left out one by one
 _IDENTITY = frozenset({"owner", "task", "session", "profile"})
-_COUNTS = ("calls", "denied", "untrusted")
+_COUNTS = ("calls", "denied", "untrusted", "forgotten")
 _ESCAPE = re.compile(r"\\(u\{([0-9a-fA-F]{1,6})\}|.)", re.DOTALL)
 _PARTS = re.compile(r"(\\u\{[0-9a-fA-F]{1,6}\}|\\.|\*)", re.DOTALL)
 _SIMPLE = {"n": "\n", "t": "\t", "r": "\r", "0": "\0"}
@@ -250,6 +250,8 @@ def _values(point: Point, manifest: Manifest) -> _Found:
     yield from ((("arguments", name), ABSENT) for name in point.question.arguments if name not in _properties(manifest))
     yield from ((("session", name), 0) for name in _COUNTS)
     yield ("session", "tools"), ()
+    yield ("session", "labels"), ()
+    yield ("labels",), ()
     yield ("depth",), 0
 
 
@@ -261,10 +263,10 @@ def rule_values(point: Point, served: Serving, rule: Rule) -> _Found:
         match path:
             case ("arguments", name, *inner):
                 yield from _compared(point, visible(manifest), name, inner, ("arguments",), compared)
-            case ("session", "tools"):
+            case ("session", "tools" | "labels") | ("labels",):
                 for value in compared.strings:
                     yield path, (value,)
-                    yield path, tuple(sorted({*point.session.tools, value}))
+                    yield path, tuple(sorted({*get(point, path), value}))
             case ("session", "original_request"):
                 yield from ((path, value) for value in compared.texts(point.session.original_request))
             case ("session", name) | (("depth" | "peer_uid") as name,) if name in (*_COUNTS, "depth", "peer_uid"):
@@ -352,7 +354,7 @@ def put(point: Point, place: tuple[str, ...], value: Any) -> Point:
             asked = msgspec.structs.replace(asked, arguments=_with(asked.arguments, tuple(inner), value))
         case ("session", name) | ("depth" as name,):
             session = msgspec.structs.replace(session, **{name: value})
-        case ("principal", "profile" as name) | ("peer_uid" as name,):
+        case ("principal", "profile" as name) | (("peer_uid" | "labels") as name,):
             asked = msgspec.structs.replace(asked, **{name: value})
         case ("principal", name):
             asked = msgspec.structs.replace(asked, principal=msgspec.structs.replace(asked.principal, **{name: value}))
@@ -366,6 +368,6 @@ def get(point: Point, place: tuple[str, ...]) -> Any:
             return _at(point.question.arguments, tuple(inner))
         case ("session", name) | ("depth" as name,):
             return getattr(point.session, name)
-        case ("principal", "profile" as name) | ("peer_uid" as name,):
+        case ("principal", "profile" as name) | (("peer_uid" | "labels") as name,):
             return getattr(point.question, name)
     return getattr(point.question.principal, place[1])

@@ -26,7 +26,8 @@ _MOST = (1 << 53) - 1  # what an entry holds exactly
 _SIGNALS = 64
 _LANDLOCK_TCP = 4  # the first ABI that knows TCP ports (Linux 6.7)
 _WALLS, _WALL = 64, 80  # forbidden acts a launcher may name, and the length of a name
-_ENDS = ("exited", "timed_out", "oom", "killed", "cancelled", "output_capped")  # ends of a process that existed
+# Ends of a process that existed.
+_ENDS = ("exited", "timed_out", "oom", "killed", "cancelled", "output_capped", "filtered")
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -62,12 +63,19 @@ class GuestCall:
         self.walls: tuple[str, ...] = ()
         self.fault: guest.Fault | None = None  # set when the outcome is `unavailable` by the guest's word
 
-    async def next(self) -> Event:
-        """The next event, in the order it happened. Not to be called after the `Outcome`."""
-        while not self._events:
-            self._waiting = asyncio.get_running_loop().create_future()
-            await self._waiting
-        return self._events.popleft()
+    async def next(self, wait_ms: int = 0) -> Event | None:
+        """The next event, in the order it happened; None when there is none within `wait_ms` (0: for ever). Not to be
+        called after the `Outcome`."""
+        if not self._events:
+            loop = asyncio.get_running_loop()
+            self._waiting = waiting = loop.create_future()
+            timer = loop.call_later(wait_ms / 1000, _wake, waiting) if wait_ms else None
+            try:
+                await waiting
+            finally:
+                if timer is not None:
+                    timer.cancel()
+        return self._events.popleft() if self._events else None
 
     def credit(self, count: int) -> None:
         """Let the guest send `count` more bytes of output."""
@@ -104,8 +112,8 @@ class GuestCall:
                 return
         self._over = isinstance(event, Outcome)
         self._events.append(event)
-        if self._waiting is not None and not self._waiting.done():
-            self._waiting.set_result(None)
+        if self._waiting is not None:
+            _wake(self._waiting)
 
     @property
     def over(self) -> bool:
@@ -118,6 +126,11 @@ class GuestCall:
         if not 0 < count <= self._stdin_room <= _STDIN_WINDOW:
             raise refuse("flow", "the guest asked for more stdin than its window")
         self._on_stdin_credit(count)
+
+
+def _wake(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():
+        waiting.set_result(None)
 
 
 class Authority(Protocol):

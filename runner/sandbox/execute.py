@@ -119,9 +119,9 @@ class Execution:
             self._claims.drop(self._sandbox, self._task, "a call was lost hold of")
         self._sandbox.slots.release()
 
-    async def next(self) -> Event:
-        """The next piece or value, or the outcome that ends it."""
-        return await self.guest.next()
+    async def next(self, wait_ms: int = 0) -> Event | None:
+        """The next piece or value, or the outcome that ends it; None when nothing comes within `wait_ms` (0: ever)."""
+        return await self.guest.next(wait_ms)
 
     def credit(self, count: int) -> None:
         """Let the guest send more output."""

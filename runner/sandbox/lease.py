@@ -97,6 +97,20 @@ class Watch(Protocol):
         `closed` is egress's account, None when it ended before it gave one."""
 
 
+class Held(Protocol):
+    """What the task's output is searched for: `runner.stream.secrets.Secrets`."""
+
+    def hold(self, call: str, name: str, values: tuple[bytes, ...], *, lasting: bool) -> None:
+        """The call will hold these; not `lasting`, they are revoked when it ends. Raises `RunnerError` (unavailable)
+        when they could not be found."""
+
+    def canary(self, fresh: Callable[[], str]) -> str:
+        """The task's own, made the first time."""
+
+    def over(self, call: str) -> None:
+        """The call holds nothing any more."""
+
+
 class Leases:
     """The leases of live calls, and the ports of each sandbox that are theirs."""
 
@@ -132,11 +146,13 @@ class Leases:
         """The call is over: its port is free."""
         self._ports.pop(call, None)
 
-    def of(self, plan: CallPlan, running: Running, manifest: Manifest, profile: TaskProfile, watch: Watch) -> Lease:
+    def of(
+        self, plan: CallPlan, running: Running, manifest: Manifest, profile: TaskProfile, watch: Watch, held: Held
+    ) -> Lease:
         """The lease of a planned call; nothing of it exists yet."""
         if not uses_network(manifest):
             return Lease()
-        return NetworkLease(self, plan, self._ports[plan.call][1], running, manifest, profile, watch)
+        return NetworkLease(self, plan, self._ports[plan.call][1], running, manifest, profile, watch, held)
 
     def lost(self, part: Literal["egress", "broker"]) -> None:
         """It ended, and with it what it held for live calls: they are ended too, rather than run on without."""
@@ -186,7 +202,9 @@ class NetworkLease(Lease):
         manifest: Manifest,
         profile: TaskProfile,
         watch: Watch,
+        held: Held,
     ) -> None:
+        self._held = held
         self._leases = leases
         self._plan = plan
         self._port = port
@@ -225,7 +243,7 @@ class NetworkLease(Lease):
     async def _opened(self, sandbox: Sandbox) -> Delivered:
         self._allowed()
         self._leases.open.add(self)
-        canary = _fresh()
+        canary = self._held.canary(_fresh)
         if self._manifest.egress:
             await self._serve(sandbox, canary)
         else:
@@ -288,6 +306,9 @@ class NetworkLease(Lease):
             ttl_ms=self._plan.wall_ms + _AFTER_MS,
             read=self._manifest.consequence == "low",  # a tool that only reads needs no more than that
         )
+        for each in issued:  # known to the filters before anybody can have it; what they cannot find, nobody gets
+            fields = [value for field, value in each.fields.items() if field not in PUBLIC_FIELDS]
+            self._held.hold(self.call, each.name, (each.value, *fields), lasting=not each.dynamic)
         self._issued = tuple(zip(refs, issued, strict=True))
         self._placeholders = {ref.name: _fresh() for ref in refs if ref.delivery == "inject"}
         shortest = min(each.ttl_ms for each in issued)
@@ -366,6 +387,7 @@ class NetworkLease(Lease):
             for ref, issued in self._issued
         )
         self._issued, self._placeholders = (), {}
+        self._held.over(self.call)
         self._leases.open.discard(self)
 
     def _shut(self, egress: Egress) -> asyncio.Task[Closed | None]:

@@ -22,6 +22,7 @@ from typing import Any
 import uvloop
 
 from runner.catalog import Catalog, compile_bundle
+from runner.egress.calls import Readable
 from runner.egress.refusals import Stop
 from runner.egress.server import Proxy
 from runner.egress.upstream import client_context
@@ -44,9 +45,15 @@ class Asks:
         self._last = 0
         self.channel: Channel | None = None
 
-    async def ask(self, call: str, request: wire.Requested) -> wire.Answer:
-        """Token and policy. Raises `Stop` (unavailable) when gate is gone."""
-        return await self._answered(wire.Ask(number=self._number(), call=call, request=request))
+    async def ask(self, call: str, request: wire.Requested, readable: Readable) -> wire.Answer:
+        """Token and policy, shown what can be read. Raises `Stop` (unavailable) when gate is gone."""
+        head, body, last = readable
+        asked = wire.Ask(number=self._number(), call=call, request=request, head=head, body=body, last=last)
+        return await self._answered(asked)
+
+    async def look(self, call: str, request: int, data: bytes, *, last: bool) -> wire.Answer:
+        """The same about the next piece of its body."""
+        return await self._answered(wire.Look(number=self._number(), call=call, id=request, data=data, last=last))
 
     async def keep(self, call: str, request: int, data: bytes) -> bool:
         """A piece of a response; whether more is wanted. Raises `Stop` (unavailable) when gate is gone."""
@@ -56,7 +63,7 @@ class Asks:
         self._last -= 1  # downwards: no number of ours is ever one of gate's own requests
         return self._last
 
-    async def _answered(self, asked: wire.Ask | wire.Keep) -> wire.Answer:
+    async def _answered(self, asked: wire.Ask | wire.Look | wire.Keep) -> wire.Answer:
         if self.channel is None or self.channel.closed.is_set():
             raise Stop("unavailable", "gate is gone")
         answer: asyncio.Future[wire.Answer] = asyncio.get_running_loop().create_future()
@@ -205,7 +212,8 @@ class EgressProcess:
             return  # once there is a catalogue
         await self._proxy.close(0, wire.BROKER)
         listener, self._dials = self._dials, None
-        opened = wire.Open(number=0, call=wire.BROKER, sandbox=wire.BROKER, allowlists=(self._destinations,))
+        allowed = (self._destinations,)
+        opened = wire.Open(number=0, call=wire.BROKER, sandbox=wire.BROKER, allowlists=allowed, blind=True)
         self._proxy.open(opened, listener)
 
 

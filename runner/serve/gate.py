@@ -55,6 +55,8 @@ from runner.serve.room import Room
 from runner.server import Server
 from runner.state.authority import Authority
 from runner.state.store import Store
+from runner.stream.escrow import Escrows
+from runner.stream.tasks import Filters
 from runner.telemetry import Telemetry
 from runner.wire import admin, parent
 from runner.wire import broker as broker_wire
@@ -65,6 +67,7 @@ from runner.wire import recorder as recorder_wire
 _log = logging.getLogger(__name__)
 _BEACON_S = 60
 _SALT = 16
+_TASK_KEY = 32
 T = TypeVar("T")
 
 
@@ -194,7 +197,8 @@ class GateProcess:
             lambda: self._claims.engine, lambda: outward_.egress, lambda: outward_.broker, outward_.abandon
         )
         executor = Executor(self._claims, self._snapshots, self._leases, grace_s=limits.kill_grace_s)
-        pipeline = Pipeline(self._parts, executor, self._telemetry)
+        filters = Filters(lambda: os.urandom(_TASK_KEY), escrows=Escrows(self._journal.recorder, self._journal.salt))
+        pipeline = Pipeline(self._parts, executor, filters, self._telemetry)
         self._strangers = Strangers(self._journal)
         self._life = Life(self._journal, self._instance, self._boot)
         described = await self._caller().describe()
@@ -210,6 +214,7 @@ class GateProcess:
             nonce=lambda: secrets.token_urlsafe(24),
         )
         tasks.on_end.append(self._server.task_ended)
+        tasks.on_end.append(filters.task_ended)
         server = self._server
         operations = self._operations = Operations(
             self._parts,

@@ -24,8 +24,8 @@ from typing import Any
 from runner.errors import RunnerError, refuse
 from runner.ledger.retention import Criteria
 from runner.recorder.keys import load_or_create_key
-from runner.recorder.log import Recorder
-from runner.recorder.prune import Job
+from runner.recorder.log import Job, Recorder
+from runner.recorder.prune import Selection
 from runner.serve import log, privilege
 from runner.serve.inbox import Inbox
 from runner.wire import parent
@@ -56,7 +56,7 @@ class RecorderProcess:
         self._waiting: list[wire.Appended] = []  # for the fsync
         self._due = math.inf
         self._over = False
-        self._job: tuple[int, Job] | None = None  # a selection or removal, and the request that asked for it
+        self._job: tuple[int, Job] | None = None  # a selection, removal or search, and the request for it
         self._told_full = False
         self._look_at = 0.0
         self._answer(
@@ -116,24 +116,31 @@ class RecorderProcess:
         done, found = self._recorder.work(job)
         if done:
             self._job = None
-            self._answer(
-                wire.Removed(number=number) if found is None else wire.Selected(number=number, **found._asdict())
-            )
+            match found:
+                case None:
+                    self._answer(wire.Removed(number=number))
+                case Selection():
+                    self._answer(wire.Selected(number=number, **found._asdict()))
+                case _:
+                    self._answer(wire.FoundRaw(number=number, **found._asdict()))
             self._send()
 
-    def _begin(self, message: wire.Select | wire.Remove) -> None:
+    def _begin(self, message: wire.Select | wire.Remove | wire.FindRaw) -> None:
         try:
             if self._job is not None:
-                raise refuse("busy", "content is being selected or removed already", retry_after_ms=1000)
+                reason = "content is being looked for, selected or removed already"
+                raise refuse("busy", reason, retry_after_ms=1000)
             retention = self._recorder.retention
             if isinstance(message, wire.Select):
                 of = Criteria(
-                    before=message.before, larger=message.larger,
+                    before=message.before, larger=message.larger, raw=message.raw,
                     tasks=message.tasks, agents=message.agents, tools=message.tools,
                 )  # fmt: skip
                 self._job = (message.number, retention.select(of, keep=message.keep, images=message.images))
-            else:
+            elif isinstance(message, wire.Remove):
                 self._job = (message.number, retention.remove(message.pruned))
+            else:
+                self._job = (message.number, self._recorder.raw.find(message.call))
         except RunnerError as error:
             self._answer(wire.Refused(number=message.number, refusal=error.refused))
 
@@ -161,8 +168,10 @@ class RecorderProcess:
                 recorder.write_stream(message.stream, message.data)
             case wire.StoreClose():
                 recorder.close_stream(message.stream, message.digest, drop=message.drop)
-            case wire.Select() | wire.Remove():
+            case wire.Select() | wire.Remove() | wire.FindRaw():
                 self._begin(message)
+            case wire.ReadRaw():
+                self._read_raw(message)
             case wire.Ask():
                 gone = recorder.retention.gone(message.digests)
                 self._answer(wire.Gone(number=message.number, digests=gone))
@@ -186,6 +195,14 @@ class RecorderProcess:
         self._answer(answer)
         if self._due == math.inf:
             self._due = time.monotonic() + _GROUP_S
+
+    def _read_raw(self, message: wire.ReadRaw) -> None:
+        try:
+            data = self._recorder.read_raw(message.digest, message.offset)
+        except RunnerError as error:
+            self._answer(wire.Refused(number=message.number, refusal=error.refused))
+        else:
+            self._answer(wire.RawPiece(number=message.number, data=data))
 
     def _commit(self) -> None:
         self._due = math.inf

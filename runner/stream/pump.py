@@ -12,7 +12,8 @@ from typing import Protocol
 
 from runner.ledger.entry import Stream
 from runner.model import Chunk
-from runner.stream.filters import Cap
+from runner.stream.escrow import Escrow
+from runner.stream.hygiene import Clean
 from runner.stream.stage import Name
 from runner.wire.recorder import WITH_ENTRY, StoreClose, StoreOpen, StoreWrite
 
@@ -26,6 +27,28 @@ class Recorder(Protocol):
         """Queue a piece of content; waits while the recorder is behind."""
 
 
+class Filter(Protocol):
+    """What output passes: `runner.stream.filters.CallFilter`."""
+
+    raw: Escrow | None  # what takes it before
+
+    @property
+    def waits_ms(self) -> int:
+        """How long a quiet lets something go; 0 when nothing waits."""
+
+    def take(self, stream: Name, data: bytes) -> list[Clean]:
+        """A raw piece: what may go on now."""
+
+    def pause(self, quiet_ms: int) -> list[Clean]:
+        """Nothing came for so long: what need not wait longer."""
+
+    def close(self) -> list[Clean]:
+        """The call is over: everything that waited."""
+
+    async def consult(self) -> list[Clean]:
+        """And what waited for somebody to look at it; after `close`."""
+
+
 class _Kept:
     """One stream on its way into the content store; begun by its first byte."""
 
@@ -35,10 +58,14 @@ class _Kept:
         self._digest = hashlib.sha256()
         self._held = bytearray()  # what waits for the entry
         self._opened = False  # at the recorder: nothing waits any more
+        self._encoding = ""  # of what comes after `_text` bytes
+        self._text = 0
         self.size = 0
         self.delivered = 0
 
-    async def write(self, data: bytes, salt: Callable[[], bytes], recorder: Recorder) -> None:
+    async def write(self, data: bytes, encoding: str, salt: Callable[[], bytes], recorder: Recorder) -> None:
+        if encoding and not self._encoding:
+            self._encoding, self._text = encoding, self.size
         if not self.size:
             self._salt = salt()
             self._digest.update(self._salt)
@@ -61,33 +88,49 @@ class _Kept:
         if self._opened:
             await recorder.send(StoreClose(stream=self._number, digest=digest))
         held = () if self._opened else (self._salt + bytes(self._held),)
-        return Stream(digest=digest, size=self.size, delivered=self.delivered), held
+        told = Stream(digest=digest, size=self.size, delivered=self.delivered, encoding=self._encoding, text=self._text)
+        return told, held
 
 
 class Pump:
     """Filters and keeps the output of one call. `numbers` are two content stream numbers, unique while open; `salt` is
     asked for each stream's own."""
 
-    def __init__(self, recorder: Recorder, *, limit: int, numbers: tuple[int, int], salt: Callable[[], bytes]) -> None:
+    def __init__(
+        self, recorder: Recorder, filter_: Filter, *, numbers: tuple[int, int], salt: Callable[[], bytes]
+    ) -> None:
         self._recorder = recorder
-        self._cap = Cap(limit)
+        self._filter = filter_
         self._salt = salt
         self._streams = {"stdout": _Kept(numbers[0]), "stderr": _Kept(numbers[1])}
+        self._quiet_ms = 0  # for how long nothing came
+        self._over = False  # the filter gives no more, or failed
 
     @property
-    def capped(self) -> bool:
-        """Whether output was cut; the call is to be killed."""
-        return self._cap.hit
+    def wait_ms(self) -> int:
+        """How long nothing more may come before `pause` is to be asked; 0 when nothing waits for that."""
+        return max(0, self._filter.waits_ms - self._quiet_ms)
 
-    async def take(self, stream: Name, data: bytes) -> Chunk | None:
-        """Filter a raw piece and keep what is left of it. None when nothing is."""
-        clean = self._cap.take(data)
-        if not clean:
-            return None
-        kept = self._streams[stream]
-        offset = kept.size
-        await kept.write(clean, self._salt, self._recorder)
-        return Chunk(stream=stream, offset=offset, data=clean)
+    async def take(self, stream: Name, data: bytes) -> list[Chunk]:
+        """Filter a raw piece and keep what may go on of it, perhaps nothing."""
+        self._quiet_ms = 0
+        found = await self._kept(self._filtered(lambda: self._filter.take(stream, data)))
+        if self._filter.raw is not None:
+            await self._filter.raw.flush()
+        return found
+
+    async def pause(self) -> list[Chunk]:
+        """Nothing came for `wait_ms`: what need not wait longer."""
+        self._quiet_ms += self.wait_ms
+        return await self._kept(self._filtered(lambda: self._filter.pause(self._quiet_ms)))
+
+    async def finish(self) -> list[Chunk]:
+        """Nothing more comes: everything that waited. Once."""
+        if self._over:
+            return []
+        cleans = self._filtered(self._filter.close)
+        self._over = True
+        return await self._kept(cleans + await self._filter.consult())
 
     def delivered(self, stream: Name, count: int) -> None:
         """The agent was given this many more bytes of a stream."""
@@ -99,6 +142,22 @@ class Pump:
 
     async def close(self) -> tuple[Stream | None, Stream | None, tuple[bytes, ...]]:
         """End both streams: what their entry says of them, and the content that is to be kept with it."""
+        await self.finish()  # of a call that was lost hold of: kept, and not delivered
         stdout, held = await self._streams["stdout"].close(self._recorder)
         stderr, more = await self._streams["stderr"].close(self._recorder)
         return stdout, stderr, held + more
+
+    def _filtered(self, step: Callable[[], list[Clean]]) -> list[Clean]:
+        """A filter that failed is asked nothing more: what it holds stays where it is."""
+        self._over, over = True, self._over
+        found = [] if over else step()
+        self._over = over
+        return found
+
+    async def _kept(self, cleans: list[Clean]) -> list[Chunk]:
+        chunks = []
+        for stream, data, encoding in cleans:
+            kept = self._streams[stream]
+            chunks.append(Chunk(stream=stream, offset=kept.size, data=data, encoding=encoding))
+            await kept.write(data, encoding, self._salt, self._recorder)
+        return chunks

@@ -125,11 +125,13 @@ class WorkspaceView(Message, frozen=True, tag="workspace"):
 
 class Prune(Message, frozen=True, tag="prune"):
     """Remove content of calls that ended and that no hold is on; each part that is not empty must fit. With `dry`, only
-    say what would go. `before` is an RFC 3339 UTC time with microseconds, `larger` bytes of a piece."""
+    say what would go. `before` is an RFC 3339 UTC time with microseconds, `larger` bytes of a piece, `raw` raw output
+    alone."""
 
     why: str = ""
     before: str = ""
     larger: int = 0
+    raw: bool = False
     tasks: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
@@ -174,6 +176,41 @@ class Release(Message, frozen=True, tag="release"):
 
     name: str
     why: str
+
+
+class OpenRaw(Message, frozen=True, tag="open_raw"):
+    """Open the raw output that is kept of a call. The entry that says so, and `why`, is on disk before the answer."""
+
+    call: str
+    why: str
+
+
+class RawOpened(Message, frozen=True, tag="raw_opened"):
+    """The answer to `OpenRaw`: it is recorded at `position`, and may be read by its `digest` now. `size` is of what is
+    read, salt included; `stdout`, `stderr` and `result` are bytes of what is in it, `lost` what is not."""
+
+    position: int
+    outcome: int
+    digest: str
+    size: int
+    recipients: tuple[str, ...]
+    stdout: int = 0
+    stderr: int = 0
+    result: int = 0
+    lost: int = 0
+
+
+class ReadRaw(Message, frozen=True, tag="read_raw"):
+    """The next piece of what this operator opened, encrypted as it is kept. Answered by `RawPiece`."""
+
+    digest: str
+    offset: int = 0
+
+
+class RawPiece(Message, frozen=True, tag="raw_piece"):
+    """Bytes from the asked offset on; empty at the end."""
+
+    data: bytes
 
 
 class Reload(Message, frozen=True, tag="reload"):
@@ -372,6 +409,8 @@ FromOperator = (
     | Prune
     | Hold
     | Release
+    | OpenRaw
+    | ReadRaw
     | Reload
     | ListPending
     | Confirm
@@ -393,6 +432,8 @@ ToOperator = (
     | Waits
     | SecretsView
     | EgressView
+    | RawOpened
+    | RawPiece
     | Done
     | Refused
 )

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from runner.errors import Refusal
-from runner.model import Outcome
+from runner.model import Marked, Outcome
 
 
 class Message(
@@ -170,12 +170,16 @@ class Accepted(Message, frozen=True, tag="accepted"):
 
 
 class Output(Message, frozen=True, tag="output"):
-    """A filtered piece of output. Provisional until `Result`. `offset` counts the stream's bytes before it."""
+    """A filtered piece of output. Provisional until `Result`. `offset` counts the stream's bytes before it.
+
+    Where `encoding` is "base64", so is all that follows on this stream: its pieces joined decode to what the tool wrote
+    (redacted). Everything before it is UTF-8 that no terminal acts on."""
 
     number: int
     stream: str
     offset: int
     data: bytes
+    encoding: str = ""
 
 
 class StdinCredit(Message, frozen=True, tag="stdin_credit"):
@@ -186,7 +190,11 @@ class StdinCredit(Message, frozen=True, tag="stdin_credit"):
 
 
 class Result(Message, frozen=True, kw_only=True, tag="result"):
-    """The acknowledgement of a call: follows the sealed receipt. `value` is a python tool's structured result."""
+    """The acknowledgement of a call: follows the sealed receipt. `value` is a python tool's structured result.
+
+    `filtered` says how often each rule found something in what the call gave back, and `labels` what it was: also where
+    nothing was changed for it. An issued secret is `secret:NAME`. With the label `untrusted`, `sources` says who has a
+    part in it that nobody vouches for; with `injected`, `marked` says which parts of it speak to a model."""
 
     number: int
     call: str
@@ -197,6 +205,10 @@ class Result(Message, frozen=True, kw_only=True, tag="result"):
     value: Any = None
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    filtered: dict[str, int] = {}
+    labels: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    marked: tuple[Marked, ...] = ()
 
 
 class Refused(Message, frozen=True, tag="refused"):

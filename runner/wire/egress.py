@@ -46,6 +46,7 @@ class Open(Message, frozen=True, tag="open"):
     allowlists: tuple[Allowlist, ...]
     injections: tuple[Injection, ...] = ()
     canary: str = ""  # a credential that nobody was given: wherever it appears, something reads what it should not
+    blind: bool = False  # gate is shown nothing of its requests: the daemon's own, whose credentials are its own
 
 
 class Close(Message, frozen=True, tag="close"):
@@ -69,7 +70,8 @@ class Forget(Message, frozen=True, tag="forget"):
 
 
 class Answer(Message, frozen=True, tag="answer"):
-    """What token and policy say of an `Ask`: the entry is written. Or whether more is wanted after a `Keep`."""
+    """What token and policy say of an `Ask` or a `Look`: the entry is written. Or whether more is wanted after a
+    `Keep`."""
 
     number: int
     allowed: bool
@@ -107,6 +109,19 @@ class Ask(Message, frozen=True, tag="ask"):
     number: int
     call: str
     request: Requested
+    head: bytes = b""  # its line and header fields as the sandbox sent them; b"" where they cannot be read
+    body: bytes = b""  # the beginning of its body
+    last: bool = True  # there is no more of it than that
+
+
+class Look(Message, frozen=True, tag="look"):
+    """The next piece of an allowed request's body, none of which goes on before its `Answer` allows that."""
+
+    number: int
+    call: str
+    id: Count
+    data: bytes
+    last: bool
 
 
 class Keep(Message, frozen=True, tag="keep"):
@@ -189,7 +204,7 @@ class Failed(Message, frozen=True, tag="failed"):
 
 
 FromGate = Open | Close | Trust | Forget | Answer
-FromEgress = Done | Closed | Trusted | Failed | Ask | Keep | Refused | Ended | Leaked
+FromEgress = Done | Closed | Trusted | Failed | Ask | Look | Keep | Refused | Ended | Leaked
 
 
 class Requester(Protocol):

@@ -86,6 +86,7 @@ class Select(Message, frozen=True, tag="select"):
     number: int
     before: str = ""
     larger: int = 0
+    raw: bool = False
     tasks: tuple[str, ...] = ()
     agents: tuple[str, ...] = ()
     tools: tuple[str, ...] = ()
@@ -98,6 +99,22 @@ class Remove(Message, frozen=True, tag="remove"):
 
     number: int
     pruned: str
+
+
+class FindRaw(Message, frozen=True, tag="find_raw"):
+    """Find the outcome of this call, whose raw output is to be opened. Answered by `FoundRaw`."""
+
+    number: int
+    call: str
+
+
+class ReadRaw(Message, frozen=True, tag="read_raw"):
+    """The next piece of raw output, encrypted as it lies, salt first. Answered by `RawPiece`, and only after a
+    `raw_open` entry of this run that names `digest` is on disk."""
+
+    number: int
+    digest: str
+    offset: int
 
 
 class Ask(Message, frozen=True, tag="ask"):
@@ -130,6 +147,21 @@ class Removed(Message, frozen=True, tag="removed"):
     """It is gone from the disk."""
 
     number: int
+
+
+class FoundRaw(Message, frozen=True, tag="found_raw"):
+    """Where the call's outcome lies, and its canonical JSON; -1 when it has none."""
+
+    number: int
+    position: int
+    outcome: bytes = b""
+
+
+class RawPiece(Message, frozen=True, tag="raw_piece"):
+    """At most 1 MiB from the asked offset on; empty at the end."""
+
+    number: int
+    data: bytes
 
 
 class Opened(Message, frozen=True, tag="opened"):
@@ -179,8 +211,10 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove | Ask
-FromRecorder = Opened | Appended | Entries | DurableTo | Room | Refused | Selected | Removed | Gone
+FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove | Ask | FindRaw | ReadRaw
+FromRecorder = (
+    Opened | Appended | Entries | DurableTo | Room | Refused | Selected | Removed | Gone | FoundRaw | RawPiece
+)
 
 
 class Requester(Protocol):
@@ -231,6 +265,7 @@ class RecorderCaller:
         *,
         before: str,
         larger: int,
+        raw: bool,
         tasks: tuple[str, ...],
         agents: tuple[str, ...],
         tools: tuple[str, ...],
@@ -242,6 +277,7 @@ class RecorderCaller:
             number=self._channel.number(),
             before=before,
             larger=larger,
+            raw=raw,
             tasks=tasks,
             agents=agents,
             tools=tools,
@@ -270,6 +306,22 @@ class RecorderCaller:
             assert isinstance(answer, Gone)
             gone.update(answer.digests)
         return gone
+
+    async def find_raw(self, call: str) -> FoundRaw:
+        """The outcome of a call. Raises `RunnerError` (busy) while something else is looked for or removed."""
+        answer, _ = await self._channel.request(FindRaw(number=self._channel.number(), call=call))
+        if isinstance(answer, Refused):
+            raise RunnerError(answer.refusal)
+        assert isinstance(answer, FoundRaw)
+        return answer
+
+    async def read_raw(self, digest: str, offset: int) -> bytes:
+        """A piece of opened raw output. Raises `RunnerError` (ledger, unknown_call)."""
+        answer, _ = await self._channel.request(ReadRaw(number=self._channel.number(), digest=digest, offset=offset))
+        if isinstance(answer, Refused):
+            raise RunnerError(answer.refusal)
+        assert isinstance(answer, RawPiece)
+        return answer.data
 
     async def since(self, position: int) -> tuple[list[tuple[int, bytes]], int]:
         """Every state-changing entry from `position` on, and the ledger's size."""

@@ -76,6 +76,7 @@ def test_every_tool_can_be_called_in_some_way() -> None:
 # --- P01: missing, broken or half-written policies allow nothing --------------------------------------------
 
 TEXT = (shared("policies") / "base.cedar").read_bytes()
+FILTERS = {f"filters/{path.name}": path.read_bytes() for path in (shared("policies") / "filters").glob("*.toml")}
 
 
 def _serve(folder: Path) -> Serving:
@@ -331,7 +332,8 @@ def test_hostile_words_reach_a_program_as_they_are_and_nothing_reads_them(daemon
         done = agent.call("shell_run", {"argv": ["python3", "-c", tell, *HOSTILE]})
         assert json.loads(done.stdout) == HOSTILE
         for word in HOSTILE[::5]:
-            assert agent.call("shell_run", {"argv": ["printf", "%s", word]}).stdout.decode() == word
+            written = word.replace("\r", "\\x0d").replace("\x1b", "\\x1b").replace("\u202e", "\\u{202e}")
+            assert agent.call("shell_run", {"argv": ["printf", "%s", word]}).stdout.decode() == written
         assert agent.call("shell_run", {"argv": ["ls", "-A"]}).stdout == b""
         # The control: what a shell makes of such a word.
         assert agent.call("shell_run", {"argv": ["sh", "-c", HOSTILE[0]]}).ok
@@ -387,7 +389,8 @@ def test_a_reload_under_load_never_mixes_two_bundles(make_daemon: Callable[..., 
     folder = tmp_path / "catalogue/policies"
     bundles = {name: _paired(name) for name in "ab"}
     digests = {
-        code_digest({path: text.encode() for path, text in files.items()}): name for name, files in bundles.items()
+        code_digest({path: text.encode() for path, text in files.items()} | FILTERS): name
+        for name, files in bundles.items()
     }
     assert len(digests) == 2
     _put(folder, bundles["a"])
@@ -455,7 +458,7 @@ def test_only_a_signed_bundle_comes_into_force(make_daemon: Callable[..., Daemon
     (daemon.place / "policy.pub").write_bytes(public_file(key.public))
 
     def signed(by: SigningKey) -> None:
-        files = {path.name: path.read_bytes() for path in folder.glob("*.cedar")}
+        files = {path.name: path.read_bytes() for path in folder.glob("*.cedar")} | FILTERS
         (folder / "bundle.sig").write_bytes(sign(files, by))
 
     for prepare, says in ((None, "the bundle is not signed"), (other, "not by a key that")):

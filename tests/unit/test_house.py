@@ -73,7 +73,7 @@ def test_the_guest_stays_small() -> None:
     ("process", "never"),
     [
         ("gate", {"docker", "runner.engine", "runner.recorder", "runner.broker", "requests", "hvac", "authlib"}),
-        ("engine", {"cedarpy", "nacl", "runner.gate", "runner.token", "runner.recorder"}),
+        ("engine", {"cedarpy", "nacl", "pyrage", "runner.gate", "runner.token", "runner.recorder"}),
         (
             "broker",
             {
@@ -89,7 +89,7 @@ def test_the_guest_stays_small() -> None:
                 "runner.catalog",
             },
         ),
-        ("recorder", {"docker", "cedarpy", "nacl", "runner.gate", "runner.engine", "runner.token"}),
+        ("recorder", {"docker", "cedarpy", "nacl", "pyrage", "runner.gate", "runner.engine", "runner.token"}),
         (
             "parent",
             {"docker", "cedarpy", "nacl", "typer", "runner.cli", "runner.gate", "runner.engine", "runner.recorder"},

@@ -11,11 +11,17 @@ import pytest
 from runner import pipeline
 from runner.errors import RunnerError, refuse
 from runner.gate.calls import Calls, Finished, Running
-from runner.model import Outcome, Receipt
+from runner.ledger.escrow import Recipients, new_identity
+from runner.model import Decision, FilterRule, Outcome, Receipt
 from runner.pipeline import Pipeline
-from runner.sandbox.connection import Piece
+from runner.sandbox.connection import Piece, Value
 from runner.sandbox.lease import Lease
+from runner.stream.escrow import Escrows
+from runner.stream.patterns import Patterns
+from runner.stream.tasks import Filters
 from runner.telemetry import Telemetry
+
+STOP = FilterRule(id="stop", label="stop", description="a", pattern=r"stop_[a-z]{4,20}")
 
 
 class Reply:
@@ -48,8 +54,8 @@ class Reply:
 
 
 class Execution:
-    def __init__(self, log: list[str], events: list[Any]) -> None:
-        self.log, self.events = log, events
+    def __init__(self, log: list[str], events: list[Any], asked: list[int]) -> None:
+        self.log, self.events, self.asked = log, events, asked
         self.guest = SimpleNamespace(walls=("w",), fault=None, over=True)
 
     async def __aenter__(self) -> Execution:
@@ -58,7 +64,8 @@ class Execution:
     async def __aexit__(self, *_: object) -> None:
         self.log.append("left")
 
-    async def next(self) -> Any:
+    async def next(self, wait_ms: int = 0) -> Any:
+        self.asked.append(wait_ms)
         event = self.events.pop(0)
         if isinstance(event, Exception):
             raise event
@@ -66,6 +73,9 @@ class Execution:
 
     def ended(self, outcome: Outcome, cancelled: Any, value: Any) -> Any:
         return pipeline.Ended(outcome=outcome, value=value, walls=("w",))
+
+    async def looked_at(self, ended: Any) -> Any:
+        return ended
 
 
 class Noted(Lease):
@@ -87,7 +97,16 @@ class Recorder:
 class House:
     """The steps around the order, each noting that it was taken. `fails` names one that raises."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, events: list[Any], fails: str = "", error: Any = None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        events: list[Any],
+        fails: str = "",
+        error: Any = None,
+        labels: dict[str, str] | None = None,
+        recipients: Recipients | None = None,
+    ) -> None:
+        self.asked: list[int] = []  # how long each event was waited for
         self.log: list[str] = []
         self.fails, self.error = fails, error or refuse("unavailable", f"{fails} failed")
         self.calls = Calls(keep_calls=1, keep_bytes=1, keep_s=1, clock=lambda: 0.0)
@@ -100,27 +119,34 @@ class House:
         parts: Any = SimpleNamespace(
             authenticate=lambda *_: self.step("authenticate", self.authenticated),
             calls=self.calls, state=None, reserve=self._reserve, serving=SimpleNamespace(
-                policies=None, tools={"tool": SimpleNamespace(profile="p")}, tool_profiles={"p": None},
-                task_profiles={"p": None}),
-            view=lambda *_: None, admit=lambda running, planned: planned,
+                policies=SimpleNamespace(asks_labels=lambda tool: False), tool_profiles={"p": None},
+                patterns=Patterns((STOP,)), recipients=recipients, inspector=None, outside=(), required=False,
+                tools={"tool": SimpleNamespace(profile="p", stdout="text", consequence="low")},
+                task_profiles={"p": SimpleNamespace(labels=labels or {}, raw={})}),
+            origin=lambda *_: SimpleNamespace(untrusted=False),
+            view=lambda *_: None, labels=lambda *_: frozenset(), admit=lambda running, planned: planned,
             journal=SimpleNamespace(recorder=Recorder(self.log)),
             streams=lambda: {"numbers": (1, 2), "salt": bytes}, requests=SimpleNamespace(of=lambda *_: None),
         )  # fmt: skip
-        decision = SimpleNamespace(effect="allow", rules=())
+        decision = Decision(effect="allow", reason="a rule")
         monkeypatch.setattr(pipeline, "beyond", lambda *_: None)
         monkeypatch.setattr(pipeline, "authorize", lambda *_: self.step("authorize", decision))
         monkeypatch.setattr(
             pipeline, "approve", lambda *_: self.step("approve", SimpleNamespace(authenticated=self.authenticated))
         )
         monkeypatch.setattr(
-            pipeline, "plan", lambda *_, **__: self.step("plan", SimpleNamespace(output=100, result=100, tool="tool"))
+            pipeline,
+            "plan",
+            lambda *_, **__: self.step("plan", SimpleNamespace(call="c", output=100, result=100, tool="tool")),
         )
         monkeypatch.setattr(pipeline.record, "call", self._record_call)
         monkeypatch.setattr(pipeline.record, "outcome", self._record_outcome)
         leases = SimpleNamespace(port=lambda *_: 0, over=lambda call: None, of=lambda *_: Noted(self.log))
         executor: Any = SimpleNamespace(sandbox_of=lambda task, profile: "s", start=self._start, leases=leases)
         self.events = events
-        self.pipeline = Pipeline(parts, executor, Telemetry("none", None, instance="i", version="v"))  # type: ignore[arg-type] # no file is opened
+        telemetry = Telemetry("none", None, instance="i", version="v")  # type: ignore[arg-type] # no file is opened
+        filters = Filters(lambda: bytes(32), escrows=Escrows(Recorder(self.log), lambda: bytes(16)))
+        self.pipeline = Pipeline(parts, executor, filters, telemetry)
 
     def step(self, name: str, value: Any) -> Any:
         self.log.append(name)
@@ -138,13 +164,15 @@ class House:
     async def _record_call(self, *_: Any) -> None:
         self.step("record call", None)
 
-    async def _record_outcome(self, journal: Any, outcome: Outcome, *_: Any) -> Finished:
+    async def _record_outcome(self, journal: Any, outcome: Outcome, *rest: Any) -> Finished:
         self.step("record outcome", None)
         self.sealed = outcome
+        _, _, self.kept, _, _, _, passed = rest
+        self.filtered = passed.found()
         return Finished(outcome, Receipt(call="c", digest="d", position=1), None, 0, 0)
 
     async def _start(self, *_: Any) -> Any:
-        return self.step("start", Execution(self.log, self.events))
+        return self.step("start", Execution(self.log, self.events, self.asked))
 
     def run(self) -> Any:
         """What the call was refused with, None when it got its result."""
@@ -209,6 +237,46 @@ def test_a_result_that_cannot_be_sealed_is_not_told(monkeypatch: pytest.MonkeyPa
     house = House(monkeypatch, [ENDED], fails="record outcome")
     assert house.run().reason == "record outcome failed"
     assert "result" not in house.log
+
+
+def test_output_that_is_not_to_be_given_ends_the_call_and_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(
+        monkeypatch, [Piece("stdout", b"a\n"), Piece("stdout", b"stop_abcd \n"), ENDED], labels={"stop": "block"}
+    )
+    assert house.run() is None
+    assert house.running.cancelled is not None
+    assert house.running.cancelled[0] == "filtered"
+    assert (house.sealed.kind, house.sealed.exit_code) == ("filtered", None)
+    assert "rule stop" in house.sealed.reason
+    assert house.log.count("output") == 1
+    assert house.filtered == {"stop": 1}
+
+
+def test_output_that_is_kept_back_is_not_delivered_and_the_call_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    pieces = [Piece("stdout", b"stop_abcd \n"), Piece("stdout", b"more\n"), Value(b'{"a": 1}'), ENDED]
+    house = House(monkeypatch, pieces, labels={"stop": "hold"}, recipients=Recipients((new_identity()[1],)))
+    assert house.run() is None
+    assert house.running.cancelled is None
+    assert (house.sealed.kind, house.sealed.exit_code) == ("exited", 0)
+    assert "trace raw c" in house.sealed.reason
+    assert "output" not in house.log
+    assert house.kept == b'{"a": 1}'
+
+
+def test_output_that_could_be_kept_back_for_nobody_is_withheld(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, [Piece("stdout", b"stop_abcd \n"), ENDED], labels={"stop": "hold"})
+    assert house.run() is None
+    assert house.running.cancelled is not None
+    assert house.sealed.kind == "filtered"
+    assert "output" not in house.log
+
+
+def test_what_waits_is_delivered_after_a_quiet_and_before_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(monkeypatch, [Piece("stdout", b"50%\r"), None, Piece("stdout", b"user"), ENDED])
+    assert house.run() is None
+    assert house.log.count("output") == 3
+    assert house.asked[0] == 0
+    assert house.asked[1] > 0
 
 
 def test_output_beyond_the_cap_ends_the_call(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import msgspec  # noqa: E402
 
 from runner.config import Limits  # noqa: E402
 from runner.errors import CODES, Refusal, refusal  # noqa: E402
-from runner.model import Outcome, Usage  # noqa: E402
+from runner.model import Marked, Outcome, Usage  # noqa: E402
 from runner.token.issue import mint_root  # noqa: E402
 from runner.token.keys import SigningKey  # noqa: E402
 from runner.token.proof import sign_call, sign_hello  # noqa: E402
@@ -103,7 +103,7 @@ MESSAGES: dict[str, agent.Message] = {
     "accepted": agent.Accepted(number=1, call="019a0000-0000-7000-8000-000000000003"),
     "accepted, replayed": agent.Accepted(number=2, call="019a0000-0000-7000-8000-000000000003", replayed=True),
     "output": agent.Output(number=1, stream="stdout", offset=0, data=b"# runner\n"),
-    "output that is not text": agent.Output(number=1, stream="stderr", offset=70_000, data=bytes([0, 255, 10])),
+    "output that is not text": agent.Output(number=1, stream="stderr", offset=70_000, data=b"AP8K", encoding="base64"),
     "credit": agent.Credit(number=1, bytes=32_768),
     "stdin_credit": agent.StdinCredit(number=2, bytes=65_536),
     "stdin": agent.Stdin(number=2, data=b"one line\n"),
@@ -126,6 +126,10 @@ MESSAGES: dict[str, agent.Message] = {
         position=300,
         durable=True,
         value={"rows": [1, 2.5, None, True, "é"]},
+        filtered={"hygiene:control": 2, "secret:github": 1},
+        labels=("injected", "secret", "untrusted"),
+        sources=("shop.example",),
+        marked=(Marked(stream="stdout", start=3, end=41),),
     ),
     "refused": agent.Refused(
         number=3,
@@ -286,6 +290,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "stream": "`stdout` or `stderr`",
         "offset": "bytes of that stream before these",
         "data": "filtered output; provisional until `result`",
+        "encoding": "absent for text (UTF-8 without controls); `base64` from the place on where the stream is no text",
     },
     "stdin_credit": {"number": _NUMBER, "bytes": "stdin bytes more that the client may send"},
     "result": {
@@ -296,8 +301,12 @@ MEANINGS: dict[str, dict[str, str]] = {
         "position": "that entry's position in the ledger",
         "durable": "it is on disk; if not, `durable` follows",
         "value": "a python tool's structured result",
-        "stdout_bytes": "what the tool wrote in all",
-        "stderr_bytes": "what the tool wrote in all",
+        "stdout_bytes": "the size of all `output.data` of that stream, also of what was not sent",
+        "stderr_bytes": "the same of that one",
+        "filtered": "rule → how often it found something in output, result, reason; `secret:NAME` is an issued secret",
+        "labels": "what was found, also where nothing was changed for it",
+        "sources": "with `untrusted`: hosts that have a part in it, or `workspace`",
+        "marked": "parts that speak to a model: `stream` (`stdout`, `stderr`, `value`), `start`, `end`",
     },
     "refused": {"number": _NUMBER, "refusal": "see below", "call": "set when an entry was written for it"},
     "tool": {
@@ -316,7 +325,8 @@ MEANINGS: dict[str, dict[str, str]] = {
     "closing": {"refusal": "why the daemon closes"},
 }
 _OUTCOME = {
-    "kind": "`exited`, `timed_out`, `oom`, `killed`, `cancelled`, `output_capped`, `interrupted`, `unavailable`",
+    "kind": "`exited`, `timed_out`, `oom`, `killed`, `cancelled`, `output_capped`, `filtered`, `interrupted`, "
+    "`unavailable`",
     "exit_code": "for `exited` without a signal",
     "signal": "the signal that ended it",
     "reason": "more, for a person",

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 KINDS = "start stop reload repair rotate beacon degraded token revoke task_begin task_end refusals sandbox sandbox_end"
 KINDS += " call outcome hold release prune prune_image pending image reopen withdraw refused_reload egress egress_end"
-KINDS = f"{KINDS} alert secret".split()
+KINDS = f"{KINDS} alert secret raw_open".split()
 HEAD, ENTRY, SIGNED, CONTENT = 1, 2, 3, 4  # records of the tail, and the most bytes of each
 LIMIT = {HEAD: 16 << 20, ENTRY: 65535, SIGNED: 4096, CONTENT: 16 << 10}
 PROOF = re.compile(r"c2sp\.org/tlog-proof@v1\nextra (.*)\nindex (0|[1-9][0-9]{0,15})((?:\n.*)*)\Z")

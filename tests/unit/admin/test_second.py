@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from runner.admin.reload import ACT, Held, Reloads, Request, Standing, Swap, standing
 from runner.admin.roster import ACTS, Asker, Roster, roster
 from runner.admin.second import SecondPerson
-from runner.config import Config, Limits, Operator, Policy, Users
+from runner.config import Config, Escrow, Limits, Operator, Policy, Users
 from runner.errors import RunnerError, refusal
 from runner.ledger import entry as entries
 from runner.recorder.readback import STATE_KINDS
@@ -266,7 +266,7 @@ def test_what_changes_the_policy_waits_and_what_does_not_is_done() -> None:
     held = Parent(other).ask(Request(operator=ANN))
     assert isinstance(held, Held)
     assert held.offered.changes(msgspec.structs.replace(OLD, keys={"i.pub": "1"}, anchors=("t1",))) == [
-        "runner.toml: operators, two_person, issuers, or who signs policies",
+        "runner.toml: operators, two_person, issuers, who signs policies, or who opens raw output",
         "i.pub, a key file",
         "an issuer's key that it retires: t1",
         "an issuer's key that it adds: t2",
@@ -331,7 +331,10 @@ def bundle(**change: Any) -> Bundle:
     return Bundle(**{**whole, **change})
 
 
-@given(st.binary(max_size=8), st.binary(max_size=8), st.sampled_from(["uid", "name", "two_person", "signed", "none"]))
+FIELDS = st.sampled_from(["uid", "name", "two_person", "signed", "escrow", "none"])
+
+
+@given(st.binary(max_size=8), st.binary(max_size=8), FIELDS)
 def test_authority_is_who_decides_and_every_issuers_key(key: bytes, policy: bytes, field: str) -> None:
     config = Config(operators=PEOPLE, two_person=TWO)
     base = standing(bundle(), config, "p")
@@ -340,6 +343,8 @@ def test_authority_is_who_decides_and_every_issuers_key(key: bytes, policy: byte
         other = msgspec.structs.replace(config, two_person=())
     elif field == "signed":
         other = msgspec.structs.replace(config, policy=Policy(require_signature=True))
+    elif field == "escrow":  # one operator alone does not become a recipient
+        other = msgspec.structs.replace(config, escrow=Escrow(recipients=("age1",)))
     elif field != "none":
         changed = msgspec.structs.replace(PEOPLE[0], **{field: 77 if field == "uid" else "zoe"})
         other = msgspec.structs.replace(config, operators=(changed, *PEOPLE[1:]))

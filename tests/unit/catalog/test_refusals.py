@@ -41,6 +41,8 @@ MANIFESTS = [
     (COUNT, 'mode = "String"', 'mode = "Map"', 22, "`Map` is not a type"),
     (COUNT, 'mode = "String"', 'node = "String"', 22, "`node` is not a parameter"),
     (COUNT, "[project]", '[result]\ntype = "nothing"\n[project]', 22, "not valid JSON Schema"),
+    (COUNT, 'kind = "python"', 'kind = "python"\nlabels = ["Customer"]', 6, "`Customer` is not a label"),
+    (COUNT, 'kind = "python"', 'kind = "python"\nlabels = ["secret.mine"]', 6, "what issued secrets have"),
     (SH, '["{argv}"]', '["{argw}"]', 6, "names no parameter"),
     (SH, '["{argv}"]', '["--x={argv}"]', 6, "mixes braces and text"),
     (SH, '["{argv}"]', '["sh", ""]', 6, "is empty"),
@@ -48,7 +50,13 @@ MANIFESTS = [
     (SH, "[parameters]", '[result]\ntype = "object"\n\n[parameters]', 9, "only a python tool"),
 ]
 
+_FILES = '[[files]]\npath = "{path}"\nlabel = "{label}"\n\n[ceilings]'
 PROFILES = [
+    (BASE, "[ceilings]", _FILES.format(path="x", label="no label"), 11, "is not a label"),
+    (BASE, "[ceilings]", _FILES.format(path="x", label="secret"), 11, "what issued secrets have"),
+    (BASE, "[ceilings]", _FILES.format(path="../etc", label="x"), 10, "not in the workspace"),
+    (BASE, "[ceilings]", _FILES.format(path="/etc", label="x"), 10, "not in the workspace"),
+    (BASE, "[ceilings]", _FILES.format(path="", label="x"), 10, "not in the workspace"),
     (BASE, 'name = "base"', 'name = "bass"', 1, "must be the file's name"),
     (BASE, 'kind = "task"', 'kind = "box"', 2, '"task" or "tool"'),
     (BASE, 'kind = "task"', 'kind = "task"\nprivileged = true', 3, "unknown field `privileged`"),

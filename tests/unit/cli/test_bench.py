@@ -81,9 +81,10 @@ def test_every_bench_of_the_checkout_is_listed_with_what_it_measures() -> None:
 
 _HELP = """
 import contextlib, io, json, runpy, sys
-said = {}
-for path in sys.argv[1:]:
-    sys.argv, sys.path[0] = [path, "--help"], path.rpartition("/")[0]
+said, paths = {}, sys.argv[1:]
+sys.path.insert(0, paths[0].rpartition("/")[0])
+for path in paths:
+    sys.argv = [path, "--help"]
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         runpy.run_path(path, run_name="__main__")
     said[path] = out.getvalue()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runner.errors import CODES
 from runner.gate.authorize import SessionView
-from runner.gate.egress import Outward, answer, authorize_egress, beyond, decide
+from runner.gate.egress import Carried, Outward, answer, authorize_egress, beyond, decide
 from runner.gate.policy import PolicyBundle, Verdict
 from runner.model import Authenticated, Manifest, Peer, Principal, ToolCall
 from runner.token.capability import attenuates
@@ -202,7 +202,7 @@ def test_an_authenticated_call_is_asked_the_same() -> None:
     )
     for request in (get(), get(method="PUT"), opaque("bad.example.com")):
         for granted in (OPEN, {}):
-            whole = authorize_egress(call, granted, SessionView(), POLICIES, request)
+            whole = authorize_egress(call, granted, SessionView(), POLICIES, request, Carried())
             assert whole == decide(asked(request), granted, SessionView(), POLICIES)
 
 
@@ -217,7 +217,7 @@ def test_a_token_denial_asks_no_policy() -> None:
     broken = decide(asked(get()), OPEN, SessionView(), Nothing())
     assert (broken.effect, broken.code) == ("deny", "denied")
     assert "AssertionError" in broken.reason
-    assert authorize_egress(None, OPEN, SessionView(), POLICIES, get()).effect == "deny"  # type: ignore[arg-type]
+    assert authorize_egress(None, OPEN, SessionView(), POLICIES, get(), Carried()).effect == "deny"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("effect", ["modify", "step_up", "defer", "deny", "", "ALLOW", None])

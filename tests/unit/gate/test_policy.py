@@ -15,6 +15,7 @@ from runner.errors import Refusal, RunnerError
 from runner.gate import policy
 from runner.gate.policy import PolicyBundle, Verdict
 from runner.gate.rules import MAX_BRACKETS, MAX_TOKENS, cut
+from runner.gate.schema import Place
 from runner.gate.verdict import PRECEDENCE, strongest
 from runner.model import Effect, Manifest, Principal
 
@@ -122,6 +123,23 @@ def test_every_forbid_that_matched_is_named_in_file_order() -> None:
 def test_a_permit_can_ask_for_more_than_allow(decision: str) -> None:
     made = bundle(ALL, f'@id("more") @decision("{decision}") @reason("ask") permit(principal, action, resource);')
     assert ask(made) == Verdict(effect=decision, reason="ask", rules=("more",))  # type: ignore[arg-type] # one of the effects
+
+
+OBLIGES = '@id("obliges") @labels("injected=block, pii = redact") permit(principal, action, resource) when { %s };'
+
+
+def test_a_permit_obliges_and_a_wider_one_beside_it_lifts_nothing() -> None:
+    verdict = ask(bundle(ALL, OBLIGES % "true"))
+    assert verdict.effect == "modify"
+    assert verdict.obligations == ("injected=block", "pii=redact")
+    free = ask(bundle(ALL, OBLIGES % "false"))
+    assert (free.effect, free.obligations) == ("allow", ())
+
+
+def test_an_obligation_denies_no_request_that_goes_out() -> None:
+    made = bundle(ALL, OBLIGES % "true")
+    found = made.evaluate_egress(WHO, "default", Place("a.example:443", "a.example", 443, "https"), dict(CONTEXT))
+    assert (found.effect, found.obligations) == ("allow", ())
 
 
 RULES: dict[Effect, str] = {
@@ -332,6 +350,14 @@ def test_an_interrupt_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
         ('@id("a b") permit(principal, action, resource);', "1:2", "must match"),
         ("@id permit(principal, action, resource);", "1:2", "must match"),
         (f"{ALL}\n\n  {ALL}", "3:3", "also the id of the rule at policies/0.cedar:1:1"),
+        (f'{ALL}\n@id("b")\n@labels("injected")\npermit(principal, action, resource);', "3:2", "obliges to nothing"),
+        (f'{ALL}\n@id("b")\n@labels("pii=eat")\npermit(principal, action, resource);', "3:2", "obliges to nothing"),
+        (
+            f'{ALL}\n@id("b")\n@labels("secret=allow")\npermit(principal, action, resource);',
+            "3:2",
+            "obliges to nothing",
+        ),
+        (f'{ALL}\n@id("b")\n@labels("pii=block")\nforbid(principal, action, resource);', "3:2", "obliges to nothing"),
         (f'{ALL}\n@id("b")\n@owner("x")\npermit(principal, action, resource);', "3:2", "unknown annotation"),
         ('@id("a") @decision("maybe") permit(principal, action, resource);', "1:11", "not allow, step_up or defer"),
         ('@id("a") @decision("deny") permit(principal, action, resource);', "1:11", "not allow, step_up or defer"),

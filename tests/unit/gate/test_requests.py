@@ -15,11 +15,29 @@ from runner.gate import requests as module
 from runner.gate.requests import Requests
 from runner.ledger import entry as entries
 from runner.ledger.sequence import Sequence
-from runner.model import Decision
+from runner.model import Decision, SecretRef
+from runner.stream.outgoing import Carries
 from runner.wire import egress as wire
 from runner.wire.recorder import StoreClose, StoreOpen, StoreWrite
 
 OWN = "daemon:broker"
+
+
+class Text:
+    """Finds words: a label, a source, an issued secret, what it cannot look at."""
+
+    def __init__(self, coding: str) -> None:
+        self.seen = b""
+        self.coding = coding
+
+    def head(self, data: bytes) -> Carries:
+        return self.look(b"\n" + data)
+
+    def look(self, data: bytes) -> Carries:
+        self.seen += data
+        found = frozenset(each for each in ("customer", "pii.email", "secret") if each.encode() in self.seen)
+        secrets = frozenset(each for each in ("key", "file", "stolen", "canary") if each.encode() in self.seen)
+        return Carries(found, secrets, ("c0",) if found else (), "br" not in self.coding)
 
 
 class House:
@@ -50,9 +68,11 @@ class House:
             verified=SimpleNamespace(tools={}),
         )  # fmt: skip
         running = SimpleNamespace(call="c00000001", task="t")
-        authenticated = SimpleNamespace(chain=("root",))
-        serving = SimpleNamespace(policies=None)
-        self.watched = self.requests.of(authenticated, running, session, serving)  # type: ignore[arg-type]  # as much as is used
+        authenticated = SimpleNamespace(chain=("root",), tool="net_run")
+        refs = (SecretRef(name="key", variable="KEY", destinations=("api",), places=("body",)),)
+        refs += (SecretRef(name="file", variable="FILE", delivery="file"),)
+        serving = SimpleNamespace(policies=None, tools={"net_run": SimpleNamespace(secrets=refs)})
+        self.watched = self.requests.of(authenticated, running, session, serving, Text)  # type: ignore[arg-type]  # as much as is used
         self.watched.begin()
 
     async def _send(self, message: StoreOpen | StoreWrite | StoreClose) -> None:
@@ -89,7 +109,11 @@ def carried(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[House], Awai
     """Do this with a house in which every host but `no.test` is allowed by token and policy."""
 
     def decide(*asked: Any) -> Decision:
-        request: wire.Requested = asked[-1]
+        request, carries = asked[-2:]
+        if "customer" in carries.labels:
+            return Decision(effect="deny", reason="a customer's", code="denied", rules=("customer-data",))
+        if carries.secrets:
+            return Decision(effect="deny", reason="not there", code="denied", rules=("home",))
         if request.host == "human.test":
             return Decision(effect="step_up", reason="ask", rules=("ask",))
         if request.host == "token.test":
@@ -264,3 +288,91 @@ def test_alerts_are_counted(carried: Any) -> None:
     assert house.requests.newest.endswith("call c00000001")
     (alert,) = house.of(entries.Alert)
     assert msgspec.to_builtins(alert)["what"] == "credential key"
+
+
+# --- what requests carry ---------------------------------------------------------------------------------------
+
+
+def shown(body: bytes = b"", *, head: bytes = b"POST api.test/a\nhost: api.test", **more: Any) -> wire.Ask:
+    last = more.pop("last", True)
+    return wire.Ask(number=-1, call="c00000001", request=asked(**more), head=head, body=body, last=last)
+
+
+def look(data: bytes, request: int = 1, *, last: bool = True) -> wire.Look:
+    return wire.Look(number=-2, call="c00000001", id=request, data=data, last=last)
+
+
+def test_what_a_request_carries_decides_and_is_recorded(carried: Any) -> None:
+    async def work(house: House) -> None:
+        await house.hear(
+            shown(b"a customer"), shown(b"nobody", request=2), shown(b"x", head=b"GET x pii.email", request=3)
+        )
+
+    house = carried(work)
+    assert [each.allowed for each in house.answers] == [False, True, True]
+    one, two, three = house.of(entries.Egress)
+    assert (one.decision.rules, one.carries, one.copies) == (("customer-data",), ("customer",), ("c0",))
+    assert (two.carries, two.copies, two.unseen) == ((), (), False)
+    assert three.carries == ("pii", "pii.email")
+
+
+def test_what_follows_is_decided_again_and_ends_it(carried: Any) -> None:
+    async def work(house: House) -> None:
+        await house.hear(shown(b"nobody", last=False), look(b"more", last=False), look(b"a customer"), look(b"on"))
+        await house.hear(ended(code="denied", reason="a customer's"))
+
+    house = carried(work)
+    assert [each.allowed for each in house.answers] == [True, True, False, False]
+    assert house.answers[2].rule == "customer-data"
+    (request,), (end,) = house.of(entries.Egress), house.of(entries.EgressEnd)
+    assert request.carries == ()
+    assert (end.rules, end.carries, end.copies) == (("customer-data",), ("customer",), ("c0",))
+
+
+def test_nothing_more_is_taken_of_what_was_not_allowed_or_shown_whole(carried: Any) -> None:
+    async def work(house: House) -> None:
+        await house.hear(
+            look(b"x"), shown(b"nobody"), look(b"x"), shown(b"a customer", request=2, last=False), look(b"x", 2)
+        )
+
+    assert [each.allowed for each in carried(work).answers] == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("body", "rules", "misplaced"),
+    [
+        (b"secret key", ("profile p/any", "tool net_run/api"), ()),
+        (b"secret key", ("profile p/any", "tool net_run/other"), ("key",)),
+        (b"secret file", ("profile p/any", "tool net_run/other"), ()),
+        (b"secret file", ("profile p/any",), ("file",)),
+        (b"secret stolen", ("profile p/any", "tool net_run/api"), ("stolen",)),
+    ],
+)
+def test_a_credential_belongs_where_its_tool_binds_it(
+    carried: Any, body: bytes, rules: tuple[str, ...], misplaced: tuple[str, ...]
+) -> None:
+    async def work(house: House) -> None:
+        await house.hear(shown(body, rules=rules))
+
+    house = carried(work)
+    (request,) = house.of(entries.Egress)
+    assert (request.misplaced, house.answers[0].allowed) == (misplaced, not misplaced)
+    assert request.carries == (("secret",) if misplaced else ())
+
+
+def test_the_coding_of_a_body_is_its_own_field(carried: Any) -> None:
+    async def work(house: House) -> None:
+        await house.hear(
+            shown(b"x", head=b"POST x\ncontent-encoding: br"), shown(b"x", head=b"POST x\nx-note: br", request=2)
+        )
+
+    assert [each.unseen for each in carried(work).of(entries.Egress)] == [True, False]
+
+
+def test_a_canary_in_any_form_is_an_alarm_once(carried: Any) -> None:
+    async def work(house: House) -> None:
+        await house.hear(shown(b"nobody", last=False), look(b"canary", last=False), look(b"canary again"))
+        await house.hear(shown(b"x", head=b"GET x?canary", request=2))
+
+    found = carried(work).of(entries.Alert)
+    assert [(each.what, each.where) for each in found] == [("credential canary", "body"), ("credential canary", "head")]

@@ -14,6 +14,7 @@ from runner.ledger import entry as entries
 from runner.model import EgressRule, Manifest, SecretRef
 from runner.sandbox.connection import Sandbox
 from runner.sandbox.lease import CANARY, Leases, NetworkLease
+from runner.stream.secrets import MAX_VALUES, Secrets
 from runner.wire.broker import Lease as Issued
 from runner.wire.egress import Closed
 
@@ -45,6 +46,7 @@ class Parts:
         self.abandoned: list[str] = []
         self.killed: list[str] = []
         self.ended: Closed | None = None
+        self.secrets = Secrets()
 
     async def _does(self, what: str) -> None:
         self.said.append(what)
@@ -75,7 +77,7 @@ class Parts:
 
     async def issue(self, **asked: Any) -> tuple[Issued, ...]:
         await self._does("issue")
-        return (Issued(id="l-1", name="key", accessor="a-1", fingerprint="f", value=b"v" * 8, ttl_ms=self.ttl_ms),)
+        return (Issued(id="l-1", name="key", accessor="a-1", fingerprint="f", value=b"a-value-1", ttl_ms=self.ttl_ms),)
 
     async def renew(self, call: str, ttl_ms: int) -> dict[str, int]:
         await self._does("renew")
@@ -99,7 +101,7 @@ class Parts:
         self.leases = Leases(lambda: every, lambda: every, lambda: every, self.abandoned.append, **bounds)
         running: Any = SimpleNamespace(task="t", cancel=self.cancel)
         plan: Any = SimpleNamespace(call="c", tool="tool", wall_ms=30_000)
-        return NetworkLease(self.leases, plan, 3128, running, MANIFEST, PROFILE, every)
+        return NetworkLease(self.leases, plan, 3128, running, MANIFEST, PROFILE, every, self.secrets)
 
 
 def sandbox() -> Any:
@@ -127,6 +129,37 @@ def test_a_lease_is_opened_in_order_and_closed_in_order() -> None:
         assert [(each.lease, each.used) for each in lease.secrets] == [("l-1", 1)]
         assert not parts.leases.open
         assert not parts.killed
+
+    asyncio.run(run())
+
+
+def test_what_a_call_is_given_is_known_to_its_filters_before_it_can_be_given_away() -> None:
+    async def run() -> None:
+        parts = Parts()
+        parts.hung.add("open")
+        async with parts.lease() as lease:
+            opening = asyncio.ensure_future(lease.deliver(sandbox()))
+            await until(lambda: "open" in parts.said)
+            known = dict(parts.secrets.values())
+            assert known["key"] == parts.injection.value
+            parts.go.set()
+            given = await opening
+            assert known["canary"].decode() == given.environment[CANARY]
+        assert dict(parts.secrets.values()) == known, "a tool can keep what it got"
+
+    asyncio.run(run())
+
+
+def test_what_the_filters_could_not_find_is_given_to_nobody() -> None:
+    async def run() -> None:
+        parts = Parts()
+        for number in range(MAX_VALUES):
+            parts.secrets.hold("other", f"s{number}", (f"value-number-{number}".encode(),), lasting=True)
+        async with parts.lease() as lease:
+            with pytest.raises(RunnerError, match="different secrets"):
+                await lease.deliver(sandbox())
+        assert "open" not in parts.said
+        assert "revoke" in parts.said
 
     asyncio.run(run())
 

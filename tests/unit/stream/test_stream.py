@@ -12,10 +12,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from runner.model import Chunk
 from runner.stream.filters import Cap
+from runner.stream.hygiene import Clean
 from runner.stream.pump import Pump
 from runner.stream.result import structured
+from runner.stream.stage import Name
 from runner.wire.recorder import WITH_ENTRY, StoreClose, StoreOpen, StoreWrite
+
+
+class Through:
+    """A filter that holds back what it is told to, until it is asked for it."""
+
+    def __init__(self, limit: int, held: bytes = b"") -> None:
+        self.waits_ms = 0
+        self.raw = None
+        self._cap = Cap(limit)
+        self._held = held
+
+    def take(self, stream: Name, data: bytes) -> list[Clean]:
+        self.waits_ms = 200 if self._held else 0
+        return [Clean(stream, kept)] if (kept := self._cap.take(data)) else []
+
+    def pause(self, quiet_ms: int) -> list[Clean]:
+        return self.close() if quiet_ms >= self.waits_ms else []
+
+    def close(self) -> list[Clean]:
+        held, self._held, self.waits_ms = self._held, b"", 0
+        return [Clean("stderr", held, "base64")] if held else []
+
+    async def consult(self) -> list[Clean]:
+        return []
 
 
 @given(some.lists(some.binary(max_size=50)), some.integers(0, 200))
@@ -42,15 +69,24 @@ def salts() -> Callable[[], bytes]:
     return lambda: bytes([next(numbers)]) * 16
 
 
+def test_the_cap_counts_what_base64_stands_for_and_cuts_no_group() -> None:
+    cap = Cap(10)
+    assert cap.take(b"QUJDREVG", "base64") == b"QUJDREVG"
+    assert cap.take(b"QUJDREVG", "base64") == b"QUJD"
+    assert cap.hit
+    assert cap.take(b"QUJD", "base64") == b""
+    exact = Cap(6)
+    assert exact.take(b"QUJDREVG", "base64") == b"QUJDREVG"
+    assert not exact.hit
+
+
 def test_little_output_waits_for_the_entry_under_a_salted_digest() -> None:
     async def run() -> None:
         content = Content()
-        pump = Pump(content, limit=5, numbers=(1, 2), salt=salts())
-        first = await pump.take("stdout", b"abc")
-        assert first is not None
-        assert await pump.take("stderr", b"defg") is not None
-        assert await pump.take("stdout", b"more") is None
-        assert pump.capped
+        pump = Pump(content, Through(5), numbers=(1, 2), salt=salts())
+        assert await pump.take("stdout", b"abc") == [Chunk(stream="stdout", offset=0, data=b"abc")]
+        assert await pump.take("stderr", b"defg") == [Chunk(stream="stderr", offset=0, data=b"de")]
+        assert await pump.take("stdout", b"more") == []
         pump.delivered("stdout", 2)
         stdout, stderr, held = await pump.close()
         assert stdout is not None
@@ -67,9 +103,9 @@ def test_little_output_waits_for_the_entry_under_a_salted_digest() -> None:
 def test_more_output_is_kept_while_it_comes_and_nothing_of_it_twice(pieces: list[bytes]) -> None:
     async def run() -> None:
         content = Content()
-        pump = Pump(content, limit=1 << 30, numbers=(1, 2), salt=salts())
+        pump = Pump(content, Through(1 << 30), numbers=(1, 2), salt=salts())
         for piece in pieces:
-            assert await pump.take("stdout", piece) is not None
+            assert await pump.take("stdout", piece)
         stdout, _, held = await pump.close()
         whole = b"".join(pieces)
         sent = b"".join(message.data for message in content.sent if isinstance(message, StoreWrite))
@@ -91,8 +127,45 @@ def test_more_output_is_kept_while_it_comes_and_nothing_of_it_twice(pieces: list
 def test_a_stream_without_output_is_none() -> None:
     async def run() -> None:
         content = Content()
-        assert await Pump(content, limit=5, numbers=(1, 2), salt=salts()).close() == (None, None, ())
+        assert await Pump(content, Through(5), numbers=(1, 2), salt=salts()).close() == (None, None, ())
         assert content.sent == []
+
+    asyncio.run(run())
+
+
+def test_what_waits_goes_after_a_quiet_and_is_kept_whatever_ends_the_call() -> None:
+    async def run() -> None:
+        pump = Pump(Content(), Through(99, held=b"QUI="), numbers=(1, 2), salt=salts())
+        assert pump.wait_ms == 0
+        assert [chunk.data for chunk in await pump.take("stdout", b"abc")] == [b"abc"]
+        assert pump.wait_ms == 200
+        assert await pump.pause() == [Chunk(stream="stderr", offset=0, data=b"QUI=", encoding="base64")]
+        assert pump.wait_ms == 0
+        assert await pump.finish() == []
+        other = Pump(Content(), Through(99, held=b"QUI="), numbers=(1, 2), salt=salts())
+        await other.take("stderr", b"text")
+        _, stderr, held = await other.close()
+        assert stderr is not None
+        assert (stderr.size, stderr.delivered, stderr.encoding, stderr.text) == (8, 0, "base64", 4)
+        assert held[0].endswith(b"textQUI=")
+
+    asyncio.run(run())
+
+
+def test_a_filter_that_fails_is_asked_nothing_more() -> None:
+    class Fails(Through):
+        def take(self, stream: Name, data: bytes) -> list[Clean]:
+            raise ValueError("a defect")
+
+        def close(self) -> list[Clean]:
+            raise AssertionError("what it held must stay where it is")
+
+    async def run() -> None:
+        pump = Pump(Content(), Fails(99), numbers=(1, 2), salt=salts())
+        with pytest.raises(ValueError, match="a defect"):
+            await pump.take("stdout", b"abc")
+        assert await pump.take("stdout", b"abc") == []
+        assert await pump.close() == (None, None, ())
 
     asyncio.run(run())
 
