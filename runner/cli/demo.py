@@ -33,7 +33,17 @@ _ISSUER = "https://demo.invalid/issuer"
 _MAX_FILE = 1 << 20
 _MAX_FILES = 2000
 _START_S = 90.0
-_TOOLS = ("fs_list", "fs_read", "fs_search", "python_run", "shell_run", "workspace_put", "orders_run", "egress")
+_TOOLS = (
+    "fs_list",
+    "fs_read",
+    "fs_search",
+    "python_run",
+    "shell_run",
+    "workspace_put",
+    "orders_run",
+    "badge_run",
+    "egress",
+)
 _WRITE = (
     'fs_write={"path":{"constraint_type":"path_containment","root":"/workspace/reports"},'
     '"*":{"constraint_type":"wildcard"}}'
@@ -82,11 +92,11 @@ def demo(
         with Service() as service:
             _configure(place, service)
             with _daemon(place) as daemon:
-                _keep(place, service.key)
+                _keep(place, {demo_service.SECRET: service.key, demo_service.BADGE: service.badge})
                 found: list[Searched] = []
                 service.on_answer = lambda: found.extend(_live(place, service, daemon))
                 failures = _agent(place, source, service)
-        _heading("7. Where the key was: looked for as it is, in base64, in hex and backwards")
+        _heading("8. Where the key was: looked for as it is, in base64, in hex and backwards")
         failures += searched(place, service, found)
         failures += _evidence(place)
     finally:
@@ -205,12 +215,12 @@ def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> None:
     print("   ready", flush=True)
 
 
-def _keep(place: Path, key: str) -> None:
-    """Give the broker the service's key, as an operator does: its value goes through a pipe, never through argv."""
+def _keep(place: Path, keys: dict[str, str]) -> None:
+    """Give the broker the keys, as an operator does: a value goes through a pipe, never through argv."""
     subprocess.run(_runner("secret", "init", "--config", str(place / "runner.toml")), check=True)
     sock = str(place / "run" / "admin.sock")
-    command = _runner("secret", "set", demo_service.SECRET, "--stdin", "--socket", sock)
-    subprocess.run(command, input=key.encode(), check=True)
+    for name, key in keys.items():
+        subprocess.run(_runner("secret", "set", name, "--stdin", "--socket", sock), input=key.encode(), check=True)
 
 
 def _agent(place: Path, source: Path, service: Service) -> int:
@@ -264,7 +274,7 @@ def _live(place: Path, service: Service, daemon: int) -> list[Searched]:
 
 def _evidence(place: Path) -> int:
     """List, show and verify what was recorded; then show that a flipped byte is found."""
-    _heading("8. The evidence: every call, decision, request and outcome, signed")
+    _heading("9. The evidence: every call, decision, request and outcome, signed")
     failures = attempts(place)
     state = ("--state", str(place / "state"))
     failures += _call("trace", "list", "--limit", "8", *state)
@@ -274,7 +284,7 @@ def _evidence(place: Path) -> int:
     for denied in json.loads(listed.stdout)[:1]:
         failures += _call("trace", "show", denied["call"]["call"], *state)
     failures += _call("trace", "verify", *state)
-    _heading("9. The same ledger with one byte flipped")
+    _heading("10. The same ledger with one byte flipped")
     damaged = place / "damaged"
     shutil.copytree(place / "state" / "ledger", damaged / "ledger")
     tail = damaged / "ledger" / "tail"

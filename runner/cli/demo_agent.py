@@ -14,7 +14,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from runner.cli import demo_network
+from runner.cli import demo_filters, demo_network
 from runner.client import ToolFailed, connect
 from runner.errors import RunnerError
 from runner.wire.agent import SessionFacts
@@ -70,13 +70,18 @@ class Agent:
         self._heard.write(json.dumps(what) + "\n")
         self._heard.flush()
 
-    def run(self, what: str, code: str, *expect: str) -> None:
-        """Run a program with the service's tool; its answer must hold all of `expect`."""
-        say(f"{what}", " →")
-        result = self.runner.call(demo_network.TOOL, {"code": code})
+    def run(self, what: str, code: str, *expect: str, tool: str = demo_network.TOOL) -> Any:
+        """Run a program, and give what came of it; its answer must hold all of `expect`."""
+        result = self.runner.call(tool, {"code": code})
         answer = result.text + result.stderr.decode("utf-8", "replace")
-        say(answer, " ←")
         self.heard(what=what, call=result.call, answer=answer)
+        self.told(what, answer, *expect)
+        return result
+
+    def told(self, what: str, answer: str, *expect: str) -> None:
+        """Say what was heard; it must hold all of `expect`."""
+        say(what, " →")
+        say(answer, " ←")
         if not all(word in answer for word in expect):
             self.failures += 1
             say(f"UNEXPECTED: the demo counted on {' and '.join(map(repr, expect))} here", " ✗")
@@ -173,6 +178,8 @@ def main() -> int:
         runaways(agent)
         scene("6. A service that needs a key: the tool uses it, and nobody here holds it")
         demo_network.service(agent, say)
+        scene("7. What must not pass: a key that a tool prints, a customer's record, a page that gives orders")
+        demo_filters.filters(agent, say)
         agent.runner.end_task()
     except (RunnerError, ToolFailed) as error:
         agent.failures += 1

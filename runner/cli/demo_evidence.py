@@ -31,7 +31,8 @@ def searched(place: Path, service: Service, living: Sequence[Searched]) -> int:
     print("   while the service answered:")
     search = Search(service.key)
     failures = sum(map(_row, living)) + len({*_MUST, *_MAY, SPOKEN, INSIDE} - {each.what for each in living})
-    print("   when the daemon had stopped:")
+    print("   when the daemon had stopped, that key and the one that a tool printed:")
+    search = Search(service.key, service.badge)
     after = (
         search.look(_TOLD, one_file(place / "heard")),
         search.look("the daemon's log", one_file(place / "log")),
@@ -108,9 +109,16 @@ def _words(entry: entries.AnyEntry) -> str:
             kept = entry.stdout.size if entry.stdout else 0
             sums = f"{network.requests} out, {network.refused} refused; {kept} bytes of output kept"
             walls = "" if network.requests or network.refused else "; no request reached egress: the walls held"
-            return f"outcome     {entry.outcome}: {sums}{walls}"
+            return f"outcome     {entry.outcome}: {sums}{walls}{_filtered(entry)}"
+        case entries.Outcome(secrets=secrets) if secrets:
+            return f"outcome     {entry.outcome}: no network{_filtered(entry)}"
         case _:
             return ""
+
+
+def _filtered(entry: entries.Outcome) -> str:
+    found = ", ".join(f"{rule} {count} ×" for rule, count in entry.filtered.items())
+    return f"; filtered: {found}" if found else ""
 
 
 def _heard(place: Path) -> list[dict[str, str]]:

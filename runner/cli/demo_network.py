@@ -16,8 +16,11 @@ class Agent(Protocol):
 
     runner: Any
 
-    def run(self, what: str, code: str, *expect: str) -> None:
-        """Run a program; its answer must hold all of `expect`."""
+    def run(self, what: str, code: str, *expect: str, tool: str = TOOL) -> Any:
+        """Run a program, and give what came of it; its answer must hold all of `expect`."""
+
+    def told(self, what: str, answer: str, *expect: str) -> None:
+        """Say what was heard; it must hold all of `expect`."""
 
 
 _ASK = """

@@ -40,14 +40,15 @@ class Searched(NamedTuple):
 
 
 class Search:
-    """For one key, as it is, in base64 wherever it begins, and in hex."""
+    """For keys, each as it is, in base64 wherever it begins, in hex and backwards."""
 
-    def __init__(self, key: str) -> None:
-        plain = key.encode()
-        self._forms = {plain, plain.hex().encode(), plain.hex().upper().encode(), plain[::-1]}
-        for before in range(3):  # base64 of a text that begins 0, 1 or 2 bytes earlier, without the ends that differ
-            coded = base64.b64encode(b"\0" * before + plain)[before and before + 1 : -4]
-            self._forms |= {coded, coded.replace(b"+", b"-").replace(b"/", b"_")}
+    def __init__(self, *keys: str) -> None:
+        self._forms: set[bytes] = set()
+        for plain in map(str.encode, keys):
+            self._forms |= {plain, plain.hex().encode(), plain.hex().upper().encode(), plain[::-1]}
+            for before in range(3):  # base64 of a text that begins so much earlier, without the ends that differ
+                coded = base64.b64encode(b"\0" * before + plain)[before and before + 1 : -4]
+                self._forms |= {coded, coded.replace(b"+", b"-").replace(b"/", b"_")}
         self._longest = max(map(len, self._forms))
 
     def look(self, what: str, data: Iterable[bytes]) -> Searched:
