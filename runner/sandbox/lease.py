@@ -8,6 +8,7 @@ is refused; there is nothing weaker to fall back to.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -216,6 +217,7 @@ class NetworkLease(Lease):
         self._broker: Broker | None = None  # once it may have issued something
         self._issued: tuple[tuple[SecretRef, Issued], ...] = ()
         self._placeholders: dict[str, str] = {}
+        self._unserved: asyncio.Future[int] | None = None  # a listener that is coming and that nobody will serve
         self._closing: asyncio.Task[Closed | None] | None = None  # the listener
         self._renewing: asyncio.Task[None] | None = None
         self._delivered = False
@@ -335,8 +337,7 @@ class NetworkLease(Lease):
             await self._issue()
             listener = await listening
         except BaseException:
-            listening.add_done_callback(_unwanted)
-            listening.cancel()
+            self._unserved = listening
             raise
         self._watch.begin()
         self._egress = egress
@@ -371,6 +372,8 @@ class NetworkLease(Lease):
         used: dict[str, int] = {}
         if self._renewing is not None:
             self._renewing.cancel()
+        if self._unserved is not None and not self._unserved.cancelled():
+            await self._dropped(self._unserved)
         if self._egress is not None:
             self.network, used = await self._watch.end(await self._shut(self._egress))
         if self._broker is not None:
@@ -389,6 +392,12 @@ class NetworkLease(Lease):
         self._issued, self._placeholders = (), {}
         self._held.over(self.call)
         self._leases.open.discard(self)
+
+    async def _dropped(self, listening: asyncio.Future[int]) -> None:
+        """Close a listener that nobody will serve: its port is the next call's, and must be free by then."""
+        with contextlib.suppress(RunnerError, TimeoutError):
+            async with asyncio.timeout(self._leases.answer_s):
+                os.close(await listening)
 
     def _shut(self, egress: Egress) -> asyncio.Task[Closed | None]:
         """Close the listener, once; egress's account of it, None when it is gone."""
@@ -410,12 +419,6 @@ class NetworkLease(Lease):
             _log.critical("call %s: %s does not answer, and is given up", self._plan.call, part)
             self._leases.abandon(part)
         return None
-
-
-def _unwanted(listening: asyncio.Future[int]) -> None:
-    """Nobody will serve that listener."""
-    if not listening.cancelled() and listening.exception() is None:
-        os.close(listening.result())
 
 
 def _fresh() -> str:
