@@ -122,6 +122,7 @@ _STAND_INS = (
     *("00000000", "fake"),
 )
 _DIGIT, _LETTER, _OTHER = re.compile(rb"[0-9]"), re.compile(rb"[A-Za-z]"), re.compile(rb"[^0-9]")
+_OURS = re.compile(rb"rnr-[A-Za-z0-9_-]{32}")  # what a tool holds in a credential's place: worth nothing elsewhere
 _NO_SECRETS = (
     " password passwd secret token none null true false todo sample here test localhost string bearer basic required "
 )
@@ -218,6 +219,8 @@ def stand_in(value: bytes) -> bool:
     """Whether it stands where a value would: `changeme`, `${VAR}`, `<your-key>`, `xxxx`, `%s`."""
     lower = value.lower().decode("latin-1")
     if lower[:1] in "$<%{[(" or lower[:2] in ("@{", "!{", "&{", "\\$") or "${" in lower or "{{" in lower:
+        return True
+    if _OURS.fullmatch(value):
         return True
     return f" {lower} " in _NO_SECRETS or any(word in lower for word in _STAND_INS) or len(set(lower)) <= 3
 
