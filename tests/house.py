@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,16 @@ def _below(pid: int, *, own: bool) -> list[psutil.Process]:
 def programs(pid: int) -> list[psutil.Process]:
     """What tools run in the sandbox whose PID 1 this is."""
     return _below(pid, own=False)
+
+
+def first_line(chunks: Iterable[Any]) -> bytes:
+    """The first line that a call writes: its end may wait for a moment, since it could be the beginning of a secret."""
+    said = b""
+    for chunk in chunks:
+        said += chunk.data
+        if b"\n" in said:
+            break
+    return said
 
 
 def forks(pid: int) -> list[psutil.Process]:

@@ -90,8 +90,15 @@ def service(agent: Agent, say: Callable[[str], None]) -> None:
     agent.run("what it has, at another host", _ask(f"{status}/v1/up"), "403 ", "placeholder stands where it may not")
     agent.run("the same without it", _ask(f"{status}/v1/up", "{}"), "200 ", "up")
     with agent.runner.stream(TOOL, {"code": _NEIGHBOUR}) as neighbour:
-        its = next(iter(neighbour)).data.decode().strip()
-        agent.run("a neighbour call's way out", _INTRUDE.format(port=its), "own port: connected", "Permission denied")
+        its = b""
+        while not its.endswith(b"\n"):
+            its += next(iter(neighbour)).data
+        agent.run(
+            "a neighbour call's way out",
+            _INTRUDE.format(port=its.decode().strip()),
+            "own port: connected",
+            "Permission denied",
+        )
         neighbour.result()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from house import Daemon, daemons, end_tasks
+from house import Daemon, daemons, end_tasks, first_line
 from outside import Echo
 from reached import HOST, Reached, reaching
 from soak.raw import Raw
@@ -210,7 +210,7 @@ def test_a_tool_that_never_reads_costs_egress_no_memory_and_its_neighbours_nothi
     )
     with connected(house) as greedy, connected(house) as other:
         with greedy.stream("net_run", {"argv": ["python3", "-c", never, url(house, "/endless")]}) as running:
-            assert next(iter(running)).data == b"asked\n"
+            assert first_line(running) == b"asked\n"
             for runner in (greedy, other, greedy, other):  # a call of the same task, and of another
                 assert fetched(runner, house, "/").startswith("200 ")
             after = memory(house.daemon)
@@ -253,7 +253,7 @@ def test_a_flood_of_connections_fills_its_own_call_s_share_and_no_other(narrow: 
     with connected(narrow) as greedy, connected(narrow) as other:
         argv = {"argv": ["python3", "-c", flood, url(narrow, "/")]}
         with greedy.stream("net_run", argv, stdin=True) as running:
-            assert next(iter(running)).data == b"['HTTP/1.1 429 Too Many Requests'] 300\n"
+            assert first_line(running) == b"['HTTP/1.1 429 Too Many Requests'] 300\n"
             for runner in (greedy, other):
                 assert fetched(runner, narrow, "/").startswith("200 ")
             running.close_stdin()

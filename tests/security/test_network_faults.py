@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from credential_servers import Bao, private_folder
-from house import alive
+from house import alive, first_line
 from networked import HOST, KEY, NAMED, OTHER, PLAIN, Networked, secret, until
 from outside import Dns
 from wishes import fetch, python, told
@@ -54,7 +54,7 @@ while True:
 def sending(house: Networked, runner: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
     """A call in the middle of an upload, and what the service sees of it."""
     with runner.stream("key_run", python(SEND, HOST, str(house.web.port))) as running:
-        assert next(iter(running)).data == b"begun\n"
+        assert first_line(running) == b"begun\n"
         house.daemon.wait(lambda: house.web.seen and house.web.seen[-1].get("received", 0) > 10_000)
         yield running, house.web.seen[-1]
 
@@ -181,7 +181,9 @@ def test_an_egress_that_tells_what_no_entry_holds_is_replaced_and_the_daemon_ser
                 assert (ended.kind, end.code, end.up) == ("cancelled", "told", most)
                 assert house.daemon.child("egress").pid == broken.pid
             else:
-                assert (ended.kind, ended.reason.split(" ")[0], end.code) == ("killed", "egress", "interrupted")
+                assert end.code == "interrupted"
+                assert ended.kind in ("killed", "exited")  # a client that sees its connection break may end first
+                assert ended.reason.split(" ")[0] == ("egress" if ended.kind == "killed" else "")
                 until(lambda: ("egress", "restored") in degraded(house))
                 assert not psutil.pid_exists(broken.pid)
         works(house, runner)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from house import first_line
 from networked import BUDGET, HOST, KEY, OPAQUE, Networked
 from wishes import fetch, python, reach, talk, told
 
@@ -40,7 +41,7 @@ class Neighbour:
         self._chunks = iter(running)
         self._running = running
         self.call = running.call
-        self.holds: dict[str, Any] = json.loads(next(self._chunks).data)
+        self.holds: dict[str, Any] = json.loads(first_line(self._chunks))
         self.port = int(self.holds["http_proxy"].rpartition(":")[2])
 
     def goes_on(self) -> str:
@@ -69,7 +70,6 @@ def test_calls_of_one_task_cannot_use_each_others_port_placeholder_environment_o
         with waiting(runner, "key_run", networked.url("/v1/other")) as two:
             assert {one.port, two.port} == {3128, 3129}
             assert one.holds["SERVICE_KEY"] != two.holds["SERVICE_KEY"]
-            assert one.holds["RUNNER_CANARY_TOKEN"] != two.holds["RUNNER_CANARY_TOKEN"]
             # The port: Landlock, before any packet. By a tool that has a network and by one that has none.
             third = runner.call("net_run", talk(through(one.port, networked), through(two.port, networked)))
             assert all(each.startswith("!PermissionError") for each in told(third)), third.text
@@ -97,7 +97,7 @@ print(found, os.path.exists("/run/tools/secrets/3128"))
 """)
             seen = runner.call("net_run", spy)
             assert seen.ok, seen.stderr
-            for value in (one.holds["SERVICE_KEY"], two.holds["RUNNER_CANARY_TOKEN"], KEY):
+            for value in (one.holds["SERVICE_KEY"], KEY):
                 assert value not in seen.text
             kill = runner.call("net_run", python("import os; os.kill(int(os.sys.argv[1]), 9)", str(one.holds["pid"])))
             assert not kill.ok
@@ -165,7 +165,7 @@ sys.stdin.read()
     with networked.connect() as runner:
         for tool in ("net_run", "shell_run"):
             with runner.stream(tool, squat, stdin=True) as running:
-                assert next(iter(running)).data == b"0\n", f"{tool} offers a service"
+                assert first_line(running) == b"0\n", f"{tool} offers a service"
                 done = runner.call("net_run", fetch(networked.url("/v1/x")))
                 assert told(done)[0]["status"] == 200
                 running.close_stdin()

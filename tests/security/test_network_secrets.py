@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
-from house import readable
+from house import first_line, readable
 from networked import HOST, KEY, OPAQUE, OTHER, PLAIN, TCP, Networked
 from wishes import fetch, python, talk, told
 
@@ -273,7 +273,7 @@ except OSError as error:
 def test_a_file_is_no_other_calls_to_read(networked: Networked) -> None:
     hold = python("import os, sys; print(os.environ['SERVICE_KEY'], flush=True); sys.stdin.read()")
     with networked.connect(profile="handed") as runner, runner.stream("file_run", hold, stdin=True) as running:
-        path = next(iter(running)).data.decode().strip()
+        path = first_line(running).decode().strip()
         (first,) = networked.daemon.sandbox_pids()
         assert Path(f"/proc/{first}/root{path}").read_bytes() == KEY.encode(), "the twin: it is there"
         for tool in ("file_run", "net_run", "shell_run"):
@@ -289,7 +289,7 @@ def test_after_a_crash_a_file_is_nowhere(make_networked: Callable[..., Networked
     house = make_networked()
     hold = python("import os, sys; print(os.environ['SERVICE_KEY'], flush=True); sys.stdin.read()")
     with house.connect(profile="handed") as runner, runner.stream("file_run", hold, stdin=True) as running:
-        path = next(iter(running)).data.decode().strip()
+        path = first_line(running).decode().strip()
         (first,) = house.daemon.sandbox_pids()
         assert Path(f"/proc/{first}/root{path}").read_bytes() == KEY.encode(), "the twin: it is there"
         house.daemon.child("gate").kill()
@@ -384,7 +384,7 @@ def test_after_a_call_nothing_answers_and_nobody_holds_its_credential(networked:
     hold = python("import os, sys; print(os.environ['SERVICE_KEY'], flush=True); sys.stdin.read()")
     with networked.connect() as runner:
         with runner.stream("key_run", hold, stdin=True) as running:
-            placeholder = next(iter(running)).data.decode().strip()
+            placeholder = first_line(running).decode().strip()
             (first,) = networked.daemon.sandbox_pids()
             assert _knock(first, 3128, networked.web.port) == "200 ", "the twin: it serves while the call lives"
             running.close_stdin()
