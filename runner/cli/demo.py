@@ -80,7 +80,7 @@ def demo(
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the state folder for a look at the trace.")] = False,
 ) -> None:
-    """Watch an agent work through the daemon, be refused, be stopped, and its trace be verified. Takes about 12 s."""
+    """Watch an agent work through the daemon, be refused, be stopped, and its trace be verified. Takes about 15 s."""
     require_root()
     user_id(AGENT_USER)
     began = time.monotonic()
