@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import http.server
+import ipaddress
 import json
 import socket
 import ssl
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
+from unittest import mock
 
 import msgspec
 import pytest
@@ -21,6 +23,7 @@ import uvloop
 
 from runner.config import Egress
 from runner.egress.calls import Readable
+from runner.egress.link import Link
 from runner.egress.server import Proxy
 from runner.model import Allowlist, EgressRule
 from runner.wire import egress as wire
@@ -217,13 +220,28 @@ class Web:
         self._thread.join()
 
 
+class Beyond(BaseException):
+    """The proxy was about to dial what is not loopback: stopped before anything was sent, and no `OSError` to it."""
+
+
+async def _dial(link: Link, address: tuple[str, int]) -> None:
+    """What a proxy under test connects by. A check that is missing must not be found by what leaves."""
+    if not ipaddress.ip_address(address[0]).is_loopback:
+        raise Beyond(address)
+    await _CONNECT(link, address)
+
+
+_CONNECT = Link.connect
+
+
 class Outside:
-    """A proxy, its gate, and whatever servers a test starts."""
+    """A proxy, its gate, and whatever servers a test starts. It dials loopback, or fails."""
 
     def __init__(self, authority: trustme.CA | None = None, **settings: Any) -> None:
         self.gate = Recorded()
         self.authority = authority or trustme.CA()
         self._stack = contextlib.ExitStack()
+        self._stack.enter_context(mock.patch.object(Link, "connect", _dial))
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

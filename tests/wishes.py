@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 from typing import Any
 
@@ -112,7 +113,9 @@ def talk(*wishes: dict[str, Any]) -> dict[str, Any]:
 
 
 def reach(*wishes: tuple[str, str, int]) -> dict[str, Any]:
-    """What a program does without asking any proxy: "tcp", "udp", "name", "raw" or "unix", a host, a port."""
+    """What a program does without asking any proxy: "tcp", "udp", "name", "raw" or "unix", a host, a port. To addresses
+    of loopback alone: tests send nothing to any other, walls or not."""
+    assert all(ipaddress.ip_address(host).is_loopback for kind, host, _ in wishes if kind in ("tcp", "udp")), wishes
     return _program(_REACH, list(wishes))
 
 

@@ -151,28 +151,28 @@ def test_a_tool_without_rules_has_no_way_out_at_all(networked: Networked) -> Non
 
 
 def test_nothing_but_the_proxy_answers_a_call_that_has_one(networked: Networked) -> None:
-    """Direct TCP and UDP in both families, other ports of loopback, raw sockets, names, and proxies not asked for."""
+    """Other ports of loopback, raw sockets, names, and proxies not asked for. That nothing leads beyond loopback is
+    read in the kernel's tables: nothing is sent there, since a missing wall must not be found by what leaves."""
     before = networked.services.dialled
-    addresses = ("192.0.2.1", "10.0.0.1", "172.17.0.1", "169.254.169.254", "2001:db8::1", "fd00::1")
-    direct = [(kind, address, 443) for kind in ("tcp", "udp") for address in addresses]
     names = [("name", name, 443) for name in (HOST, "example.test", "localhost.example.test")]
-    local = [("tcp", "127.0.0.1", port) for port in (53, 80, 3129, 3130, networked.web.port)]
-    resolvers = [("udp", address, 53) for address in ("127.0.0.11", "192.0.2.53", "224.0.0.251", "ff02::fb")]
+    ports = (53, 80, 443, 3129, 3130, networked.web.port)
+    local = [("tcp", address, port) for address in ("127.0.0.1", "127.0.0.2", "::1") for port in ports]
     with networked.connect() as runner:
-        done = runner.call("net_run", reach(*direct, *names, *local, ("raw", "", 0)))
-        answers = dict(zip((*direct, *names, *local, ("raw", "", 0)), told(done), strict=True))
-        assert all(answers[each] in ("EACCES", "ENETUNREACH") for each in direct), answers
+        done = runner.call("net_run", reach(*names, *local, ("raw", "", 0)))
+        answers = dict(zip((*names, *local, ("raw", "", 0)), told(done), strict=True))
         assert all(answers[each] == "gaierror" for each in names), answers
-        assert all(answers[each] == "EACCES" for each in local), answers
+        # Landlock goes by the port, wherever it is; where loopback has no IPv6, there is no address before that.
+        assert all(answers[each] in {"EACCES", *(["EADDRNOTAVAIL"] * (":" in each[1]))} for each in local), answers
         assert answers["raw", "", 0] in ("EPERM", "EACCES")
-        # A datagram to loopback finds nobody there; to anywhere else there is no way.
-        asked = runner.call("net_run", reach(*resolvers))
-        assert told(asked)[1:] == ["ENETUNREACH"] * 3, asked.text
         (first,) = networked.daemon.sandbox_pids()
-        # Not by the tool's word: root looks into the network namespace. No interface but lo, and no route.
-        lines = Path(f"/proc/{first}/net/dev").read_text().splitlines()[2:]
-        assert [line.partition(":")[0].strip() for line in lines] == ["lo"]
-        assert len(Path(f"/proc/{first}/net/route").read_text().splitlines()) == 1
+        # Not by the tool's word: root looks into the network namespace. No interface but lo, and no route to anywhere.
+        tables = Path(f"/proc/{first}/net")
+        devices = [line.partition(":")[0].strip() for line in (tables / "dev").read_text().splitlines()[2:]]
+        assert devices == ["lo"]
+        assert len((tables / "route").read_text().splitlines()) == 1  # a heading
+        assert {line.split()[-1] for line in (tables / "ipv6_route").read_text().splitlines()} <= {"lo"}
+        # The control: the same tables of this process, which has a network, hold more.
+        assert len(Path("/proc/self/net/dev").read_text().splitlines()) > 3
         assert told(runner.call("net_run", fetch(networked.url("/v1/x"))))[0]["status"] == 200
     assert networked.services.dialled == before + 1
 
