@@ -42,47 +42,33 @@ methods = ["GET", "POST"]
 paths = ["/v1/*"]
 addresses = ["127.0.0.0/8"]
 """
-_TOOL = '''
-id = "orders_run"
-description = """
-Runs a program in Python that may ask the order service, with its key in ORDERS_KEY, and see its status page."""
+_TOOL = """
+id = "{id}"
+description = "Runs a program in Python {with_}."
 consequence = "high"
 profile = "network"
 kind = "argv"
-argv = ["python3", "-c", "{code}"]
+argv = ["python3", "-c", "{{code}}"]
 
 [parameters]
 type = "object"
 additionalProperties = false
 required = ["code"]
-properties.code = { type = "string", description = "The program.", maxLength = 65536 }
+properties.code = {{ type = "string", description = "The program.", maxLength = 65536 }}
 
 [[secrets]]
-name = "orders-key"
-variable = "ORDERS_KEY"
-destinations = ["orders"]
-places = ["header:authorization"]
-'''
-_BADGE = '''
-id = "badge_run"
-description = """
-Runs a program in Python that has a key in BADGE_KEY, as programs need that sign something themselves."""
-consequence = "high"
-profile = "network"
-kind = "argv"
-argv = ["python3", "-c", "{code}"]
-
-[parameters]
-type = "object"
-additionalProperties = false
-required = ["code"]
-properties.code = { type = "string", description = "The program.", maxLength = 65536 }
-
-[[secrets]]
-name = "badge-key"
-variable = "BADGE_KEY"
-delivery = "env"
-'''
+name = "{secret}"
+variable = "{variable}"
+{more}
+"""
+_ORDERS = _TOOL.format(
+    id="orders_run", with_="that may ask the order service, with its key in ORDERS_KEY, and see its status page",
+    secret=SECRET, variable="ORDERS_KEY", more='destinations = ["orders"]\nplaces = ["header:authorization"]',
+)  # fmt: skip
+_BADGE = _TOOL.format(
+    id="badge_run", with_="that has a key in BADGE_KEY, as programs need that sign something themselves",
+    secret=BADGE, variable="BADGE_KEY", more='delivery = "env"',
+)  # fmt: skip
 _DELIVERY = 'delivery = ["inject", "env"]\n'
 _FILES = """
 [[files]]
@@ -207,7 +193,7 @@ def lay_out(folder: Path, service: Service) -> tuple[str, str]:
         raise refuse("profile", "it has no list of tools to add one to", field=str(profile))
     text = f'{_DELIVERY}{before}{opens}"orders_run", "badge_run", {after}{_FILES}{rules}'
     profile.write_text(text, encoding="utf-8")
-    for name, manifest in (("orders_run", _TOOL + rules), ("badge_run", _BADGE)):
+    for name, manifest in (("orders_run", _ORDERS + rules), ("badge_run", _BADGE)):
         (folder / "tools" / name).mkdir()
         (folder / "tools" / name / "tool.toml").write_text(manifest, encoding="utf-8")
     (folder / "policies" / "demo.cedar").write_text(_POLICY, encoding="utf-8")

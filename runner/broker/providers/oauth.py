@@ -69,7 +69,7 @@ class OAuth:
             answer = session.revoke_token(
                 self._config.revocation_endpoint,
                 token=handle,
-                token_type_hint="access_token",  # noqa: S106
+                token_type_hint="access_token",  # noqa: S106 - a type's name (RFC 7009), no token
             )
         if answer.status_code != 200:
             raise refused(answer.status_code, self._name)
