@@ -127,7 +127,7 @@ class Exchange:
         try:
             return shown, await shown.begin(asked)
         except (Syntax, Cut) as error:
-            raise Stop("syntax", f"the request's body: {error}") from None
+            raise _body(error) from None
         except OSError:
             raise self.gone() from None
 
@@ -166,7 +166,7 @@ class Exchange:
         except Unfit as unfit:
             ended = Stop("injection", str(unfit))
         except (Syntax, Cut) as error:
-            ended = Stop("syntax", f"the request's body: {error}")
+            ended = _body(error)
         except OSError:
             ended = self.gone()
         except asyncio.CancelledError:
@@ -231,3 +231,10 @@ class Broken(Exception):
     def __init__(self, stop: Stop) -> None:
         super().__init__(stop.reason)
         self.stop = stop
+
+
+def _body(error: Syntax | Cut) -> Stop:
+    """What is wrong with a request's body. Most often one is cut because the call was killed."""
+    if isinstance(error, Cut):
+        return Stop("interrupted", f"the request's body: {error}", next_step="send it again, whole")
+    return Stop("syntax", f"the request's body: {error}")

@@ -1063,6 +1063,20 @@ def test_a_tunnel_moves_its_budget_and_not_a_byte_more(outside: Outside, budget:
     assert refused_or_dialled(twin, f"{NAME}:{origin.port}") == "dialled"
 
 
+def test_a_body_that_the_tool_cut_is_interrupted_and_no_wrong_syntax(outside: Outside) -> None:
+    """Most often the call was killed."""
+    web = outside.web()
+    port = outside.open(rule(port=web.port, protocol="http"))
+    where = f"{NAME}:{web.port}"
+    for framing, body, code in (
+        ("Content-Length: 500000", bytes(1000), "interrupted"),
+        ("Transfer-Encoding: chunked", b"x\r\n", "syntax"),
+    ):
+        begun = f"POST http://{where}/ HTTP/1.1\r\nHost: {where}\r\n{framing}\r\n\r\n".encode() + body
+        assert refused(talk(port, begun, half_close=True))["code"] == code
+        assert outside.gate.of(wire.Refused)[-1].code == code
+
+
 def test_a_body_is_cut_at_the_budget(outside: Outside) -> None:
     answer = head(b"Content-Length: 500000") + bytes(500_000)
     origin, web = answering(outside, answer), outside.web()

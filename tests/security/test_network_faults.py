@@ -44,9 +44,12 @@ connection.putheader("Authorization", "Bearer " + os.environ["SERVICE_KEY"])
 connection.putheader("Content-Length", "100000000")
 connection.endheaders()
 print("begun", flush=True)
-while True:
-    connection.send(b"x" * 1000)
-    time.sleep(0.001)
+try:
+    while True:
+        connection.send(b"x" * 1000)
+        time.sleep(0.001)
+except OSError:
+    time.sleep(600)  # it does not end by itself: somebody must end it
 """
 
 
