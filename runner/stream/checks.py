@@ -209,8 +209,10 @@ def _mixed(value: bytes) -> bool:
 
 
 def _password(value: bytes) -> bool:
-    """Whether somebody could have chosen it: no placeholder, and not a name or call in a program."""
+    """Whether somebody could have chosen it: no placeholder, not a name or call in a program, and not random bytes."""
     if _DIGIT.search(value) is None or _OTHER.search(value) is None:
+        return False
+    if len(value.decode(errors="ignore").encode()) * 4 < len(value) * 3:  # other encodings of text are mostly ASCII
         return False
     return not stand_in(value) and not value.endswith((b"(", b"()", b");", b")", b"],"))
 

@@ -158,13 +158,15 @@ def test_a_copied_passage_carries_its_label(text: str) -> None:
     assert found.overlaps[0].passages >= 4
 
 
-@given(st.integers(0, len(PROSE) - 160), st.binary(min_size=16, max_size=32))
-@settings(max_examples=200, deadline=None)
-def test_nearly_every_passage_of_160_letters_is_known_again(start: int, key: bytes) -> None:
-    """The key decides which places are kept; two passages in a thousand may have too few of them."""
-    read = kept(PROSE, key=key)
-    hits = sum(bool(match(read, PROSE[at : at + 160].encode()).labels) for at in (start, len(PROSE) - 160 - start))
-    assert hits >= 1
+@pytest.mark.parametrize(("size", "share"), [(160, 0.96), (200, 0.99)])
+def test_nearly_every_passage_is_known_again(size: int, share: float) -> None:
+    """The key decides which places are kept: of 160 bytes some keys keep too few (2 in a hundred, measured)."""
+    hits = []
+    for number in range(40):
+        read = kept(PROSE, key=number.to_bytes(16, "big"))
+        hits += [bool(match(read, PROSE[at : at + size].encode()).labels) for at in range(0, len(PROSE) - size, 11)]
+    assert len(hits) > 1000
+    assert sum(hits) >= share * len(hits)
 
 
 def test_common_phrases_carry_nothing() -> None:
