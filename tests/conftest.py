@@ -11,7 +11,7 @@ import os
 import secrets
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,37 @@ FILTER = ROOT / "profiles/seccomp/default.json"
 DIGEST = "d" * 64
 _LOCK = Path("/tmp/toolrunner-test-image.lock")
 _NEWNET, _SIOCSIFFLAGS, _IFF_UP = 0x40000000, 0x8914, 1  # linux/sched.h, linux/sockios.h, linux/if.h
+_NETWORK = pytest.StashKey[int]()
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Tests, and every daemon of theirs, live in a network of their own that has loopback and no other way: what must
     not be sent goes nowhere, also where the wall that should stop it is broken."""
-    if os.geteuid() != 0:
-        return  # whatever starts a daemon says that it needs root
+    shared_out = config.getoption("dist", "no") != "no" and not hasattr(config, "workerinput")  # this one runs no test
+    if shared_out or os.geteuid() != 0:  # whatever starts a daemon says that it needs root
+        return
+    config.stash[_NETWORK] = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     if ctypes.CDLL(None, use_errno=True).unshare(_NEWNET) != 0:
         raise pytest.UsageError(f"tests need a network namespace of their own: {os.strerror(ctypes.get_errno())}")
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP))
+
+
+@pytest.fixture
+def hosts_network(request: pytest.FixtureRequest) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """`with hosts_network():` this thread is where the host's own processes are. Nothing may be sent there."""
+
+    @contextlib.contextmanager
+    def entered() -> Iterator[None]:
+        mine = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            assert ctypes.CDLL(None).setns(request.config.stash[_NETWORK], _NEWNET) == 0
+            yield
+        finally:
+            assert ctypes.CDLL(None).setns(mine, _NEWNET) == 0
+            os.close(mine)
+
+    return entered
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ import pytest
 from runner.cli.credentials import Wish, announce, ask, mint
 from runner.client import Runner, connect
 from runner.engine.docker import INSTANCE_LABEL
+from runner.evidence.content import ContentReader
 from runner.evidence.read import Ledger, load_verifier
 from runner.evidence.verify import verify
 from runner.ledger import entry as entries
@@ -184,6 +185,22 @@ class Daemon:
 
     def outcome(self, call: str) -> Any:
         return self.entry(entries.Outcome, call)
+
+    def content(self, entry: Any, digest: str) -> bytes:
+        """The stored bytes of this digest that the entry names, with their salt; waits for them."""
+        found: list[bytes] = []
+
+        def look() -> bool:
+            reader = ContentReader(self.state / "content")
+            try:
+                kept = reader.get(digest, self.entries().index(entry))
+            finally:
+                reader.close()
+            found[:] = [] if kept is None else [kept]
+            return bool(found)
+
+        self.wait(look, 10)
+        return found[0]
 
     def verifies(self) -> bool:
         folder = self.state / "ledger"

@@ -141,15 +141,11 @@ def url(house: Reached, path: str) -> str:
 
 
 def last_end(house: Reached, bytes_down: int) -> entries.EgressEnd:
-    """The entry of the last request that ended, which brought at least so many bytes; it may come after the result."""
-    found: list[entries.EgressEnd] = []
-
-    def there() -> bool:
-        found[:] = house.daemon.entries(entries.EgressEnd)[-1:]
-        return bool(found) and found[0].down >= bytes_down
-
-    house.daemon.wait(there)
-    return found[0]
+    """The end of the last call's request, which brought at least so many bytes; it may come after the result."""
+    (*_, last) = house.daemon.entries(entries.Call)
+    found: entries.EgressEnd = house.daemon.entry(entries.EgressEnd, last.call)
+    assert found.down >= bytes_down
+    return found
 
 
 def fetched(runner: Runner, house: Reached, path: str, tool: str = "net_run") -> str:

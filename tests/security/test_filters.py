@@ -86,23 +86,18 @@ def told(done: Any) -> bytes:
 
 def recorded(daemon: Daemon, *calls: str) -> bytes:
     """Everything that is kept of these calls: their entries, and the content that these name."""
-    reader = ContentReader(daemon.state / "content")
     found = []
-    try:
-        for call in calls:
-            begun, ended = daemon.call(call), daemon.outcome(call)
-            contents = [
-                begun.arguments,
-                begun.plan.plan if begun.plan else None,
-                ended.stdout,
-                ended.stderr,
-                ended.result,
-            ]
-            found += [repr(begun).encode(), repr(ended).encode()]
-            daemon.wait(lambda each=contents: all(reader.get(one.digest) is not None for one in each if one), 10)
-            found += [(reader.get(each.digest) or b"")[SALT:] for each in contents if each]
-    finally:
-        reader.close()
+    for call in calls:
+        begun, ended = daemon.call(call), daemon.outcome(call)
+        found += [repr(begun).encode(), repr(ended).encode()]
+        for entry, named in (
+            (begun, begun.arguments),
+            (begun, begun.plan.plan if begun.plan else None),
+            (ended, ended.stdout),
+            (ended, ended.stderr),
+            (ended, ended.result),
+        ):
+            found += [daemon.content(entry, named.digest)[SALT:]] if named else []
     return b"\n".join(found)
 
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from runner.cli.commands import app
 from runner.client.errors import CallError
 from runner.errors import EXIT_REFUSED
-from runner.evidence.content import SALT, ContentReader
+from runner.evidence.content import SALT
 from runner.ledger import entry as entries
 from runner.wire import admin
 
@@ -277,13 +277,7 @@ def _kept_whole(house: Reached, call: str) -> None:
     """The response of a call's one request is in the store, every byte."""
     ended = house.daemon.entry(entries.EgressEnd, call)
     assert (ended.unkept, ended.response.size > len(LARGE)) == ("", True)
-    reader = ContentReader(house.daemon.state / "content")
-    try:
-        kept = reader.get(ended.response.digest)
-    finally:
-        reader.close()
-    assert kept is not None
-    head, _, body = kept[SALT:].partition(b"\r\n\r\n")
+    head, _, body = house.daemon.content(ended, ended.response.digest)[SALT:].partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 OK\r\n")
     assert body == LARGE
 

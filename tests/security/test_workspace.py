@@ -22,7 +22,6 @@ from runner.engine import containers, disk, loop
 from runner.engine.disk import Disk, Disks
 from runner.engine.uids import UidRange
 from runner.errors import RunnerError
-from runner.evidence.content import ContentReader
 from runner.ledger import entry as entries
 from runner.ledger import tree
 from runner.ledger.tile import SMALL_CONTENT
@@ -561,9 +560,9 @@ def test_a_task_that_ended_while_no_daemon_ran_leaves_no_disk(catalogue, make_da
 
 def manifest_of(daemon: Daemon, call: str) -> tuple[entries.Workspace, dict[str, tree.Thing]]:
     """What the ledger says of the workspace after a call, and the manifest it names, checked against its root."""
-    found = daemon.outcome(call).workspace
-    daemon.wait(lambda: ContentReader(daemon.state / "content").get(found.manifest.digest), 10)
-    kept = ContentReader(daemon.state / "content").get(found.manifest.digest)
+    entry = daemon.outcome(call)
+    found = entry.workspace
+    kept = daemon.content(entry, found.manifest.digest)
     assert tree.root(kept) == found.root
     return found, tree.read(kept)
 
@@ -750,8 +749,8 @@ def test_the_manifest_of_a_snapshot_is_a_baseline_too(catalogue, make_daemon):
     daemon = make_daemon(catalogue=catalogue)
     with daemon.connect(profile="full", tools={"shell_run": {}, "workspace_diff": {}}) as runner:
         first = shell(runner, "echo one > a; touch 'n\\x'; printf x > \"$(printf '\\377')\"")
-        manifest_of(daemon, first.call)
-        kept = ContentReader(daemon.state / "content").get(daemon.outcome(first.call).workspace.manifest.digest)
+        entry = daemon.outcome(first.call)
+        kept = daemon.content(entry, entry.workspace.manifest.digest)
         assert runner.call("workspace_diff", {}, stdin=kept).value["changes"] == []
         shell(runner, "echo two > a")
         (change,) = runner.call("workspace_diff", {}, stdin=kept).value["changes"]

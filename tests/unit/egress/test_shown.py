@@ -126,7 +126,7 @@ def test_a_body_that_is_cut_or_broken_is_no_question(outside: Outside) -> None:
     server = Taken(outside, 1)
     port = opened(outside, server)
     told = refused(talk(port, post(server.origin.port, b"short", size=100), half_close=True))
-    assert told["code"] == "syntax"
+    assert told["code"] == "interrupted"
     assert not outside.gate.asked
     assert server.origin.dialled == 0
 
