@@ -270,8 +270,10 @@ class Running:
         room = self._window - self._in_guest
         if not (self.detach or self._hastened):
             room = min(room, self._client - self._in_guest)
-        # Small grants cost a frame each: wait until a quarter of the window is free.
-        if self._guest is not None and (room >= self._window // 4 or (room > 0 and self._in_guest == 0)):
+        # Small grants cost a frame each, and odd ones a small piece each: in quarters of the window, unless there is less.
+        quarter = self._window // 4
+        if self._guest is not None and (room >= quarter or (room > 0 and self._in_guest == 0)):
+            room -= room % quarter if room >= quarter else 0
             room = self._affordable(room)
             if room:
                 self._in_guest += room

@@ -39,7 +39,7 @@ class Streams(TypedDict):
     salt: Callable[[], bytes]
 
 
-_WIDE = 8  # calls of a task whose output has the whole window
+_WIDE, _NARROW = 4, 8  # calls of a task whose output has the whole window; each one more has an eighth
 
 
 class Parts:
@@ -93,7 +93,7 @@ class Parts:
             task,
             authenticated.tool,
             reply=reply,
-            window=self.limits.output_window // (1 if len(self.calls.of_task(task)) < _WIDE else 4),
+            window=self.limits.output_window // (1 if len(self.calls.of_task(task)) < _WIDE else _NARROW),
             client=asked.window,
             detach=asked.detach,
             sync=asked.sync,

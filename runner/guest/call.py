@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TOOLS = "/run/tools"  # a tmpfs: Landlock lets tools read it, PID 1 alone writes it
 REST_S, _SMALL = 0.002, 4096  # after a piece this small its pipe fills: each is a turn of gate, whatever its size
+_PIPE = 256 << 10  # bytes of output that wait: with the 64 KiB that a pipe has, every other piece is a small one
 STDIN_WINDOW = 256 << 10  # bytes of stdin that gate may have on their way to the tool
 _SEALABLE = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
 
@@ -56,6 +57,9 @@ class Call:
             reader, writer = os.pipe2(os.O_CLOEXEC)
             ours, theirs = (writer, reader) if kind == frame.STDIN else (reader, writer)
             os.set_blocking(ours, False)
+            if kind != frame.STDIN:
+                with contextlib.suppress(OSError):  # the kernel bounds what a user's pipes hold together
+                    fcntl.fcntl(ours, fcntl.F_SETPIPE_SZ, _PIPE)
             self._pipes[kind] = ours
             self.theirs.append(theirs)
         if frame.STDIN in self._pipes:
@@ -122,10 +126,11 @@ class Call:
 
     def _pump(self, kind: int) -> None:
         """A pipe of a running call has something, or has ended."""
-        data = self._take(kind, min(frame.MAX_DATA, self._credit)) if self._credit else None
+        room = min(frame.MAX_DATA, self._credit)
+        data = self._take(kind, room) if room else None
         if data == b"":
             self.shut(kind)
-        elif data and len(data) < _SMALL:
+        elif data and len(data) < min(_SMALL, room):
             self._resting[kind] = time.monotonic() + REST_S
             self._await(kind)
         if not self._credit:

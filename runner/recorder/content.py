@@ -20,6 +20,7 @@ from runner.ledger.tile import LARGE_CONTENT, PARTIAL_CONTENT, SMALL, SMALL_CONT
 from runner.recorder.durability import FILE_MODE, NoRoom, is_full, make_folder, no_more, sync_folder, write_all
 
 MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
+_AHEAD = 1 << 20  # bytes of a file after which the disk begins to write them: its last sync holds up every other call
 _LOGGED = 4 << 20  # bytes in SQLite's own log that make it due to be copied: what SQLite would do by itself
 
 _BUSY_MS = 5000  # for a lock that another process holds on the database, as a reader that recovers it does
@@ -31,7 +32,7 @@ _INSERT = "INSERT OR IGNORE INTO blob (digest, data) VALUES (?, ?)"
 class _Stream:
     """Content that is still arriving: in memory while small, then in a temporary file."""
 
-    __slots__ = ("buffer", "descriptor", "hash", "more_room", "path")
+    __slots__ = ("begun", "buffer", "descriptor", "hash", "more_room", "path", "size")
 
     def __init__(self, path: Path, more_room: Callable[[], bool]) -> None:
         self.path = path
@@ -39,11 +40,13 @@ class _Stream:
         self.hash = hashlib.sha256()
         self.buffer = bytearray()
         self.descriptor = -1
+        self.size = 0  # of the file
+        self.begun = 0  # so much of it is on its way to the disk
 
     def write(self, data: bytes) -> None:
         self.hash.update(data)
         if self.descriptor >= 0:
-            write_all(self.descriptor, data, self.more_room)
+            self._append(data)
             return
         self.buffer += data
         if len(self.buffer) > SMALL:
@@ -54,8 +57,15 @@ class _Stream:
                 if not is_full(error) or not self.more_room():
                     raise
                 self.descriptor = os.open(self.path, flags, FILE_MODE)
-            write_all(self.descriptor, self.buffer, self.more_room)
+            self._append(self.buffer)
             self.buffer.clear()
+
+    def _append(self, data: bytes | bytearray) -> None:
+        write_all(self.descriptor, data, self.more_room)
+        self.size += len(data)
+        if self.size - self.begun >= _AHEAD:
+            os.posix_fadvise(self.descriptor, self.begun, self.size - self.begun, os.POSIX_FADV_DONTNEED)
+            self.begun = self.size
 
     def close(self) -> None:
         if self.descriptor >= 0:

@@ -28,6 +28,7 @@ from runner.stream.through import Seen, seen
 
 _LAZY = 2048  # bytes waiting, above which a stream that drips is looked at again only when there is an eighth more
 _LEAD = 2  # bytes that every match begins with, by which its beginnings are found at memory speed
+_NEAR = 64  # bytes of a rule without words, up to which it is looked for together with others
 _ANCHOR = 4  # bytes of a rule's own word that make a beginning of a match a real one
 
 
@@ -65,6 +66,8 @@ class _Rule:
             if self.beginning.match(text, at):
                 return at
             at = text.find(lead, at + 1)
+        if text[-1:] not in lead:
+            return end
         for size in range(min(len(lead) - 1, end - start), 0, -1):
             if text.endswith(lead[:size]):
                 return end - size
@@ -104,16 +107,22 @@ class Patterns:
             self._engine = engine(shapes)
         except Exception as error:  # the engine's own error types are not ours to name
             raise refuse("policy", f"the rules do not compile together: {error}", field="policies/filters") from error
-        self._across = [rule for rule in self._rules if rule.shape.lines]
+        across: dict[bytes, list[_Rule]] = {}
+        for rule in self._rules:
+            if rule.shape.lines:
+                across.setdefault(rule.shape.lead, []).append(rule)
+        self._across = [(lead, max(each.shape.reach for each in rules), rules) for lead, rules in across.items()]
         inside = [rule for rule in self._rules if not rule.shape.lines]
         self._long = [rule for rule in inside if not rule.shape.blank and rule.shape.reach > SHORT]
         blank = [rule for rule in inside if rule.shape.blank]
         self._short = max((min(rule.shape.reach, SHORT) for rule in inside), default=0)
         self._wide = max((rule.shape.reach for rule in blank), default=0)
-        self._always = [rule for rule in blank if min(map(len, rule.shape.head), default=0) < _LEAD]
+        wordless = [rule for rule in blank if min(map(len, rule.shape.head), default=0) < _LEAD]
+        self._near = [rule for rule in wordless if rule.shape.reach <= _NEAR]
+        self._wordless = [rule for rule in wordless if rule.shape.reach > _NEAR]
         gates: dict[bytes, list[_Rule]] = {}
         for rule in blank:
-            for word in () if rule in self._always else rule.shape.head:
+            for word in () if rule in wordless else rule.shape.head:
                 gates.setdefault(word, []).append(rule)
         self._behind = list(gates.values())
         self._gates = BytesAhoCorasick(list(gates)) if gates else None
@@ -165,15 +174,23 @@ class Patterns:
             for rule in self._long:
                 if not rule.shape.head or any(each in lower for each in rule.shape.head):
                     first = min(first, rule.begins(text, far))
-        for rule in self._always:
+        near = self._nearby.search(text, max(line, end - _NEAR)) if self._near else None
+        first = min(first, near.start() if near else end)
+        for rule in self._wordless:
             first = min(first, rule.begins(text, line))
         if self._gates is not None:
             tail = text[max(line, end - self._wide) :].lower()
             for gate in {each[0] for each in self._gates.find_matches_as_indexes(tail, overlapping=True)}:
                 first = min(first, *(rule.begins(text, line) for rule in self._behind[gate]))
-        for rule in self._across:
-            first = min(first, rule.begins(text, begin))
+        for lead, reach, rules in self._across:
+            if text[-1:] in lead or text.find(lead, max(begin, end - reach)) >= 0:
+                first = min(first, *(rule.begins(text, begin) for rule in rules))
         return first
+
+    @functools.cached_property
+    def _nearby(self) -> re.Pattern[bytes]:
+        """What the text's end may be the beginning of, of several rules at once."""
+        return re.compile(b"|".join(b"(?:%b)" % rule.shape.beginning.encode() for rule in self._near))
 
     def anchored(self, text: bytes) -> bool:
         """Whether what waits holds a rule's own word: then it is worth waiting for more."""

@@ -58,7 +58,7 @@ class FrameReader:
                 end = start + HEADER + length
                 if len(buffer) < end:
                     break
-                body = bytes(buffer[start + HEADER : end])
+                body = bytes(memoryview(buffer)[start + HEADER : end])  # a slice would be another copy
                 start = end
                 yield body
         finally:

@@ -180,20 +180,25 @@ class GuestReader:
 
     def feed(self, data: bytes) -> Iterator[tuple[int, int, bytes]]:
         """Add `data`; yield each complete frame. Raises `RunnerError` (protocol)."""
-        buffer = self._buffer
-        buffer += data
+        source: bytes | bytearray = data
+        if self._buffer:  # an unfinished frame: else what is whole is copied once
+            source = self._buffer
+            source += data
         start = 0
         try:
-            while len(buffer) - start >= _HEAD.size:
-                length, kind, call = _HEAD.unpack_from(buffer, start)
+            while len(source) - start >= _HEAD.size:
+                length, kind, call = _HEAD.unpack_from(source, start)
                 most = _FROM_GUEST_MAX.get(kind)
                 if most is None or length > most:
                     raise refuse("protocol", f"the guest sent type 0x{kind:02x} with {length} bytes")
                 end = start + _HEAD.size + length
-                if len(buffer) < end:
+                if len(source) < end:
                     break
-                payload = bytes(buffer[start + _HEAD.size : end])
+                payload = bytes(memoryview(source)[start + _HEAD.size : end])
                 start = end
                 yield kind, call, payload
         finally:
-            del buffer[:start]
+            if source is data:
+                self._buffer += data[start:]
+            else:
+                del self._buffer[:start]
