@@ -270,7 +270,7 @@ class Running:
         room = self._window - self._in_guest
         if not (self.detach or self._hastened):
             room = min(room, self._client - self._in_guest)
-        # Small grants cost a frame each, and odd ones a small piece each: in quarters of the window, unless there is less.
+        # Small grants cost a frame each, odd ones a small piece each: quarters of the window, unless there is less.
         quarter = self._window // 4
         if self._guest is not None and (room >= quarter or (room > 0 and self._in_guest == 0)):
             room -= room % quarter if room >= quarter else 0

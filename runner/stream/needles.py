@@ -1,20 +1,22 @@
 """The secrets of one set of leases, compiled: where in a text one of them stands in any form, and where one may begin.
 
-Every needle is known by its first six bytes, its head. Automata look for heads only (at most 64 in each: with more they
-lose their vector search, PERFORMANCE.md), and a needle is compared where its head was found: first as it is, then
-without separators on both sides, which sees through grouping, wrapping and concatenation behind the head. What is found
-depends on the bytes it consists of and on nothing around them, so a text gives the same however it is cut.
+Every needle is known by its first six bytes, its head. Automata look for heads only, at most 64 in each: with more they
+lose their vector search (PERFORMANCE.md). Once a megabyte was searched, an engine that takes longer to make takes over.
+A needle is compared where its head was found: first as it is, then without separators on both sides, which sees through
+grouping, wrapping and concatenation behind the head. What is found depends on the bytes it consists of and on nothing
+around them, so a text gives the same however it is cut.
 """
 
 from __future__ import annotations
 
 import hashlib
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, NamedTuple
 
 import ahocorasick_rs
 
+from runner.stream.engines import literals
 from runner.stream.forms import HEAD, SHORTEST, core, forms, spaced
 from runner.stream.found import Found
 from runner.stream.packed import MAGIC, worth
@@ -22,6 +24,8 @@ from runner.stream.projections import ERASED, Joined, Shown, nth, projections
 
 LABEL = "secret"
 _AUTOMATON = 64  # heads in one automaton
+_LONG = 1 << 20  # bytes searched, after which it is worth 4 ms to search faster …
+_MOST = 1024  # … for so many heads: more take longer
 _BETWEEN = bytes(range(33)) + b"-_,.:;|/\\\"'`+()"  # what may stand between the characters of a secret
 _SURE = 16  # characters from which on a secret is recognised with anything of that anywhere in it
 
@@ -81,7 +85,9 @@ class Needles:
                 except ValueError as error:
                     raise ValueError(f"{name}: {error}") from None
         self._reach = max((needle.reach for needles in self._heads.values() for needle in needles), default=0)
-        heads = sorted(self._heads)
+        self._order = heads = sorted(self._heads)
+        self._searched = 0  # bytes
+        self._literals: Callable[[bytes], list[tuple[int, int]]] | None = None  # once it is worth it
         self._automata = [
             ahocorasick_rs.BytesAhoCorasick(heads[at : at + _AUTOMATON], ahocorasick_rs.MATCHKIND_LEFTMOST_LONGEST)
             for at in range(0, len(heads), _AUTOMATON)
@@ -118,23 +124,31 @@ class Needles:
         scan = Scan(set(), set(), {}, set())
         for shown in projections(source):
             text = shown.text
-            for at in self._places(text):
+            places, packed = self._places(text)
+            for at in places:
                 for needle in self._heads[text[at : at + HEAD]]:
                     self._compare(shown, at, needle, len(source), scan)
-            for index, start, _ in _PACKED.find_matches_as_indexes(text):
-                if worth(text, start, _ENCODINGS[index]):
-                    scan.packed.setdefault(shown.origin(start), _ENCODINGS[index])
+            for start, encoding in packed:
+                if worth(text, start, encoding):
+                    scan.packed.setdefault(shown.origin(start), encoding)
             self._short(shown, len(source), scan)
         return scan
 
-    def _places(self, text: bytes) -> set[int]:
-        """Where heads stand. An automaton leaves out those that overlap with one it reports: looked up here."""
+    def _places(self, text: bytes) -> tuple[set[int], list[tuple[int, str]]]:
+        """Where heads stand, and where something that is compressed may begin."""
+        self._searched += len(text)
+        if self._literals is None and self._searched > _LONG and len(self._order) <= _MOST:
+            self._literals = literals([*self._order, *MAGIC])
+        if self._literals is not None:
+            count, found = len(self._order), self._literals(text)
+            heads = {start for number, start in found if number < count}
+            return heads, [(start, _ENCODINGS[number - count]) for number, start in found if number >= count]
         places: set[int] = set()
         for automaton in self._automata:
             for _, start, end in automaton.find_matches_as_indexes(text):
-                places.add(start)
+                places.add(start)  # those that overlap with it are left out: looked up here
                 places.update(at for at in range(start + 1, end) if text[at : at + HEAD] in self._heads)
-        return places
+        return places, [(start, _ENCODINGS[index]) for index, start, _ in _PACKED.find_matches_as_indexes(text)]
 
     def _compare(self, shown: Joined | Shown, at: int, needle: _Needle, size: int, scan: Scan) -> None:
         text, length = shown.text, len(needle.text)

@@ -111,8 +111,7 @@ def projections(source: bytes) -> list[Joined | Shown]:
         found.append(Shown(source, _INVISIBLE, erase=False))  # what was erased had been shown
     if sequences and (wide or erased):
         found.append(Shown(source, _WIDE_ONLY, erase=erased))  # what a sequence carries can be read too
-    texts = {shown.text: shown for shown in reversed(found)}
-    return list(texts.values())
+    return list({shown.text: shown for shown in reversed(found)}.values()) if len(found) > 1 else found
 
 
 def sequence_at(source: bytes, at: int) -> int:

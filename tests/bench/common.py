@@ -332,13 +332,15 @@ def serving(config: str = "", prepare: Callable[[Path], None] | None = None) -> 
 
 
 @contextlib.contextmanager
-def networked(config: str = "") -> Iterator[tuple[Daemon, Service]]:
+def networked(config: str = "", prepare: Callable[[Path], None] | None = None) -> Iterator[tuple[Daemon, Service]]:
     """The same with tools that reach a service on loopback, which is a thread of this process (`tests/reached.py`):
     `net_run` has a network, `key_run` a credential too, and `fresh_run` is the same tool without either."""
     with tempfile.TemporaryDirectory(prefix="toolrunner-bench-") as folder:
         Path(folder).chmod(0o711)
         service = Service(Path(folder))
         another(service.folder, "fresh_run", "net_run", network=False)
+        if prepare is not None:
+            prepare(service.folder)
         place = Path(tempfile.mkdtemp(prefix="toolrunner-bench-"))
         place.chmod(0o711)
         daemon = Daemon(place, tool_image(), config=f"{config}\n{service.config}", catalogue=service.folder)
@@ -374,9 +376,9 @@ def quiet(daemon: Daemon) -> None:
 # --- catalogues -----------------------------------------------------------------------------------------------
 
 
-def ceilings(folder: Path, **values: str) -> None:
-    """Change ceilings of the default task profile; `"64"` for numbers, `'"1GiB"'` for texts."""
-    path = folder / "profiles" / "default.toml"
+def ceilings(folder: Path, profile: str = "default", **values: str) -> None:
+    """Change ceilings of a task profile; `"64"` for numbers, `'"1GiB"'` for texts."""
+    path = folder / "profiles" / f"{profile}.toml"
     lines = path.read_text(encoding="utf-8").splitlines()
     for name, value in values.items():
         (at,) = [number for number, line in enumerate(lines) if line.startswith(f"{name} = ")]

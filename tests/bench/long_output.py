@@ -12,8 +12,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-from common import ceilings, emit, options, pids, pss_mb, serving
+from common import ceilings, emit, networked, options, pids, pss_mb
 from house import Daemon
 from load import Agent
 
@@ -76,13 +77,15 @@ def watched(daemon: Daemon) -> Iterator[dict[str, list[float]]]:
 def main(*, quick: bool) -> None:
     """Calls and pipes in turns; growth is what the last call's samples have above the first's."""
     size, rounds = (16 << 20, 2) if quick else (256 << 20, 4)
-    rates, pipes, execs, memory = [], [], [], []
+    rates, plain, pipes, execs, memory = [], [], [], [], []
     most = {"output": '"4GiB"', "output_rate": '"4GiB"', "wall": '"10m"'}
-    with serving(prepare=lambda folder: ceilings(folder, **most)) as daemon:
-        agent = Agent(daemon.credentials())
+    tools: dict[str, Any] = {"shell_run": {}, "key_run": {}, "egress": {}}
+    with networked(prepare=lambda folder: ceilings(folder, "net", **most)) as (daemon, _):
+        agent = Agent(daemon.credentials(profile="net", tools=tools))
         try:
-            agent.run(streamed(agent, size))  # buffers grow to their bounds once
+            plain += [agent.run(streamed(agent, size)) for _ in range(rounds)]  # buffers grow to their bounds once
             (container,) = [item["Id"] for item in daemon.containers()]
+            assert agent.run(agent.runner.call("key_run", {"argv": ["true"]})).ok  # the task has a secret from now on
             for _ in range(rounds):
                 with watched(daemon) as found:
                     rates.append(agent.run(streamed(agent, size)))
@@ -96,6 +99,7 @@ def main(*, quick: bool) -> None:
         "long output, memory flat",
         figures={
             "mb_per_s": statistics.median(rates),
+            "mb_per_s_without_secret": statistics.median(plain),
             "memory_growth_mb": peaks[-1] - peaks[0],
             "memory_peak_mb": max(peaks),
             "output_mb_per_call": size / 1e6,
@@ -108,8 +112,8 @@ def main(*, quick: bool) -> None:
         goal={"mb_per_s": ">= 600", "memory_growth_mb": "<= 2"},
         floor={"mb_per_s": ">= 200", "memory_growth_mb": "<= 8"},
         guarantee=(
-            "every byte is searched for the package's patterns, cleaned, digested and kept in the content store before "
-            "it is delivered, under the client's credit; the task has no secrets"
+            "every byte is searched for an issued secret and a canary in all their forms and for the package's "
+            "patterns, cleaned, digested and kept in the content store before it is delivered, under credit"
         ),
         measured=(
             f"{rounds} calls of {size >> 20} MiB of text, client to client, in turns with the same command into a pipe "

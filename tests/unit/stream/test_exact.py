@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.stream.engines import hyperscan
 from runner.stream.exact import ExactStage, Needles, find, mark
 from runner.stream.forms import HEAD, forms
 from runner.stream.found import Found
@@ -108,6 +109,22 @@ def test_a_beginning_that_goes_on_otherwise_is_let_go() -> None:
     assert clean(SECRET[:-1] + b"?" + b" more", 1) == SECRET[:-1] + b"? more"
     assert clean(SECRET[:5]) == SECRET[:5]
     assert clean(b"so: " + SECRET[:-4]) == b"so: " + MARK  # cut off: a call that was killed while it wrote
+
+
+@given(
+    st.lists(
+        st.sampled_from([*sorted(forms(SECRET)), SECRET[:9], b"\n", b"eAH4sI", b"eJw", b"1f8b08", b"x" * 30]),
+        max_size=9,
+    )
+)
+def test_what_searches_long_output_finds_the_same(parts: list[bytes]) -> None:
+    """After a megabyte another engine takes over."""
+    quick, slow, text = Needles(NAMES), Needles(NAMES), b"".join(parts)
+    quick.scan(bytes(1 << 20) + b"x")
+    found, expected = quick.scan(text), slow.scan(text)
+    assert (quick._literals is None, slow._literals) == (hyperscan is None, None)
+    assert (found.found, found.begun, found.recent) == (expected.found, expected.begun, expected.recent)
+    assert found.packed.items() >= expected.packed.items()  # also those whose beginnings overlap
 
 
 @settings(max_examples=150, deadline=None)
