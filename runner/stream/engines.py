@@ -84,24 +84,18 @@ def _hit(number: int, start: int, end: int, flags: int, hits: list[int]) -> None
     hits.append(end)
 
 
-def holding(chars: bytes) -> Callable[[bytes], bool]:
-    """What tells whether a text holds any of these bytes: 16 GB/s instead of 1.8 (measured)."""
-
-    def slowly(text: bytes) -> bool:
-        return len(text.translate(None, chars)) != len(text)
-
+def holding(pattern: bytes, slowly: Callable[[bytes], object]) -> Callable[[bytes], bool]:
+    """What tells whether a text holds what `pattern` matches, at 16 GB/s (measured, one class); by `slowly` where
+    there is no hyperscan, and where the text is short."""
     if hyperscan is None:
-        return slowly
+        return lambda text: bool(slowly(text))
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
-    database.compile(
-        expressions=[b"[%b]" % _literal(chars)],
-        ids=[0],
-        flags=[hyperscan.HS_FLAG_DOTALL | hyperscan.HS_FLAG_SINGLEMATCH],
-    )
+    flags = hyperscan.HS_FLAG_DOTALL | hyperscan.HS_FLAG_SINGLEMATCH
+    database.compile(expressions=[pattern], ids=[0], flags=[flags])
 
     def quickly(text: bytes) -> bool:
         if len(text) < _SHORT:
-            return slowly(text)
+            return bool(slowly(text))
         hits: list[int] = []
         database.scan(text, match_event_handler=_hit, context=hits)
         return bool(hits)

@@ -21,7 +21,7 @@ CONTROL, BIDI, INVISIBLE, BINARY = "hygiene:control", "hygiene:bidi", "hygiene:i
 BASE64 = "base64"
 
 _C0 = bytes([*(code for code in range(0x20) if code not in b"\t\n"), 0x7F])
-_controls = holding(_C0)
+_controls = holding(rb"[\x00-\x08\x0b-\x1f\x7f]", lambda text: len(text.translate(None, _C0)) < len(text))
 _FEW = 16  # distinct characters that are replaced one after the other, each in C
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _JOINERS, _SELECTORS = "\u200c\u200d", "\ufe0e\ufe0f"

@@ -13,14 +13,14 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import accumulate
 
-import ahocorasick_rs
+from runner.stream.engines import holding
 
 ERASED = 3  # bytes in a row that backspaces may erase; also the longest beginning of an invisible character
 _PAYLOAD = 1024  # bytes of a title, link or clipboard that a sequence may carry; a longer one is text
 _WINDOW = 64  # bytes at the end of a text, which nearly every question is about
 _NEWLINE, _LINE_ENDS = re.compile(rb"\n"), re.compile(rb"[\r\n]+")
 # The first byte by a class alone, so that `re` runs over text without trying each alternative at each byte.
-_INVISIBLE = re.compile(
+_HIDDEN = (
     rb"[\x1b\xc2\xe1\xe2\xef\xf3](?:"
     rb"(?<=\x1b)\[[0-?]{0,64}[ -/]{0,8}[@-~]|(?<=\xc2)\x9b[0-?]{0,64}[ -/]{0,8}[@-~]"  # CSI
     rb"|(?<=\x1b)[\]PX^_][^\x07\x1b]{0,%d}(?:\x07|\x1b\\)"  # OSC, DCS, SOS, PM, APC with their payload
@@ -28,29 +28,23 @@ _INVISIBLE = re.compile(
     rb"|(?<=\xc2)\xad|(?<=\xe1)\xa0\x8e|(?<=\xe2)(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])"
     rb"|(?<=\xef)(?:\xb8[\x80-\x8f]|\xbb\xbf)|(?<=\xf3)\xa0[\x80-\x87][\x80-\xbf])" % _PAYLOAD
 )
-_WIDE_ONLY = re.compile(
+_WIDE_HIDDEN = (
     rb"[\xc2\xe1\xe2\xef\xf3](?:(?<=\xc2)\xad|(?<=\xe1)\xa0\x8e|(?<=\xef)(?:\xb8[\x80-\x8f]|\xbb\xbf)"
     rb"|(?<=\xe2)(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])|(?<=\xf3)\xa0[\x80-\x87][\x80-\xbf])"
 )
+# One after the other are found at once: much of it is a few matches.
+_SEQUENCE = re.compile(_HIDDEN)
+_INVISIBLE, _WIDE_ONLY = (re.compile(one + b"(?:" + one + b")*+") for one in (_HIDDEN, _WIDE_HIDDEN))
 # What may become a sequence with more bytes: nothing of it is shown yet.
 _UNFINISHED = re.compile(
     rb"(?:(?:\x1b\[|\xc2\x9b)[0-?]{0,64}[ -/]{0,8}|\x1b[\]PX^_][^\x07\x1b]{0,%d}\x1b?|\x1b[ -/]{0,4})\Z" % _PAYLOAD
 )
-_BACKSPACES = re.compile(rb"\x08+")
 # Beginnings of everything invisible above ASCII: one pass says whether any is there.
-_WIDE = ahocorasick_rs.BytesAhoCorasick(
-    [
-        b"\xc2\x9b",
-        b"\xc2\xad",
-        b"\xe1\xa0\x8e",
-        b"\xef\xbb\xbf",
-        *(b"\xe2\x80" + bytes((last,)) for last in (*range(0x8B, 0x90), *range(0xAA, 0xAF))),
-        *(b"\xe2\x81" + bytes((last,)) for last in range(0xA0, 0xB0)),
-        *(b"\xef\xb8" + bytes((last,)) for last in range(0x80, 0x90)),
-        *(b"\xf3\xa0" + bytes((last,)) for last in range(0x80, 0x88)),
-    ],
-    ahocorasick_rs.MATCHKIND_LEFTMOST_LONGEST,
+_WIDE = (
+    rb"\xc2[\x9b\xad]|\xe1\xa0\x8e|\xef(?:\xbb\xbf|\xb8[\x80-\x8f])|\xf3\xa0[\x80-\x87]"
+    rb"|\xe2(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])"
 )
+_wide = holding(_WIDE, re.compile(_WIDE).search)
 
 
 class Joined:
@@ -71,20 +65,25 @@ class Joined:
         return len(self._source) - len(window) + nth(window, kept - from_end + 1, b"\r\n") - 1
 
 
-class Shown:
-    """A text without line ends and without what `hidden` matches; with `erase`, without what backspaces erase."""
+class _Hidden:
+    """A text without what `hidden` matches; made once for several ways to look at it."""
 
-    def __init__(self, source: bytes, hidden: re.Pattern[bytes], *, erase: bool) -> None:
+    def __init__(self, source: bytes, hidden: re.Pattern[bytes]) -> None:
         if hidden is _INVISIBLE and (unfinished := _UNFINISHED.search(source, max(0, len(source) - _PAYLOAD - 4))):
             source = source[: unfinished.start()]
-        self._source = source
-        text = hidden.sub(b"", source)
-        self._steps = [_Back(source, text, lambda: [found.span() for found in hidden.finditer(source)])]
+        self.source, self.text = source, hidden.sub(b"", source)
+        self.back = _Back(source, self.text, lambda: [found.span() for found in hidden.finditer(source)])
+
+
+class Shown:
+    """A text without line ends and without what is hidden; with `erase`, without what backspaces erase."""
+
+    def __init__(self, hidden: _Hidden, *, erase: bool) -> None:
+        self._source, text = hidden.source, hidden.text
+        self._steps = [hidden.back]
         if erase:
-            cuts = list(_erased(text))
-            begins, ends = [0, *(end for _, end in cuts)], [*(start for start, _ in cuts), len(text)]
-            kept = b"".join([text[begin:end] for begin, end in zip(begins, ends, strict=True)])
-            self._steps.append(_Back(text, kept, lambda: cuts))
+            kept, before = _without_erased(text), text
+            self._steps.append(_Back(before, kept, lambda: list(_erased(before))))
             text = kept
         self._joined = Joined(text)
         self.text = self._joined.text
@@ -104,13 +103,14 @@ def projections(source: bytes) -> list[Joined | Shown]:
     """Every way to look at a text that shows something different; mostly one."""
     found: list[Joined | Shown] = [Joined(source)]
     sequences, erased = b"\x1b" in source, b"\x08" in source
-    wide = not source.isascii() and bool(_WIDE.find_matches_as_indexes(source))
+    wide = not source.isascii() and _wide(source)
     if sequences or erased or wide:
-        found.append(Shown(source, _INVISIBLE, erase=erased))
-    if erased and (sequences or wide):
-        found.append(Shown(source, _INVISIBLE, erase=False))  # what was erased had been shown
+        hidden = _Hidden(source, _INVISIBLE)
+        found.append(Shown(hidden, erase=erased))
+        if erased and (sequences or wide):
+            found.append(Shown(hidden, erase=False))  # what was erased had been shown
     if sequences and (wide or erased):
-        found.append(Shown(source, _WIDE_ONLY, erase=erased))  # what a sequence carries can be read too
+        found.append(Shown(_Hidden(source, _WIDE_ONLY), erase=erased))  # what a sequence carries can be read too
     return list({shown.text: shown for shown in reversed(found)}.values()) if len(found) > 1 else found
 
 
@@ -118,7 +118,7 @@ def sequence_at(source: bytes, at: int) -> int:
     """Where the terminal sequence begins that `source[at]` is in; `at` where it is in none."""
     before = at
     while (before := source.rfind(b"\x1b", max(0, at - _PAYLOAD - 80), before)) >= 0:
-        found = _INVISIBLE.match(source, before) or _UNFINISHED.match(source, before)
+        found = _SEQUENCE.match(source, before) or _UNFINISHED.match(source, before)
         if found and (found.end() > at or found.end() == len(source)):
             at = before
     return at
@@ -141,13 +141,29 @@ def _line_ends(source: bytes) -> list[tuple[int, int]]:
     return [found.span() for found in pattern.finditer(source)]
 
 
+def _without_erased(text: bytes) -> bytes:
+    """A text without what `_erased` names: each part loses as many bytes as backspaces follow it."""
+    parts, kept, count = text.split(b"\b"), list[bytes](), 0
+    if b"\b\b" not in text:
+        return b"".join([part[:-1] for part in parts[:-1]]) + parts[-1]
+    last = parts[0]
+    for part in parts[1:]:
+        count += 1
+        if part:
+            kept.append(last[: -min(count, ERASED)])
+            last, count = part, 0
+    return b"".join(kept) + (last[: -min(count, ERASED)] if count else last)
+
+
 def _erased(text: bytes) -> Iterator[tuple[int, int]]:
     """Backspaces, with as many bytes before them."""
-    last = 0
-    for found in _BACKSPACES.finditer(text):
-        start, end = found.span()
+    last, start = 0, text.find(b"\b")  # which runs at memory speed, a regex does not
+    while start >= 0:
+        end = start + 1
+        while text.startswith(b"\b", end):
+            end += 1
         yield max(last, start - min(end - start, ERASED)), end
-        last = end
+        last, start = end, text.find(b"\b", end)
 
 
 class _Back:
