@@ -43,9 +43,10 @@ def _first(found: Found) -> tuple[int, int, str]:
 
 
 class _Side:
-    """What of one stream waits, and what of it is to be replaced."""
+    """What of one stream waits, and what of it is to be replaced: in `data` by as many bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, data: bool = False) -> None:
+        self._data = data
         self.base = 0  # offset of the first byte that waits
         self.waiting = b""
         self._found: list[Found] = []
@@ -74,11 +75,14 @@ class _Side:
             if found.start >= self._covered:
                 parts.append(self._between(max(at, self._covered), found.start))
                 at, self._marked = max(at, found.start), False
+            size = found.end - max(found.start, self._covered, self.base)
             self._covered = max(self._covered, found.end)
+            instead = b""
             if found.rule and not self._marked:
-                parts.append(mark(found.rule))
+                instead = mark(found.rule)
                 self._marked = True
                 counts[found.rule] += 1
+            parts.append(instead[: max(size, 0)].ljust(size, b"*") if self._data else instead)
         parts.append(self._between(max(at, self._covered), upto))
         self._found, self.waiting, self.base = later, self.waiting[upto - self.base :], upto
         return b"".join(parts)
@@ -97,17 +101,18 @@ class _Piece(NamedTuple):
 
 
 class ExactStage:
-    """A `Stage`: replaces issued secrets by `[REDACTED:name]`, once where each begins.
+    """A `Stage`: replaces issued secrets by `[REDACTED:name]`, once where each begins. With `data`, stdout is no text:
+    what stands there is cut or filled up with stars to the same length, so that what follows stays where it is.
 
     Memory is bounded by the length of the longest form of a secret (16 times that and 256 bytes, of each stream), and
     by 64 KiB for compressed data.
     """
 
-    def __init__(self, needles: Needles) -> None:
+    def __init__(self, needles: Needles, *, data: bool = False) -> None:
         self.counts: Counter[str] = Counter()
         self.labels: set[str] = set()
         self._needles = needles
-        self._sides: dict[Name, _Side] = {"stdout": _Side(), "stderr": _Side()}
+        self._sides: dict[Name, _Side] = {"stdout": _Side(data=data), "stderr": _Side()}
         self._views: dict[Name, View] = {"stdout": View(needles), "stderr": View(needles)}
         self._both = View(needles, packed=False)
         self._pieces: list[_Piece] = []  # what `_both` keeps, in order

@@ -91,10 +91,11 @@ class CallFilter(Texts):
     ) -> None:
         super().__init__(lambda: secrets.needles, (patterns,), actions, memo)
         self._secrets = secrets
+        self._data = data
         self._following = secrets.needles
         self._exact: list[tuple[ExactStage, Values]] = []  # each with what it finds; the newest first
         if self._following:
-            self._exact.append((ExactStage(self._following), secrets.values()))
+            self._exact.append((ExactStage(self._following, data=data), secrets.values()))
         streamed = _Fitted(actions) if data else actions
         self._others: list[Stage] = [PatternStage(patterns, streamed)]
         self.inspection = inspection(streamed) if inspection is not None else None  # where nobody vouches for it
@@ -229,7 +230,7 @@ class CallFilter(Texts):
                 self.labels |= stage.labels
         self._exact = [each for each in self._exact if each[1] & known]
         if new := known.difference(*(values for _, values in self._exact)):
-            self._exact.insert(0, (ExactStage(needles(new)), new))
+            self._exact.insert(0, (ExactStage(needles(new), data=self._data), new))
         self._stages = [*(stage for stage, _ in self._exact), *self._others]
         return out
 

@@ -189,6 +189,21 @@ def test_arguments_are_recorded_without_what_the_tool_gets(networked: Networked)
     assert points[twin.call].point is not None
 
 
+def test_files_that_hold_it_are_fetched_without_it_and_the_others_whole(networked: Networked, tmp_path: Path) -> None:
+    """As many bytes stand in its place: an archive stays one."""
+    save = python(
+        "import os; os.mkdir('out'); key = os.environ['SERVICE_KEY']\n"
+        "open('out/a', 'w').write('before ' + key + ' after'); open('out/b', 'wb').write(bytes(range(256)) * 40)"
+    )
+    with networked.connect(profile="handed", tools={"env_run": {}, "workspace_get": {}}) as runner:
+        assert runner.call("env_run", save).ok
+        one = runner.get("out/a")
+        runner.get_tree("out", tmp_path / "in")
+    expected = b"before " + MARK.encode()[: len(KEY)].ljust(len(KEY), b"*") + b" after"
+    assert one == (tmp_path / "in/a").read_bytes() == expected
+    assert (tmp_path / "in/b").read_bytes() == bytes(range(256)) * 40
+
+
 def test_a_refusal_does_not_repeat_it(networked: Networked) -> None:
     """K14: error texts."""
     with networked.connect(profile="handed") as runner:

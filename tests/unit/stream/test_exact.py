@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import itertools
 import random
 import zlib
 from collections.abc import Iterable, Sequence
@@ -162,6 +163,31 @@ def test_no_cutting_and_no_interleaving_changes_what_comes_out(data: st.DataObje
         else:
             joined.append((name, byte_))
     assert passed(joined) == passed(tagged)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from([*sorted(forms(SECRET)), OTHER, SECRET[:8], SECRET + SECRET[5:], b"\0\xff", b"x\n"]), max_size=6
+    ),
+    st.lists(st.integers(0, 400), max_size=8),
+    st.sampled_from([0, SHORT_MS, LONG_MS]),
+)
+def test_in_data_as_many_bytes_take_its_place(parts: list[bytes], cuts: list[int], quiet_ms: int) -> None:
+    """What follows stays where it is: in an archive, in a file with offsets."""
+    whole = b"".join(parts)
+    places = sorted({0, len(whole), *(cut % (len(whole) + 1) for cut in cuts)})
+    stage, out = ExactStage(NEEDLES, data=True), b""
+    for start, end in itertools.pairwise(places):
+        out += b"".join(data for _, data in stage.take("stdout", whole[start:end]))
+        out += b"".join(data for _, data in stage.pause(quiet_ms)) if quiet_ms else b""
+    out += b"".join(data for _, data in stage.close())
+    assert len(out) == len(whole)
+    assert SECRET not in out
+    assert OTHER not in out
+    if not quiet_ms:
+        redacted = find(NEEDLES, whole)
+        assert all(out[at] == whole[at] for at in range(len(whole)) if not any(f.start <= at < f.end for f in redacted))
 
 
 @settings(max_examples=100, deadline=None)
