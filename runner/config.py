@@ -288,6 +288,7 @@ class InspectorFile(_Section, frozen=True):
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,31}$")]
     socket: Annotated[str, msgspec.Meta(pattern=r"^/")]
+    http: Annotated[str, msgspec.Meta(pattern=r"^(/[!-~]*)?$")] = ""  # the path that is asked by HTTP; "" = frames
     required: bool = False  # for every profile: uninspected output is withheld
     timeout_ms: Annotated[int, msgspec.Meta(ge=1, le=30_000)] = 2000  # for one answer
 

@@ -146,7 +146,7 @@ def _node(name: str, argument: Any, fold: bool) -> Node:
         return _run(tree, (fold or bool(on & re.IGNORECASE)) and not off & re.IGNORECASE)
     if name == "BRANCH":
         return Either(tuple(_run(tree, fold) for tree in argument[1]))
-    if name in ("MAX_REPEAT", "MIN_REPEAT"):
+    if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
         least, most, tree = argument
         part = _run(tree, fold)
         if most > 1 and _ends(part) & _starts(part):

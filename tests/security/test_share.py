@@ -66,9 +66,9 @@ def test_a_call_that_writes_faster_than_its_rate_is_paused_and_not_killed(
 ) -> None:
     daemon = with_ceilings(output_rate='"128KiB"')
     with daemon.connect() as runner:
-        done = runner.call("shell_run", {"argv": ["head", "-c", "524288", "/dev/zero"]})
+        done = runner.call("shell_run", {"argv": ["head", "-c", str(1 << 20), "/dev/zero"]})
         assert done.outcome.exit_code == 0
-        assert len(done.stdout) == 524288
+        assert len(done.stdout) == 1 << 20
         # A window and a pipe are ahead of the pace; what is beyond them it had to wait for.
         assert done.outcome.usage.wall_us > 1_000_000
         call = runner.call("shell_run", {"argv": ["yes"]}, detach=True).call  # an endless one can be ended in its pause

@@ -216,12 +216,13 @@ def test_every_host_is_named(web: Networked) -> None:
 
 
 class Classifier:
-    """Speaks the protocol of runner/gate/inspectors.py: it finds one word, or does what `mood` says."""
+    """Speaks the protocols of runner/gate/inspectors.py: it finds one word, or does what `mood` says."""
 
     WORD = "abracadabra"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, http: bool) -> None:
         self.path, self.mood, self.asked = path, "well", list[dict[str, Any]]()
+        self.http = http
         self._server = socket.socket(socket.AF_UNIX)
         self._server.bind(str(path))
         path.chmod(0o777)
@@ -240,7 +241,12 @@ class Classifier:
                 self._answer(connection, connection.makefile("rb"))
 
     def _answer(self, connection: socket.socket, incoming: Any) -> None:
-        asked = json.loads(incoming.read(int.from_bytes(incoming.read(4), "big")))
+        if self.http:
+            assert incoming.readline() == b"POST /inspect?x=1 HTTP/1.1\r\n"
+            head = dict(line.lower().split(b": ") for line in iter(incoming.readline, b"\r\n"))
+            asked = json.loads(incoming.read(int(head[b"content-length"])))
+        else:
+            asked = json.loads(incoming.read(int.from_bytes(incoming.read(4), "big")))
         self.asked.append(asked)
         at = asked["text"].encode().find(self.WORD.encode())
         found: dict[str, Any] = {"labels": []}
@@ -254,10 +260,20 @@ class Classifier:
         elif self.mood == "lying":
             said = json.dumps({"labels": ["injected"], "spans": [[0, 10**9]]}).encode()
         elif self.mood == "endless":
-            connection.sendall((2**31).to_bytes(4, "big"))
+            self._say(connection, b"[" * (1 << 20))
             return
         if self.mood != "gone":
+            self._say(connection, said)
+
+    def _say(self, connection: socket.socket, said: bytes) -> None:
+        if not self.http:
             connection.sendall(len(said).to_bytes(4, "big") + said)
+            return
+        status = b"500 Oh" if self.mood == "failing" else b"200 OK"
+        connection.sendall(b"HTTP/1.1 %b\r\nTransfer-Encoding: chunked\r\n\r\n" % status)
+        for part in (said[:7], said[7:]):
+            connection.sendall(b"%x\r\n%b\r\n" % (len(part), part) if part else b"")
+        connection.sendall(b"0\r\n\r\n")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -266,8 +282,10 @@ class Classifier:
         self._thread.join()
 
 
-@pytest.fixture(scope="module")
-def asking(tool_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Networked, Classifier]]:
+@pytest.fixture(scope="module", params=["frames", "http"])
+def asking(
+    request: pytest.FixtureRequest, tool_image: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Networked, Classifier]]:
     """A daemon that asks a classifier, and requires it for the profile `must` and where policy says so."""
     place = Path(tempfile.mkdtemp(prefix="toolrunner-test-"))
     place.chmod(0o711)
@@ -279,8 +297,9 @@ def asking(tool_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         own = text.replace('name = "net"', f'name = "{name}"', 1) + f"\n[labels]\n{labels}\n"
         (made / f"profiles/{name}.toml").write_text(own)
     (made / "policies/guarded.cedar").write_text(_POLICY.replace("injected=block", "uninspected=block"))
-    classifier = Classifier(place / "classifier.sock")
+    classifier = Classifier(place / "classifier.sock", http=request.param == "http")
     section = f'[[inspectors]]\nname = "words"\nsocket = "{classifier.path}"\ntimeout_ms = 1000\n'
+    section += 'http = "/inspect?x=1"\n' if request.param == "http" else ""
     daemon = Daemon(place, tool_image, catalogue=made, config=_config(folder, services) + section)
     try:
         yield Networked(daemon, services).start(), classifier
@@ -321,12 +340,12 @@ def test_an_inspector_of_ones_own_is_asked_and_what_it_finds_is_marked_or_stripp
     assert stripped.text == MAGIC.replace(Classifier.WORD, "[removed: injected]")
 
 
-@pytest.mark.parametrize("mood", ["gone", "slow", "garbled", "lying", "endless"])
+@pytest.mark.parametrize("mood", ["gone", "slow", "garbled", "lying", "endless", "failing"])
 def test_an_inspector_that_is_required_and_gives_no_verdict_withholds_the_output(
     asking: tuple[Networked, Classifier], mood: str
 ) -> None:
     web, classifier = asking
-    classifier.mood = mood
+    classifier.mood = mood if mood != "failing" or classifier.http else "gone"
     with web.connect(profile="must") as runner:
         refused = read(runner, web, CLEAN)
     with web.connect(owner="guarded") as runner:
