@@ -152,6 +152,8 @@ class Running:
         self.reply = reply
         self.cancelled: tuple[OutcomeKind, str] | None = None
         self._window = window
+        # Small grants cost a frame each, odd ones a small piece each: quarters, unless there is less.
+        self._quarter = max(1, (window if detach or client <= 0 else min(window, client)) // 4)
         self._client = client  # output bytes the client has room for
         self._in_guest = 0  # credit the guest holds
         self._guest: GuestCall | None = None
@@ -270,10 +272,8 @@ class Running:
         room = self._window - self._in_guest
         if not (self.detach or self._hastened):
             room = min(room, self._client - self._in_guest)
-        # Small grants cost a frame each, odd ones a small piece each: quarters of the window, unless there is less.
-        quarter = self._window // 4
-        if self._guest is not None and (room >= quarter or (room > 0 and self._in_guest == 0)):
-            room -= room % quarter if room >= quarter else 0
+        if self._guest is not None and (room >= self._quarter or (room > 0 and self._in_guest == 0)):
+            room -= room % self._quarter if room >= self._quarter else 0
             room = self._affordable(room)
             if room:
                 self._in_guest += room
@@ -284,7 +284,7 @@ class Running:
         until then the tool stands still."""
         if self._pace is None or self._hastened:
             return room
-        least = min(room, self._window // 4)
+        least = min(room, self._quarter)
         most = self._pace.room(self._clock())
         if most < least:
             if self._paused is None:

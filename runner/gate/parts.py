@@ -93,7 +93,7 @@ class Parts:
             task,
             authenticated.tool,
             reply=reply,
-            window=self.limits.output_window // (1 if len(self.calls.of_task(task)) < _WIDE else _NARROW),
+            window=max(1, self.limits.output_window // (1 if len(self.calls.of_task(task)) < _WIDE else _NARROW)),
             client=asked.window,
             detach=asked.detach,
             sync=asked.sync,

@@ -97,7 +97,10 @@ def holding(pattern: bytes, slowly: Callable[[bytes], object]) -> Callable[[byte
         if len(text) < _SHORT:
             return bool(slowly(text))
         hits: list[int] = []
-        database.scan(text, match_event_handler=_hit, context=hits)
+        try:
+            database.scan(text, match_event_handler=_hit, context=hits)
+        except hyperscan.ScratchInUseError:  # by the thread that compiles the next generation
+            return bool(slowly(text))
         return bool(hits)
 
     return quickly

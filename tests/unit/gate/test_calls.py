@@ -113,7 +113,10 @@ def test_a_direct_call_gets_no_more_credit_than_its_client_has_room_for() -> Non
         assert guest.credits == []
         wire.rooms[1] += 60
         reply.forward(agent.Credit(number=1, bytes=60))
-        assert guest.credits == [60]
+        assert guest.credits == [50]  # quarters of what its client has room for at most …
+        call.received(50)
+        assert await call.deliver(chunk(b"x" * 50, 100)) == 50
+        assert guest.credits == [50, 10]  # … and the rest once there is no other
 
     on_loop(work)
 

@@ -153,8 +153,8 @@ def test_what_a_call_is_given_is_known_to_its_filters_before_it_can_be_given_awa
 def test_what_the_filters_could_not_find_is_given_to_nobody() -> None:
     async def run() -> None:
         parts = Parts()
-        for number in range(MAX_VALUES):
-            parts.secrets.hold("other", f"s{number}", (f"value-number-{number}".encode(),), lasting=True)
+        values = tuple(f"value-number-{number}".encode() for number in range(MAX_VALUES))
+        parts.secrets.hold("other", "many", values, lasting=True)
         async with parts.lease() as lease:
             with pytest.raises(RunnerError, match="different secrets"):
                 await lease.deliver(sandbox())
