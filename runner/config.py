@@ -40,8 +40,8 @@ class Limits(_Section, frozen=True):
     calls_per_task: Positive = 64  # running or waiting for one of the few that run at once (concurrent_calls)
     calls: Positive = 2048  # of all tasks; past it a task has at most its even share, so that none is shut out
     call_bytes_per_task: Positive = 8 << 20  # proofs of its calls, arguments inside: what a queue holds in memory
-    # Output bytes between guest and client per call: 210 MB/s, with half of it 190, with one piece of 64 KiB 100. A
-    # task's fifth call has an eighth of it, as has each one more: 3.75 MiB a connection (case S05).
+    # Output bytes between guest and client per call: 210 MB/s, with half of it 190 (measured). A task's fifth call has
+    # an eighth of it, as has each one more: 3.75 MiB a connection (case S05).
     output_window: Positive = 512 << 10
     stdin_window: Positive = 256 << 10  # what the guest holds of a stdin that the tool does not read
     send_queue: Positive = 256 << 10  # bytes waiting for one client before its calls are paused
