@@ -100,7 +100,7 @@ def egress(number: int, request: int = 1, *, effect: str = "allow", task: str = 
 
 def egress_end(number: int, request: int = 1, *, task: str = "t", **more: object) -> entries.EgressEnd:
     """Its end."""
-    fields = {"time": NOW, "call": f"c{number:08d}", "task": task, "request": request, "address": "192.0.2.1", **more}
+    fields = {"time": NOW, "call": f"c{number:08d}", "task": task, "request": request, "address": "192.0.2.9", **more}
     return entries.EgressEnd(**fields)  # type: ignore[arg-type]
 
 

@@ -36,7 +36,7 @@ KINDS = [
     ("100.100.100.200", "metadata"),
     ("192.0.0.192", "metadata"),
     ("192.0.0.8", "protocol assignments"),
-    ("192.0.2.1", "documentation"),
+    ("192.0.2.9", "documentation"),
     ("198.51.100.1", "documentation"),
     ("203.0.113.1", "documentation"),
     ("192.88.99.1", "6to4 relay"),
