@@ -15,6 +15,11 @@ from runner.stream.through import seen
 ORDER: tuple[Action, ...] = get_args(Action)  # from the mildest to the strictest
 DEFAULTS: Mapping[str, Action] = {"credential": "redact", "pii": "mask", "injected": "mark", "*": "allow"}
 _STARS = b"***"
+_STARRED_DIGITS = bytes.maketrans(b"0123456789", b"*" * 10)
+# A letter or digit as a star; what is between them stays.
+_STARRED, _STARRED_IBAN = (
+    bytes(byte if byte in kept else 42 for byte in range(256)) for kept in (b" -._:/@+()", b" -")
+)
 _HASH = 12  # hex digits: 48 bits, enough to tell a task's values apart
 
 
@@ -25,9 +30,15 @@ class Actions:
     def __init__(self, table: Mapping[str, Action], key: bytes) -> None:
         self._table = dict(table)
         self._key = key
+        self._known: dict[str, Action] = {}  # of labels that were asked for, which rules name
 
     def of(self, label: str) -> Action:
         """The most specific entry: `pii.email`, then `pii`, then `*`; without any, `allow`."""
+        if (known := self._known.get(label)) is None:
+            known = self._known[label] = self._found(label)
+        return known
+
+    def _found(self, label: str) -> Action:
         while label:
             if label in self._table:
                 return self._table[label]
@@ -40,7 +51,8 @@ class Actions:
         action = self.of(found.label)
         if action in ("allow", "mark"):
             return value
-        value = seen(value, whole=True).text
+        if b"\x1b" in value or not value.isascii():
+            value = seen(value, whole=True).text
         if action == "mask":
             return mask(found.label, value)
         if action == "hash":
@@ -74,28 +86,21 @@ def mask(label: str, value: bytes) -> bytes:
         first, dot, rest = host.rpartition(b".")
         return name[:1] + _STARS + b"@" + first[:1] + _STARS + dot + rest
     if kind in ("card", "phone"):
-        digits = sum(48 <= byte <= 57 for byte in value)
-        return _digits_masked(value, keep=4 if kind == "card" else 2, digits=digits)
+        return _digits_masked(value, 4 if kind == "card" else 2)
     if kind == "iban":
         kept = len(value) - len(value.rstrip(b" "))
         last = value[-4 - kept :]
-        return value[:2] + bytes(byte if byte in b" -" else 42 for byte in value[2 : -len(last)]) + last
-    return bytes(_shape(byte) for byte in value)
+        return value[:2] + value[2 : -len(last)].translate(_STARRED_IBAN) + last
+    return value.translate(_STARRED)
 
 
-def _digits_masked(value: bytes, *, keep: int, digits: int) -> bytes:
-    out, number = bytearray(), 0
-    for byte in value:
-        if 48 <= byte <= 57:
-            number += 1
-            byte = byte if number > digits - keep else 42
-        out.append(byte)
-    return bytes(out)
-
-
-def _shape(byte: int) -> int:
-    """A letter or digit as a star; what is between them stays."""
-    return byte if byte in b" -._:/@+()" else 42
+def _digits_masked(value: bytes, keep: int) -> bytes:
+    """`value` with all digits as stars, but for the last `keep`."""
+    at = len(value)
+    while at and keep:
+        at -= 1
+        keep -= 48 <= value[at] <= 57
+    return value[:at].translate(_STARRED_DIGITS) + value[at:]
 
 
 def generalise(label: str, value: bytes) -> bytes:

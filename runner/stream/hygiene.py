@@ -107,11 +107,11 @@ def _uncontrolled(data: bytes, counts: Counter[str]) -> bytes:
 
 def _unhidden(text: str, counts: Counter[str]) -> str:
     """Characters above ASCII written out, that are not seen or turn the text around."""
-    found = _hidden_in.findall(text)
-    distinct = set(found)
+    distinct = _HIDDEN.intersection(text) if _hidden_in.search(text) else ()
     few = len(distinct) <= _FEW
-    for char, count in ({char: text.count(char) for char in distinct} if few else Counter(found)).items():
-        counts[CONTROL if char < "\xa0" else BIDI if char in _BIDI else INVISIBLE] += count
+    for char, count in ({char: text.count(char) for char in distinct} if few else Counter(text)).items():
+        if char in distinct:
+            counts[CONTROL if char < "\xa0" else BIDI if char in _BIDI else INVISIBLE] += count
     if few:
         for char in distinct:
             text = text.replace(char, written(char))

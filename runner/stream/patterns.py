@@ -19,7 +19,7 @@ from ahocorasick_rs import BytesAhoCorasick
 from runner.errors import RunnerError, refuse
 from runner.model import FilterRule
 from runner.stream.actions import Actions
-from runner.stream.checks import CHECKS, entropy
+from runner.stream.checks import CHECKS, DIGITS, entropy
 from runner.stream.engines import Engine, Window, best
 from runner.stream.found import Found
 from runner.stream.shape import MAX_BEHIND, SHORT, Shape, shape
@@ -29,6 +29,8 @@ from runner.stream.through import Seen, seen
 _LAZY = 2048  # bytes waiting, above which a stream that drips is looked at again only when there is an eighth more
 _LEAD = 2  # bytes that every match begins with, by which its beginnings are found at memory speed
 _NEAR = 64  # bytes of a rule without words, up to which it is looked for together with others
+_KNOWN, _KNOWN_SIZE = 1024, 64  # values remembered while a text is looked at, and bytes of one
+_DIGIT = re.compile(rb"[0-9]")
 _ANCHOR = 4  # bytes of a rule's own word that make a beginning of a match a real one
 
 
@@ -47,25 +49,24 @@ class _Rule:
         except (ValueError, re.error, UnicodeEncodeError) as error:
             raise _wrong(rule, f"pattern: {error}") from None
         self._check: Callable[[bytes], bool] | None = CHECKS.get(rule.check)
+        self._digits = rule.check in DIGITS
         self._entropy = rule.entropy
+        self._asks = bool(self._check or self._entropy or self._allow)
 
     @functools.cached_property
-    def beginning(self) -> re.Pattern[bytes]:
+    def _beginning(self) -> re.Pattern[bytes]:
         """Finds what a text's end may be the beginning of. Made when it is first needed, which for most is never."""
-        return re.compile(self.shape.beginning.encode())
+        known = len(self.shape.lead) >= _LEAD
+        return re.compile((self.shape.onward if known else self.shape.beginning).encode())
 
     def begins(self, text: bytes, start: int) -> int:
         """Where the first match that the end of `text` may be the beginning of would start; its length for none."""
         end, lead = len(text), self.shape.lead
         start = max(start, end - self.shape.reach)
+        if (match := self._beginning.search(text, start)) is not None:
+            return match.start()
         if len(lead) < _LEAD:
-            match = self.beginning.search(text, start)
-            return match.start() if match else end
-        at = text.find(lead, start)
-        while at >= 0:
-            if self.beginning.match(text, at):
-                return at
-            at = text.find(lead, at + 1)
+            return end
         if text[-1:] not in lead:
             return end
         for size in range(min(len(lead) - 1, end - start), 0, -1):
@@ -75,20 +76,41 @@ class _Rule:
 
     def matches(self, text: bytes, windows: Sequence[Window], begin: int) -> Iterator[tuple[int, int, int]]:
         """Every match in `windows` that holds, from `begin` on: where it begins, and the start and end of what goes."""
-        at = begin
+        at, digit, reach = begin, -1, self.shape.reach
+        known: dict[bytes, bool] = {}
         for low, high in windows:
             at = max(at, low)
-            end = min(len(text), high + self.shape.reach + 1)
+            end = min(len(text), high + reach + 1)
             if not self.shape.lines:  # no match goes on after the line; one byte more is looked at
                 line = text.find(b"\n", max(at, high - 1), end)
                 end = line + 1 if line >= 0 else end
-            while at < high and (match := self._regex.search(text, at, end)) and match.start() < high:
-                at = match.start() + 1
+            while at < high:
+                if self._digits:  # what can hold one begins no more than its reach before
+                    if digit < at:
+                        digit = found.start() if (found := _DIGIT.search(text, at)) else len(text) + reach
+                    at = max(at, digit - reach)
+                match = self._regex.search(text, at, end)
+                if match is None or (begun := match.start()) >= high:
+                    break
+                at = begun + 1
                 start, stop = match.span(self._group)
-                if start < stop and self._holds(match.group(self._group)):
-                    yield match.start(), start, stop
+                if start < stop and self._holds(text[start:stop], known):
+                    yield begun, start, stop
 
-    def _holds(self, value: bytes) -> bool:
+    def _holds(self, value: bytes, known: dict[bytes, bool]) -> bool:
+        """Whether what would go is what the rule means. `known`: short values of this text that were asked about."""
+        if not self._asks:
+            return True
+        found = known.get(value)
+        if found is None:
+            found = self._asked(value)
+            if len(value) <= _KNOWN_SIZE:
+                if len(known) >= _KNOWN:
+                    known.clear()
+                known[value] = found
+        return found
+
+    def _asked(self, value: bytes) -> bool:
         if self._check is not None and not self._check(value):
             return False
         if self._entropy and entropy(value) < self._entropy:
@@ -139,23 +161,25 @@ class Patterns:
     def accept(self, text: bytes, begin: int, free: int, until: int) -> tuple[list[Found], int]:
         """What is found from `begin` on, starting at `free` or after and before `until`; and where the first match
         begins whose turn is later (else the length of the text)."""
-        windows = self._engine.windows(text)
         waiting: list[tuple[int, int, int, int, Iterator[tuple[int, int, int]]]] = []
-
-        def add(number: int, matches: Iterator[tuple[int, int, int]]) -> None:
-            if (match := next(matches, None)) is not None:
-                heapq.heappush(waiting, (match[1], number, match[0], match[2], matches))
-
-        for number, places in windows.items():
-            add(number, self._rules[number].matches(text, places, begin))
+        for number, places in self._engine.windows(text).items():
+            matches = self._rules[number].matches(text, places, begin)
+            for begun, start, end in matches:
+                waiting.append((start, number, begun, end, matches))
+                break
+        heapq.heapify(waiting)
         found = []
         while waiting and waiting[0][0] < until:
-            start, number, _, end, matches = heapq.heappop(waiting)
+            start, number, _, end, matches = waiting[0]
             if start >= free:
                 rule = self._rules[number]
                 found.append(Found(start, end, rule.id, rule.label))
                 free = end
-            add(number, matches)
+            for begun, start, end in matches:
+                heapq.heapreplace(waiting, (start, number, begun, end, matches))
+                break
+            else:
+                heapq.heappop(waiting)
         return found, min((each[2] for each in waiting), default=len(text))
 
     def undecided(self, text: bytes, begin: int) -> int:
@@ -286,9 +310,12 @@ class PatternStage:
 
     def _replaced(self, state: _Stream, text: bytes, context: int, view: Seen, found: Sequence[Found]) -> list[bytes]:
         """What goes on up to the end of the last finding."""
-        out = []
+        out: list[bytes] = []
+        known: dict[tuple[str, bytes], bytes] = {}  # what stands for a value: much of anything is mostly the same
         for each in found:
-            start, end = view.place(each.start - context), view.after(each.end - context)
+            start, end = each.start - context, each.end - context
+            if view.back is not None:
+                start, end = view.place(start), view.after(end)
             state.free = end
             action = self._actions.of(each.label)
             if action == "allow":
@@ -302,7 +329,10 @@ class PatternStage:
             if action == "mark" or end <= state.sent:
                 continue
             # After a pause its beginning may have gone already: then the rest goes as the whole would have.
-            out += [state.raw[state.sent : start], self._actions.replace(each, text)]
+            value = each.rule, text[each.start : each.end]
+            if (instead := known.get(value)) is None:
+                instead = known[value] = self._actions.replace(each, text)
+            out += (state.raw[state.sent : start], instead)
             state.sent = end
         return out
 

@@ -9,42 +9,40 @@ joined, and each part is searched as it stands. Text painted out of order by mov
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
 
-from runner.stream.engines import holding
+from runner.stream.unseen import Back, Runs, Unseen, between, parted
 
 ERASED = 3  # bytes in a row that backspaces may erase; also the longest beginning of an invisible character
 _PAYLOAD = 1024  # bytes of a title, link or clipboard that a sequence may carry; a longer one is text
 _WINDOW = 64  # bytes at the end of a text, which nearly every question is about
+_C1 = b"\xc2\x9b"  # the same as \x1b[
 _NEWLINE, _LINE_ENDS = re.compile(rb"\n"), re.compile(rb"[\r\n]+")
+# What follows an \x1b: CSI, then OSC, DCS, SOS, PM and APC with their payload, others, and what begins nothing.
+_CSI = rb"\[[0-?]{0,64}[ -/]{0,8}[@-~]"
+_OTHERS = rb"[\]PX^_][^\x07\x1b]{0,%d}(?:\x07|\x1b\\)|[ -/]{0,4}[0-OQ-WYZ\\`-~]?" % _PAYLOAD
+_WIDER = (
+    rb"(?<=\xc2)\xad|(?<=\xe1)\xa0\x8e|(?<=\xef)(?:\xb8[\x80-\x8f]|\xbb\xbf)|(?<=\xf3)\xa0[\x80-\x87][\x80-\xbf]"
+    rb"|(?<=\xe2)(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])"
+)
 # The first byte by a class alone, so that `re` runs over text without trying each alternative at each byte.
 _HIDDEN = (
-    rb"[\x1b\xc2\xe1\xe2\xef\xf3](?:"
-    rb"(?<=\x1b)\[[0-?]{0,64}[ -/]{0,8}[@-~]|(?<=\xc2)\x9b[0-?]{0,64}[ -/]{0,8}[@-~]"  # CSI
-    rb"|(?<=\x1b)[\]PX^_][^\x07\x1b]{0,%d}(?:\x07|\x1b\\)"  # OSC, DCS, SOS, PM, APC with their payload
-    rb"|(?<=\x1b)[ -/]{0,4}[0-OQ-WYZ\\`-~]?"  # other escapes, and one that begins nothing
-    rb"|(?<=\xc2)\xad|(?<=\xe1)\xa0\x8e|(?<=\xe2)(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])"
-    rb"|(?<=\xef)(?:\xb8[\x80-\x8f]|\xbb\xbf)|(?<=\xf3)\xa0[\x80-\x87][\x80-\xbf])" % _PAYLOAD
-)
-_WIDE_HIDDEN = (
-    rb"[\xc2\xe1\xe2\xef\xf3](?:(?<=\xc2)\xad|(?<=\xe1)\xa0\x8e|(?<=\xef)(?:\xb8[\x80-\x8f]|\xbb\xbf)"
-    rb"|(?<=\xe2)(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])|(?<=\xf3)\xa0[\x80-\x87][\x80-\xbf])"
-)
-# One after the other are found at once: much of it is a few matches.
+    rb"[\x1b\xc2\xe1\xe2\xef\xf3](?:(?<=\x1b)(?:" + _CSI + rb"|" + _OTHERS + rb")|(?<=\xc2)\x9b" + _CSI[2:] + rb"|"
+    + _WIDER + rb")"
+)  # fmt: skip
+# Of these one after the other are found at once: much of it is a few matches.
+_WIDE = Unseen(
+    (0xAD, 0x180E, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2060, 0x2070), *range(0xFE00, 0xFE10),
+     0xFEFF, *range(0xE0000, 0xE0200)),
+    rb"[\xc2\xe1\xe2\xef\xf3](?:" + _WIDER + rb")",
+)  # fmt: skip
 _SEQUENCE = re.compile(_HIDDEN)
-_INVISIBLE, _WIDE_ONLY = (re.compile(one + b"(?:" + one + b")*+") for one in (_HIDDEN, _WIDE_HIDDEN))
+_INVISIBLE = re.compile(b"(" + _HIDDEN + b"(?:" + _HIDDEN + b")*)")
+_ESCAPES = re.compile(rb"(\x1b(?:%b(?:\x1b%b)*|%b))" % (_CSI, _CSI, _OTHERS))  # where nothing else is hidden
 # What may become a sequence with more bytes: nothing of it is shown yet.
 _UNFINISHED = re.compile(
     rb"(?:(?:\x1b\[|\xc2\x9b)[0-?]{0,64}[ -/]{0,8}|\x1b[\]PX^_][^\x07\x1b]{0,%d}\x1b?|\x1b[ -/]{0,4})\Z" % _PAYLOAD
 )
-# Beginnings of everything invisible above ASCII: one pass says whether any is there.
-_WIDE = (
-    rb"\xc2[\x9b\xad]|\xe1\xa0\x8e|\xef(?:\xbb\xbf|\xb8[\x80-\x8f])|\xf3\xa0[\x80-\x87]"
-    rb"|\xe2(?:\x80[\x8b-\x8f\xaa-\xae]|\x81[\xa0-\xaf])"
-)
-_wide = holding(_WIDE, re.compile(_WIDE).search)
 
 
 class Joined:
@@ -54,7 +52,7 @@ class Joined:
         text = source.replace(b"\n", b"") if b"\n" in source else source
         self.text = text.replace(b"\r", b"") if b"\r" in text else text
         self._source = source
-        self._back = _Back(source, self.text, lambda: _line_ends(source))
+        self._back = Back(source, self.text, _line_ends)
 
     def origin(self, at: int) -> int:
         """Where `text[at]` stands in the source."""
@@ -66,13 +64,15 @@ class Joined:
 
 
 class _Hidden:
-    """A text without what `hidden` matches; made once for several ways to look at it."""
+    """A text without what is invisible: `there` are its wide characters; made once for several ways to look at it."""
 
-    def __init__(self, source: bytes, hidden: re.Pattern[bytes]) -> None:
-        if hidden is _INVISIBLE and (unfinished := _UNFINISHED.search(source, max(0, len(source) - _PAYLOAD - 4))):
+    def __init__(self, source: bytes, there: list[bytes], sequences: re.Pattern[bytes] | None) -> None:
+        """`sequences` matches those that are hidden, too, and the wide characters if there are any."""
+        if sequences and (unfinished := _UNFINISHED.search(source, max(0, len(source) - _PAYLOAD - 4))):
             source = source[: unfinished.start()]
-        self.source, self.text = source, hidden.sub(b"", source)
-        self.back = _Back(source, self.text, lambda: [found.span() for found in hidden.finditer(source)])
+        self.source = source
+        self.text = sequences.sub(b"", source) if sequences else _WIDE.without(source, there)
+        self.back = Back(source, self.text, parted(sequences or _WIDE.pattern), apart=sequences is None)
 
 
 class Shown:
@@ -83,7 +83,7 @@ class Shown:
         self._steps = [hidden.back]
         if erase:
             kept, before = _without_erased(text), text
-            self._steps.append(_Back(before, kept, lambda: list(_erased(before))))
+            self._steps.append(Back(before, kept, lambda before: between(_erased(before))))
             text = kept
         self._joined = Joined(text)
         self.text = self._joined.text
@@ -102,15 +102,19 @@ class Shown:
 def projections(source: bytes) -> list[Joined | Shown]:
     """Every way to look at a text that shows something different; mostly one."""
     found: list[Joined | Shown] = [Joined(source)]
-    sequences, erased = b"\x1b" in source, b"\x08" in source
-    wide = not source.isascii() and _wide(source)
+    escapes, erased = b"\x1b" in source, b"\x08" in source
+    wide = _WIDE.there(source)
+    if wide or _C1 in source:
+        sequences = _INVISIBLE if escapes or _C1 in source else None
+    else:
+        sequences = _ESCAPES if escapes else None
     if sequences or erased or wide:
-        hidden = _Hidden(source, _INVISIBLE)
+        hidden = _Hidden(source, wide, sequences)
         found.append(Shown(hidden, erase=erased))
         if erased and (sequences or wide):
             found.append(Shown(hidden, erase=False))  # what was erased had been shown
-    if sequences and (wide or erased):
-        found.append(Shown(_Hidden(source, _WIDE_ONLY), erase=erased))  # what a sequence carries can be read too
+    if escapes and (wide or erased):  # what a sequence carries can be read too
+        found.append(Shown(_Hidden(source, wide, None), erase=erased))
     return list({shown.text: shown for shown in reversed(found)}.values()) if len(found) > 1 else found
 
 
@@ -136,9 +140,9 @@ def nth(data: bytes, count: int, skipped: bytes) -> int:
     return low
 
 
-def _line_ends(source: bytes) -> list[tuple[int, int]]:
+def _line_ends(source: bytes) -> Runs:
     pattern = _LINE_ENDS if b"\r" in source else _NEWLINE  # one literal is searched ten times faster than a class
-    return [found.span() for found in pattern.finditer(source)]
+    return between(found.span() for found in pattern.finditer(source))
 
 
 def _without_erased(text: bytes) -> bytes:
@@ -164,25 +168,3 @@ def _erased(text: bytes) -> Iterator[tuple[int, int]]:
             end += 1
         yield max(last, start - min(end - start, ERASED)), end
         last, start = end, text.find(b"\b", end)
-
-
-class _Back:
-    """The way back from a text without some parts, which are looked up when first asked for."""
-
-    def __init__(self, source: bytes, text: bytes, cuts: Callable[[], list[tuple[int, int]]]) -> None:
-        self._source, self._text, self._cuts = source, text, cuts
-        self._begins: list[int] = []
-        self._shown: list[int] = []
-
-    def origin(self, at: int) -> int:
-        """Where `text[at]` stands in the source."""
-        source, text = self._source, self._text
-        if len(source) == len(text):
-            return at
-        if not self._begins:
-            cuts = self._cuts()
-            self._begins = [0, *(end for _, end in cuts)]
-            lengths = (start - begin for (start, _), begin in zip(cuts, self._begins, strict=False))
-            self._shown = [0, *accumulate(lengths)]
-        run = bisect_right(self._shown, at) - 1
-        return self._begins[run] + at - self._shown[run]

@@ -31,8 +31,8 @@ _INLINE = (
 )
 _WITHIN = re.compile(rb"</?(?:%b)(?:[\s/][^<>]{0,4096})?>|<!--[^<>-]{0,64}-->" % _INLINE)
 _BETWEEN = re.compile(rb"<[a-z/][a-z0-9:-]{0,30}(?:[\s/][^<>]{0,4096})?>|<!--|--!?>")
-_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{20,}+(?:\r?\n[ \t]{0,8}[A-Za-z0-9+/_-]{8,}+)*+")
-_HEX = re.compile(rb"(?:(?:0x)?[0-9A-Fa-f]{2}[ :,;-]{0,2}){14,}+")
+_BASE64 = re.compile(rb"[A-Za-z0-9+/_-]{20,}+(?>(?:\r?\n[ \t]{0,8}[A-Za-z0-9+/_-]{8,}+)*)")
+_HEX = re.compile(rb"(?>(?:(?:0x)?[0-9A-Fa-f]{2}[ :,;-]{0,2}){14,})")
 _NOT_HEX = re.compile(rb"0x|[^0-9A-Fa-f]")
 _PRINTABLE = bytes(range(0x20, 0x7F)) + b"\t\n\r"
 _ROT13 = bytes.maketrans(
@@ -41,7 +41,7 @@ _ROT13 = bytes.maketrans(
 _LEET = bytes.maketrans(b"0134578@$!|", b"oieastbasii")
 _LEET_WORD = rb"[a-z][013457@$!|]{1,3}[a-z]"
 _LEET_WORDS = re.compile(rb"(?:%b[a-z013457@$!|]{0,20}[^a-z0-9].{0,40}?){2}" % _LEET_WORD, re.DOTALL)  # one is a name
-_SPACED = re.compile(rb"(?<![a-z0-9])[a-z0-9](?:[ -/:-@[-`{-~]{1,8}[a-z0-9](?![a-z0-9])){7,}+")
+_SPACED = re.compile(rb"(?<![a-z0-9])[a-z0-9](?>(?:[ -/:-@[-`{-~]{1,8}[a-z0-9](?![a-z0-9])){7,})")
 _SETS_APART = b" ._*-+~,"  # any other sign between two letters was there before
 _LETTERS = re.compile(rb"[a-z0-9]")
 

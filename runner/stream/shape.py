@@ -92,6 +92,7 @@ class Shape(NamedTuple):
     words: tuple[bytes, ...]  # in lower case; every match holds one of them; () = nothing is known
     head: tuple[bytes, ...]  # the same of what stands before a match's first blank, in its first bytes
     beginning: str  # matches where a text ends in what may be the beginning of a match, or a match that may still grow
+    onward: str  # the same of a beginning that holds all of `lead`
     wider: str  # for the first pass: ends close to wherever the pattern does, and perhaps elsewhere
 
 
@@ -123,6 +124,7 @@ def shape(pattern: str) -> Shape:
         words=_words(node),
         head=_words(_head(node)),
         beginning=_beginning(node) + r"\Z",
+        onward=_onward(node, len(lead)) + r"\Z",
         wider=_wider(node),
     )
 
@@ -153,6 +155,8 @@ def _node(name: str, argument: Any, fold: bool) -> Node:
             raise ValueError(
                 "repeats a group whose end and beginning may be the same byte: that takes for ever to fail"
             )
+        if name == "POSSESSIVE_REPEAT" and not isinstance(part, Chars):  # Python before 3.11.5 does it wrongly
+            raise ValueError("repeats a group possessively: only one character or class can be (CPython gh-106052)")
         return Many(part, int(least), int(most), name == "MIN_REPEAT")
     if name in ("ASSERT", "ASSERT_NOT"):
         direction, tree = argument
@@ -364,15 +368,39 @@ def _beginning(node: Node) -> str:
             return "".join(_beginning(part) for part in parts)
         case Either(parts):
             return f"(?:{'|'.join(_beginning(part) for part in parts)})"
-        case Many(Chars(of), least, most, lazy):
-            some = f"{_chars(of)}{{{least},{most}}}{'?' if lazy else ''}"
-            return rf"(?:{some}|{_chars(of)}{{0,{least}}}\Z)" if least else some
         case Many(part, least, most, lazy):
+            if one := _single(part):
+                some = f"{_chars(one)}{{{least},{most}}}{'?' if lazy else ''}"
+                return rf"(?:{some}|{_chars(one)}{{0,{least}}}\Z)" if least else some
             return f"(?:{_beginning(part)}){{{least},{most}}}{'?' if lazy else ''}"
         case Edge(_, ahead, _, _):
             return "" if ahead else _plain(node)
         case Border(text):
             return rf"(?:{text}|\Z)"
+
+
+def _single(node: Node) -> frozenset[int]:
+    """The bytes of which it is one, if looking ahead is well; none where it may be more than a byte."""
+    match node:
+        case Chars(of):
+            return of
+        case Either(parts):
+            each = [_single(part) for part in parts]
+            return frozenset().union(*each) if all(each) else frozenset()
+        case Run(parts):
+            solid = [part for part in parts if not (isinstance(part, Edge) and part.ahead)]
+            return _single(solid[0]) if len(solid) == 1 else frozenset()
+    return frozenset()
+
+
+def _onward(node: Node, lead: int) -> str:
+    """As `_beginning`, but for the first bytes, `lead` of them, which are there."""
+    text = ""
+    for part in _parts(node):
+        whole = isinstance(part, Chars) and lead > 0
+        text += _plain(part) if whole else _beginning(part)
+        lead -= whole
+    return text
 
 
 def _wider(node: Node) -> str:

@@ -78,6 +78,7 @@ BETWEEN = [
     b"\t",
     b"=",
     b"key: ",
+    b"token=token=",
     b"\xe2\x80\x8b",
     b"x" * 700,
     b"-----BEGIN ",
@@ -114,6 +115,30 @@ def test_interleaved_streams_do_not_touch_each_other(one: bytes, other: bytes, s
 def test_both_engines_find_the_same(text: bytes) -> None:
     assert Patterns.find(patterns(), text) == Patterns.find(slow(), text)
     assert type(patterns()._engine) is Hyperscan
+
+
+@pytest.mark.skipif(hyperscan is None, reason="no wheel of hyperscan for this machine")
+@settings(max_examples=50, deadline=None)
+@given(some.lists(some.sampled_from(EXAMPLES), min_size=1, max_size=3), some.integers(20, 80), some.data())
+def test_both_engines_find_the_same_in_much_of_the_same(parts: list[bytes], count: int, drawn: some.DataObject) -> None:
+    """Hits that stand close together are one window, and what was asked about a value is not asked again."""
+    text = b"".join(drawn.draw(some.lists(some.sampled_from([*parts, b" "]), min_size=count, max_size=count)))
+    assert Patterns.find(patterns(), text) == Patterns.find(slow(), text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"+4915112345678authttoken=token=+4915112345678+4915112345678",
+        b"+33 6 12 34 56 78token=+33 6 12 34 56 78+33 6 12 34 56 78Private-Lin token=token=+33 6 12 34 56 78",
+        b"token=token=+49 1511 2345678+49 1511 2345678token=+49 1511 2345678",
+    ],
+)
+def test_a_number_after_the_name_of_a_token_is_found(text: bytes) -> None:
+    """Which hyperscan 0.9.1 does not report when both rules are in one database."""
+    found = patterns().find(text)
+    assert "phone-international" in {each.rule for each in found}
+    assert found == slow().find(text)
 
 
 @pytest.mark.parametrize("rule", rules(), ids=lambda rule: rule.id)
@@ -236,6 +261,7 @@ def test_no_pattern_grows_faster_than_its_text(rule: FilterRule) -> None:
         (r"(a", "not a pattern"),
         (r"a{30000}", "beyond"),
         (r"(?:a{1,9}){1,9}b", "for ever"),
+        (r"(?:ab?c){1,9}+d", "possessively"),
         (r"(?:a{1,9}|b){1,9}c", "for ever"),
         (r"(?:x?a{1,9} ?){1,9}c", "for ever"),
     ],
