@@ -141,20 +141,20 @@ def present(words: Sequence[bytes], slowly: Callable[[bytes], object]) -> Callab
     return quickly
 
 
-def literals(words: Sequence[bytes]) -> Callable[[bytes], list[tuple[int, int]]] | None:
-    """What finds all places of these words: pairs of a word's number and where it begins. In one pass of 5 GB/s, and 4
-    ms to make for 200 words (measured); None where there is no hyperscan."""
+def literals(words: Sequence[bytes]) -> Callable[[bytes], dict[int, list[int]]] | None:
+    """What finds all places of these words: by a word's number where it begins. In one pass of 5 GB/s, and 4 ms to make
+    for 200 words (measured); None where there is no hyperscan."""
     if hyperscan is None:
         return None
     database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
     database.compile(expressions=list(map(_literal, words)), ids=list(range(len(words))), flags=[0] * len(words))
     lengths = [len(word) for word in words]
 
-    def places(text: bytes) -> list[tuple[int, int]]:
-        hits: list[int] = []
+    def places(text: bytes) -> dict[int, list[int]]:
+        ends: dict[int, list[int]] = {}
         if text:
-            database.scan(text, match_event_handler=_hit, context=hits)
-        return [(number, end - lengths[number]) for number, end in zip(hits[::2], hits[1::2], strict=True)]
+            database.scan(text, match_event_handler=_end, context=ends)
+        return {number: [end - lengths[number] for end in each] for number, each in ends.items()}
 
     return places
 

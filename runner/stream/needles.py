@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import weakref
 from collections.abc import Callable, Mapping
+from itertools import repeat
 from typing import ClassVar, NamedTuple
 
 import ahocorasick_rs
@@ -19,13 +20,14 @@ import ahocorasick_rs
 from runner.stream.engines import literals
 from runner.stream.forms import HEAD, SHORTEST, core, forms, spaced
 from runner.stream.found import Found
-from runner.stream.packed import MAGIC, worth
+from runner.stream.packed import FIRST, MAGIC, worth
 from runner.stream.projections import ERASED, Joined, Shown, nth, projections
 
 LABEL = "secret"
 _AUTOMATON = 64  # heads in one automaton
 _LONG = 1 << 20  # bytes searched, after which it is worth 4 ms to search faster …
 _MOST = 1024  # … for so many heads: more take longer
+_KNOWN = 256  # beginnings of compressed data that are remembered while a text is searched
 _BETWEEN = bytes(range(33)) + b"-_,.:;|/\\\"'`+()"  # what may stand between the characters of a secret
 _SURE = 16  # characters from which on a secret is recognised with anything of that anywhere in it
 
@@ -87,7 +89,7 @@ class Needles:
         self._reach = max((needle.reach for needles in self._heads.values() for needle in needles), default=0)
         self._order = heads = sorted(self._heads)
         self._searched = 0  # bytes
-        self._literals: Callable[[bytes], list[tuple[int, int]]] | None = None  # once it is worth it
+        self._literals: Callable[[bytes], dict[int, list[int]]] | None = None  # once it is worth it
         self._automata = [
             ahocorasick_rs.BytesAhoCorasick(heads[at : at + _AUTOMATON], ahocorasick_rs.MATCHKIND_LEFTMOST_LONGEST)
             for at in range(0, len(heads), _AUTOMATON)
@@ -128,8 +130,13 @@ class Needles:
             for at in places:
                 for needle in self._heads[text[at : at + HEAD]]:
                     self._compare(shown, at, needle, len(source), scan)
+            known: dict[tuple[bytes, str], bool] = {}  # what looks compressed and is not is mostly the same
             for start, encoding in packed:
-                if worth(text, start, encoding):
+                if (found := known.get(what := (text[start : start + FIRST], encoding))) is None:
+                    found = known[what] = worth(*what)
+                    if len(known) > _KNOWN:
+                        known.clear()
+                if found:
                     scan.packed.setdefault(shown.origin(start), encoding)
             self._short(shown, len(source), scan)
         return scan
@@ -140,9 +147,13 @@ class Needles:
         if self._literals is None and self._searched > _LONG and len(self._order) <= _MOST:
             self._literals = literals([*self._order, *MAGIC])
         if self._literals is not None:
-            count, found = len(self._order), self._literals(text)
-            heads = {start for number, start in found if number < count}
-            return heads, [(start, _ENCODINGS[number - count]) for number, start in found if number >= count]
+            heads, packed, count = set[int](), list[tuple[int, str]](), len(self._order)
+            for number, starts in self._literals(text).items():
+                if number < count:
+                    heads.update(starts)
+                else:
+                    packed += zip(starts, repeat(_ENCODINGS[number - count]))
+            return heads, packed
         places: set[int] = set()
         for automaton in self._automata:
             for _, start, end in automaton.find_matches_as_indexes(text):

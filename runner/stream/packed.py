@@ -44,17 +44,17 @@ MAGIC: dict[bytes, str] = {
 }
 
 
-def worth(text: bytes, at: int, encoding: str) -> bool:
-    """Whether what begins at `at` is compressed data as far as its first bytes can tell: mostly it is not."""
+def worth(text: bytes, encoding: str) -> bool:
+    """Whether a text, of which `FIRST` bytes count, is compressed data as far as they can tell: mostly it is not."""
     characters = {"base64": 24, "hex": 36, "binary": 18}[encoding]
     try:
-        head = _READ[encoding][4](text[at : at + characters])
+        head = _READ[encoding][4](text[:characters])
     except ValueError:
         head = b""
     if len(head) == 18 and not _deflated(head):
         return False
     first = Packed(0, encoding)
-    first.feed(text[at : at + FIRST])
+    first.feed(text)
     return first.live or len(first.out) >= HEAD
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import accumulate
 
 from runner.stream.unseen import Back, Runs, Unseen, between, parted
 
@@ -83,7 +84,7 @@ class Shown:
         self._steps = [hidden.back]
         if erase:
             kept, before = _without_erased(text), text
-            self._steps.append(Back(before, kept, lambda before: between(_erased(before))))
+            self._steps.append(Back(before, kept, _unerased))
             text = kept
         self._joined = Joined(text)
         self.text = self._joined.text
@@ -157,6 +158,15 @@ def _without_erased(text: bytes) -> bytes:
             kept.append(last[: -min(count, ERASED)])
             last, count = part, 0
     return b"".join(kept) + (last[: -min(count, ERASED)] if count else last)
+
+
+def _unerased(text: bytes) -> Runs:
+    """The runs that backspaces leave."""
+    if b"\b\b" in text:
+        return between(_erased(text))
+    sizes = list(map(len, text.split(b"\b")))  # each part but the last loses its last byte
+    begins = accumulate((size + 1 for size in sizes[:-1]), initial=0)
+    return list(begins), list(accumulate((size - 1 if size else 0 for size in sizes[:-1]), initial=0))
 
 
 def _erased(text: bytes) -> Iterator[tuple[int, int]]:
