@@ -135,7 +135,7 @@ class Pipeline:
             async with lease:
                 execution = await self._executor.start(planned, session.task.id, profile, manifest, running, lease)
                 async with execution:
-                    while not isinstance(event := await execution.next(pump.wait_ms), Outcome):
+                    while not isinstance(event := await execution.next(pump.wait_ms, pump.most), Outcome):
                         if isinstance(event, Value):
                             value = event.data
                         else:

@@ -37,6 +37,7 @@ class Streams(TypedDict):
 
     numbers: tuple[int, int]
     salt: Callable[[], bytes]
+    clock: Callable[[], float]
 
 
 _WIDE, _NARROW = 4, 8  # calls of a task whose output has the whole window; each one more has an eighth
@@ -168,6 +169,7 @@ class Parts:
         return planned
 
     def streams(self) -> Streams:
-        """Two fresh content streams for a call's output: their numbers, and where their salts come from."""
+        """Two fresh content streams for a call's output: their numbers, and where salts and time come from."""
         self._streams += 2
-        return Streams(numbers=(self._streams - 1, self._streams), salt=self.journal.salt)
+        numbers = (self._streams - 1, self._streams)
+        return Streams(numbers=numbers, salt=self.journal.salt, clock=self.clock.monotonic)

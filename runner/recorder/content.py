@@ -17,7 +17,7 @@ from pathlib import Path
 
 from runner.errors import refuse
 from runner.ledger.tile import LARGE_CONTENT, PARTIAL_CONTENT, SMALL, SMALL_CONTENT, content_path
-from runner.recorder.durability import FILE_MODE, NoRoom, is_full, make_folder, no_more, sync_folder, write_all
+from runner.recorder.durability import FILE_MODE, NoRoom, begin, is_full, make_folder, no_more, sync_folder, write_all
 
 MAX_STREAMS = 4096  # two per running call; each holds up to 64 KiB of memory before it becomes a file
 _AHEAD = 1 << 20  # bytes of a file after which the disk begins to write them: its last sync holds up every other call
@@ -64,7 +64,7 @@ class _Stream:
         write_all(self.descriptor, data, self.more_room)
         self.size += len(data)
         if self.size - self.begun >= _AHEAD:
-            os.posix_fadvise(self.descriptor, self.begun, self.size - self.begun, os.POSIX_FADV_DONTNEED)
+            begin(self.descriptor, self.begun, self.size - self.begun)
             self.begun = self.size
 
     def close(self) -> None:
@@ -140,17 +140,23 @@ class ContentStore:
 
     def close_stream(self, stream: int, digest: str = "", *, drop: bool = False) -> None:
         """The end: its name must be `digest`, or `RunnerError` (ledger) is raised and it is forgotten."""
+        name = self._find(stream).hash.hexdigest()
+        if name == digest and not drop:
+            self.end_stream(stream)
+            return
+        self._streams.pop(stream).drop()
+        if not drop:
+            raise refuse("ledger", f"content came as {name}, but {digest} was announced")
+
+    def end_stream(self, stream: int) -> str:
+        """The end; returns its name."""
         closing = self._find(stream)
         del self._streams[stream]
-        name = closing.hash.hexdigest()
-        if drop or name != digest:
-            closing.drop()
-            if not drop:
-                raise refuse("ledger", f"content came as {name}, but {digest} was announced")
-        elif closing.descriptor >= 0:
-            self._settle(closing, name)
+        if closing.descriptor >= 0:
+            self._settle(closing, closing.hash.hexdigest())
         else:
             self._pending[closing.hash.digest()] = bytes(closing.buffer)
+        return closing.hash.hexdigest()
 
     def commit(self) -> None:
         """Make everything stored so far durable, in one transaction."""

@@ -317,6 +317,11 @@ class Recorder:
         with self._alive("storing content"):
             self._content.close_stream(stream, digest, drop=drop)
 
+    def end_stream(self, stream: int) -> str:
+        """The end of it; its name."""
+        with self._alive("storing content"):
+            return self._content.end_stream(stream)
+
     def read_raw(self, digest: str, offset: int) -> bytes:
         """A piece of raw output that an entry on disk says was opened. Raises `RunnerError`; a refusal is not the
         end."""

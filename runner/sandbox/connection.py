@@ -56,6 +56,7 @@ class GuestCall:
         self._stdin_room = 0  # bytes the guest has asked for and was not sent
         self._events: deque[Event] = deque()
         self._waiting: asyncio.Future[None] | None = None  # whoever awaits `next`
+        self._given = 0  # bytes since it last waited
         self._over = False
         self._on_stdin_credit = on_stdin_credit
         self.on_lost: Callable[[], None] = lambda: None  # told when the sandbox is gone under the call
@@ -63,10 +64,15 @@ class GuestCall:
         self.walls: tuple[str, ...] = ()
         self.fault: guest.Fault | None = None  # set when the outcome is `unavailable` by the guest's word
 
-    async def next(self, wait_ms: int = 0) -> Event | None:
+    async def next(self, wait_ms: int = 0, most: int = guest.MAX_DATA) -> Event | None:
         """The next event, in the order it happened; None when there is none within `wait_ms` (0: for ever). Not to be
-        called after the `Outcome`."""
-        if not self._events:
+        called after the `Outcome`. Of pieces as much as waits of one stream, up to `most` bytes."""
+        if self._events:
+            if self._given >= most:  # a call that writes without end must not keep others from their turn
+                self._given = 0
+                await asyncio.sleep(0)
+        else:
+            self._given = 0
             loop = asyncio.get_running_loop()
             self._waiting = waiting = loop.create_future()
             timer = loop.call_later(wait_ms / 1000, _wake, waiting) if wait_ms else None
@@ -75,7 +81,26 @@ class GuestCall:
             finally:
                 if timer is not None:
                     timer.cancel()
-        return self._events.popleft() if self._events else None
+        if not self._events:
+            return None
+        event = self._events.popleft()
+        if isinstance(event, Piece):
+            event = self._fitting(event, most)
+            self._given += len(event.data)
+        return event
+
+    def _fitting(self, piece: Piece, most: int) -> Piece:
+        if len(piece.data) > most:
+            self._events.appendleft(Piece(piece.stream, piece.data[most:]))
+            return Piece(piece.stream, piece.data[:most])
+        parts, size = [piece.data], len(piece.data)
+        while self._events and isinstance(more := self._events[0], Piece) and more.stream == piece.stream:
+            size += len(more.data)
+            if size > most:
+                break
+            parts.append(more.data)
+            self._events.popleft()
+        return Piece(piece.stream, b"".join(parts)) if len(parts) > 1 else piece
 
     def credit(self, count: int) -> None:
         """Let the guest send `count` more bytes of output."""

@@ -22,6 +22,7 @@ from runner.sandbox.connection import Event, GuestCall, Sandbox
 from runner.sandbox.lease import Lease, Leases
 from runner.sandbox.narrow import compile_deny
 from runner.sandbox.snapshot import Pending, Snapshots
+from runner.wire.guest import MAX_DATA
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -119,9 +120,10 @@ class Execution:
             self._claims.drop(self._sandbox, self._task, "a call was lost hold of")
         self._sandbox.slots.release()
 
-    async def next(self, wait_ms: int = 0) -> Event | None:
-        """The next piece or value, or the outcome that ends it; None when nothing comes within `wait_ms` (0: ever)."""
-        return await self.guest.next(wait_ms)
+    async def next(self, wait_ms: int = 0, most: int = MAX_DATA) -> Event | None:
+        """The next piece (of at most so many bytes) or value, or the outcome that ends it; None when nothing comes in
+        `wait_ms` (0: for ever)."""
+        return await self.guest.next(wait_ms, most)
 
     def credit(self, count: int) -> None:
         """Let the guest send more output."""

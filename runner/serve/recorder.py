@@ -168,6 +168,8 @@ class RecorderProcess:
                 recorder.write_stream(message.stream, message.data)
             case wire.StoreClose():
                 recorder.close_stream(message.stream, message.digest, drop=message.drop)
+            case wire.StoreEnd():
+                self._answer(wire.Stored(number=message.number, digest=recorder.end_stream(message.stream)))
             case wire.Select() | wire.Remove() | wire.FindRaw():
                 self._begin(message)
             case wire.ReadRaw():

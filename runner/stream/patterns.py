@@ -22,7 +22,7 @@ from runner.stream.actions import Actions
 from runner.stream.checks import CHECKS, DIGITS, entropy
 from runner.stream.engines import Engine, Window, best
 from runner.stream.found import Found
-from runner.stream.shape import MAX_BEHIND, SHORT, Shape, shape
+from runner.stream.shape import MAX_BEHIND, SHORT, Shape, chars, shape
 from runner.stream.stage import LONG_MS, SHORT_MS, Name, Out
 from runner.stream.through import Seen, seen
 
@@ -63,7 +63,8 @@ class _Rule:
         """Where the first match that the end of `text` may be the beginning of would start; its length for none."""
         end, lead = len(text), self.shape.lead
         start = max(start, end - self.shape.reach)
-        if (match := self._beginning.search(text, start)) is not None:
+        at = text.find(lead, start) if len(lead) >= _LEAD else start  # a hundred times as fast as a search for it
+        if at >= 0 and (match := self._beginning.search(text, at)) is not None:
             return match.start()
         if len(lead) < _LEAD:
             return end
@@ -214,7 +215,9 @@ class Patterns:
     @functools.cached_property
     def _nearby(self) -> re.Pattern[bytes]:
         """What the text's end may be the beginning of, of several rules at once."""
-        return re.compile(b"|".join(b"(?:%b)" % rule.shape.beginning.encode() for rule in self._near))
+        shapes = [rule.shape for rule in self._near]
+        first = chars(frozenset().union(*(each.first for each in shapes)))  # most bytes begin none of them
+        return re.compile(f"(?={first})(?:{'|'.join(each.beginning for each in shapes)})".encode())
 
     def anchored(self, text: bytes) -> bool:
         """Whether what waits holds a rule's own word: then it is worth waiting for more."""

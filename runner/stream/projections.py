@@ -104,11 +104,11 @@ def projections(source: bytes) -> list[Joined | Shown]:
     """Every way to look at a text that shows something different; mostly one."""
     found: list[Joined | Shown] = [Joined(source)]
     escapes, erased = b"\x1b" in source, b"\x08" in source
-    wide = _WIDE.there(source)
-    if wide or _C1 in source:
-        sequences = _INVISIBLE if escapes or _C1 in source else None
-    else:
-        sequences = _ESCAPES if escapes else None
+    wide, sequences = list[bytes](), _ESCAPES if escapes else None
+    if not source.isascii():
+        wide, short = _WIDE.there(source), _C1 in source
+        if wide or short:
+            sequences = _INVISIBLE if escapes or short else None
     if sequences or erased or wide:
         hidden = _Hidden(source, wide, sequences)
         found.append(Shown(hidden, erase=erased))

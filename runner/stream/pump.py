@@ -18,6 +18,9 @@ from runner.stream.stage import Name
 from runner.wire.recorder import WITH_ENTRY, StoreClose, StoreOpen, StoreWrite
 
 _HELD = WITH_ENTRY // 2  # bytes of a stream that wait for the entry
+_TURN_S = 0.005  # for which a piece may hold up everybody else
+_LEAST, _USUAL, _MOST = 4 << 10, 64 << 10, 128 << 10  # bytes of a piece: more at once costs less, up to here
+_OURS = 1 << 20  # bytes of a stream that are digested here, too; the recorder tells the name of a longer one
 
 
 class Recorder(Protocol):
@@ -25,6 +28,9 @@ class Recorder(Protocol):
 
     async def send(self, message: StoreOpen | StoreWrite | StoreClose) -> None:
         """Queue a piece of content; waits while the recorder is behind."""
+
+    async def end(self, stream: int) -> str:
+        """The end of a content in pieces: its name."""
 
 
 class Filter(Protocol):
@@ -55,7 +61,7 @@ class _Kept:
     def __init__(self, number: int) -> None:
         self._number = number
         self._salt = b""  # so that pruned content cannot be guessed from its digest
-        self._digest = hashlib.sha256()
+        self._digest = hashlib.sha256()  # of a stream up to `_OURS`
         self._held = bytearray()  # what waits for the entry
         self._opened = False  # at the recorder: nothing waits any more
         self._encoding = ""  # of what comes after `_text` bytes
@@ -69,8 +75,9 @@ class _Kept:
         if not self.size:
             self._salt = salt()
             self._digest.update(self._salt)
-        self._digest.update(data)
         self.size += len(data)
+        if self.size <= _OURS:
+            self._digest.update(data)
         if self.size <= _HELD:
             self._held += data
             return
@@ -84,9 +91,12 @@ class _Kept:
     async def close(self, recorder: Recorder) -> tuple[Stream | None, tuple[bytes, ...]]:
         if not self.size:
             return None, ()
-        digest = self._digest.hexdigest()
-        if self._opened:
-            await recorder.send(StoreClose(stream=self._number, digest=digest))
+        if self.size > _OURS:
+            digest = await recorder.end(self._number)
+        else:
+            digest = self._digest.hexdigest()
+            if self._opened:
+                await recorder.send(StoreClose(stream=self._number, digest=digest))
         held = () if self._opened else (self._salt + bytes(self._held),)
         told = Stream(digest=digest, size=self.size, delivered=self.delivered, encoding=self._encoding, text=self._text)
         return told, held
@@ -94,14 +104,24 @@ class _Kept:
 
 class Pump:
     """Filters and keeps the output of one call. `numbers` are two content stream numbers, unique while open; `salt` is
-    asked for each stream's own."""
+    asked for each stream's own; `clock` counts seconds.
+
+    `most` is how much it should be given at once: what it filters in a few milliseconds, as it did what came last."""
 
     def __init__(
-        self, recorder: Recorder, filter_: Filter, *, numbers: tuple[int, int], salt: Callable[[], bytes]
+        self,
+        recorder: Recorder,
+        filter_: Filter,
+        *,
+        numbers: tuple[int, int],
+        salt: Callable[[], bytes],
+        clock: Callable[[], float],
     ) -> None:
         self._recorder = recorder
         self._filter = filter_
         self._salt = salt
+        self._clock = clock
+        self.most = _USUAL
         self._streams = {"stdout": _Kept(numbers[0]), "stderr": _Kept(numbers[1])}
         self._quiet_ms = 0  # for how long nothing came
         self._over = False  # the filter gives no more, or failed
@@ -114,7 +134,11 @@ class Pump:
     async def take(self, stream: Name, data: bytes) -> list[Chunk]:
         """Filter a raw piece and keep what may go on of it, perhaps nothing."""
         self._quiet_ms = 0
-        found = await self._kept(self._filtered(lambda: self._filter.take(stream, data)))
+        began = self._clock()
+        cleans = self._filtered(lambda: self._filter.take(stream, data))
+        fitting = _TURN_S * len(data) / max(self._clock() - began, 1e-6)
+        self.most = max(_LEAST, min(int(fitting), 2 * self.most, _MOST))
+        found = await self._kept(cleans)
         if self._filter.raw is not None:
             await self._filter.raw.flush()
         return found

@@ -91,6 +91,7 @@ class Shape(NamedTuple):
     lead: bytes  # what every match begins with, byte for byte; perhaps nothing
     words: tuple[bytes, ...]  # in lower case; every match holds one of them; () = nothing is known
     head: tuple[bytes, ...]  # the same of what stands before a match's first blank, in its first bytes
+    first: frozenset[int]  # bytes that a match may begin with
     beginning: str  # matches where a text ends in what may be the beginning of a match, or a match that may still grow
     onward: str  # the same of a beginning that holds all of `lead`
     wider: str  # for the first pass: ends close to wherever the pattern does, and perhaps elsewhere
@@ -123,6 +124,7 @@ def shape(pattern: str) -> Shape:
         lead=lead,
         words=_words(node),
         head=_words(_head(node)),
+        first=_starts(node),
         beginning=_beginning(node) + r"\Z",
         onward=_onward(node, len(lead)) + r"\Z",
         wider=_wider(node),
@@ -326,7 +328,8 @@ def _words(node: Node) -> tuple[bytes, ...]:
 
 
 @functools.cache
-def _chars(of: frozenset[int]) -> str:
+def chars(of: frozenset[int]) -> str:
+    """The pattern of one byte of a set."""
     if len(of) == 1:
         return f"\\x{next(iter(of)):02x}"
     negative = len(of) > 128
@@ -346,7 +349,7 @@ def _plain(node: Node) -> str:
     """The node as it is."""
     match node:
         case Chars(of):
-            return _chars(of)
+            return chars(of)
         case Run(parts):
             return "".join(_plain(part) for part in parts)
         case Either(parts):
@@ -363,15 +366,15 @@ def _beginning(node: Node) -> str:
     r"""The node whole, or as much of it as there is before the text ends. Looking ahead is taken to be well."""
     match node:
         case Chars(of):
-            return rf"(?:\Z|{_chars(of)})"
+            return rf"(?:\Z|{chars(of)})"
         case Run(parts):
             return "".join(_beginning(part) for part in parts)
         case Either(parts):
             return f"(?:{'|'.join(_beginning(part) for part in parts)})"
         case Many(part, least, most, lazy):
             if one := _single(part):
-                some = f"{_chars(one)}{{{least},{most}}}{'?' if lazy else ''}"
-                return rf"(?:{some}|{_chars(one)}{{0,{least}}}\Z)" if least else some
+                some = f"{chars(one)}{{{least},{most}}}{'?' if lazy else ''}"
+                return rf"(?:{some}|{chars(one)}{{0,{least}}}\Z)" if least else some
             return f"(?:{_beginning(part)}){{{least},{most}}}{'?' if lazy else ''}"
         case Edge(_, ahead, _, _):
             return "" if ahead else _plain(node)
@@ -441,7 +444,7 @@ def _wide_edge(edge: Edge) -> str:
     assert isinstance(edge.part, Chars)
     of = _ALL - edge.part.of if edge.negative else edge.part.of
     outside = (r"\z" if edge.ahead else "^") if edge.negative else ""
-    return f"(?:{outside}|{_chars(of)})" if outside else _chars(of)
+    return f"(?:{outside}|{chars(of)})" if outside else chars(of)
 
 
 def _shortest(node: Node) -> str:

@@ -8,7 +8,8 @@ one message and one system call at each end, is to hand the content over with it
 
 `contents` are whole (salt first, where content is salted), each of at most `WITH_ENTRY` bytes. When the entry is
 refused, they are forgotten with it. Larger content, and content whose end is not known, goes ahead of its entry in
-pieces (`StoreOpen`, `StoreWrite`, `StoreClose`); what belongs to no single entry, such as a catalogue, by `store`.
+pieces (`StoreOpen`, `StoreWrite`, `StoreClose` or `StoreEnd`); what belongs to no single entry, such as a catalogue, by
+`store`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,13 @@ class StoreClose(Message, frozen=True, tag="store_close"):
     drop: bool = False
 
 
+class StoreEnd(Message, frozen=True, tag="store_end"):
+    """The end of content that is too long to be digested twice: answered by `Stored`, which has its name."""
+
+    number: int
+    stream: int
+
+
 class Since(Message, frozen=True, tag="since"):
     """Send every entry that changes state (tokens, revocations, tasks, outcomes) from `position` on."""
 
@@ -122,6 +130,13 @@ class Ask(Message, frozen=True, tag="ask"):
 
     number: int
     digests: tuple[str, ...]
+
+
+class Stored(Message, frozen=True, tag="stored"):
+    """The content is kept under this name; durable with the next entry."""
+
+    number: int
+    digest: str
 
 
 class Gone(Message, frozen=True, tag="gone"):
@@ -211,9 +226,11 @@ class Refused(Message, frozen=True, tag="refused"):
     refusal: Refusal
 
 
-FromGate = Append | Store | StoreOpen | StoreWrite | StoreClose | Since | Select | Remove | Ask | FindRaw | ReadRaw
+FromGate = (
+    Append | Store | StoreOpen | StoreWrite | StoreClose | StoreEnd | Since | Select | Remove | Ask | FindRaw | ReadRaw
+)
 FromRecorder = (
-    Opened | Appended | Entries | DurableTo | Room | Refused | Selected | Removed | Gone | FoundRaw | RawPiece
+    Opened | Appended | Entries | DurableTo | Room | Refused | Stored | Selected | Removed | Gone | FoundRaw | RawPiece
 )
 
 
@@ -259,6 +276,12 @@ class RecorderCaller:
     async def send(self, message: StoreOpen | StoreWrite | StoreClose) -> None:
         """Content in pieces."""
         await self._channel.send(message)
+
+    async def end(self, stream: int) -> str:
+        """The end of content in pieces: its name, the SHA-256 that the recorder has of it."""
+        answer, _ = await self._channel.request(StoreEnd(number=self._channel.number(), stream=stream))
+        assert isinstance(answer, Stored)
+        return answer.digest
 
     async def select(
         self,

@@ -55,7 +55,7 @@ def pumped(count: int, data: bytes, *, secrets: int) -> float:
         for _ in range(count):
             began = time.process_time()
             passed = filters.call(plan, "t", patterns, profile, manifest)
-            pump = Pump(Nowhere(), passed, numbers=(1, 2), salt=lambda: bytes(16))
+            pump = Pump(Nowhere(), passed, numbers=(1, 2), salt=lambda: bytes(16), clock=time.monotonic)
             if data:
                 await pump.take("stdout", data)
             await pump.close()

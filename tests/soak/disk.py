@@ -39,9 +39,9 @@ CHANGES = (
     "fchown", "fallocate",
 )  # fmt: skip
 LOOKS = {
-    "access", "close", "dup", "execve", "faccessat2", "fadvise64", "fcntl", "flock", "fstat", "fstatfs", "getdents64",
+    "access", "close", "dup", "execve", "faccessat2", "fcntl", "flock", "fstat", "fstatfs", "getdents64",
     "ioctl", "lseek", "lstat", "madvise", "mmap", "munmap", "newfstatat", "poll", "pread64", "read", "readlink",
-    "readlinkat", "stat", "statfs", "statx",
+    "readlinkat", "stat", "statfs", "statx", "sync_file_range",
 }  # fmt: skip
 SYNCS = ("fsync", "fdatasync")
 FAULTS = {

@@ -26,15 +26,19 @@ def files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("small.db")]
 
 
+@pytest.mark.parametrize("announced", [True, False])
 @pytest.mark.parametrize("size", SIZES)
-def test_stored_whole_or_in_pieces_it_comes_back(tmp_path: Path, size: int) -> None:
+def test_stored_whole_or_in_pieces_it_comes_back(tmp_path: Path, size: int, announced: bool) -> None:
     whole, pieces = os.urandom(size), os.urandom(size)
     store = ContentStore(tmp_path)
     assert store.store(whole) == digest(whole)
     store.open_stream(7, b"salt")
     for start in range(0, size, 10_000):
         store.write_stream(7, pieces[start : start + 10_000])
-    store.close_stream(7, digest(b"salt" + pieces))
+    if announced:
+        store.close_stream(7, digest(b"salt" + pieces))
+    else:
+        assert store.end_stream(7) == digest(b"salt" + pieces)
     store.commit()
     reader = ContentReader(tmp_path)
     assert reader.get(digest(whole)) == whole

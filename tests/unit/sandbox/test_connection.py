@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,8 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as some
 
 from runner.errors import RunnerError
 from runner.ledger import entry as entries
@@ -287,5 +290,58 @@ def test_code_for_a_sandbox_that_is_gone_is_refused_and_not_waited_for() -> None
         other = msgspec.structs.replace(tool, code_digest="never seen")
         with pytest.raises(RunnerError):
             await asyncio.wait_for(sandbox.provide(other), 1)
+
+    lying(work)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    some.lists(some.tuples(some.sampled_from(["stdout", "stderr"]), some.integers(1, 9000)), max_size=12),
+    some.lists(some.integers(1, 20_000), min_size=1, max_size=5),
+)
+def test_pieces_are_as_long_as_is_asked_for_and_nothing_is_lost(wrote: list[tuple[str, int]], asked: list[int]) -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start(credit=1 << 20)
+        sent = [(name, bytes([number % 251]) * size) for number, (name, size) in enumerate(wrote)]
+        kinds = {"stdout": guest.STDOUT, "stderr": guest.STDERR}
+        await liar.says(STARTED, *(guest.pack(kinds[name], 1, data) for name, data in sent), ended())
+        got: list[tuple[str, bytes]] = []
+        for most in itertools.cycle(asked):
+            event = await call.next(0, most)
+            if isinstance(event, Outcome):
+                break
+            assert isinstance(event, Piece)
+            assert 0 < len(event.data) <= most
+            got.append((event.stream, event.data))
+
+        def runs(pieces: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
+            """One after the other of the same stream are one: in the order in which they were written."""
+            grouped = itertools.groupby(pieces, key=lambda piece: piece[0])
+            return [(name, b"".join(data for _, data in group)) for name, group in grouped]
+
+        assert runs(got) == runs(sent)
+
+    lying(work)
+
+
+def test_others_have_their_turn_while_a_call_writes_without_end() -> None:
+    async def work(liar: Lying) -> None:
+        await liar.open()
+        call = liar.start(credit=1 << 20)
+        await liar.says(STARTED, *(guest.pack(guest.STDOUT, 1, b"x" * 6_000) for _ in range(10)))
+        turns = 0
+
+        async def other() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        task = asyncio.create_task(other())
+        for _ in range(5):
+            await call.next(0, 12_000)
+        assert turns >= 4
+        task.cancel()
 
     lying(work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,11 @@ class Content:
     async def send(self, message: Any) -> None:
         self.sent.append(message)
 
+    async def end(self, stream: int) -> str:
+        opened, *written = self.sent
+        assert {message.stream for message in self.sent} == {stream}
+        return hashlib.sha256(opened.salt + b"".join(each.data for each in written)).hexdigest()
+
 
 def salts() -> Callable[[], bytes]:
     numbers = itertools.count()
@@ -83,7 +89,7 @@ def test_the_cap_counts_what_base64_stands_for_and_cuts_no_group() -> None:
 def test_little_output_waits_for_the_entry_under_a_salted_digest() -> None:
     async def run() -> None:
         content = Content()
-        pump = Pump(content, Through(5), numbers=(1, 2), salt=salts())
+        pump = Pump(content, Through(5), numbers=(1, 2), salt=salts(), clock=time.monotonic)
         assert await pump.take("stdout", b"abc") == [Chunk(stream="stdout", offset=0, data=b"abc")]
         assert await pump.take("stderr", b"defg") == [Chunk(stream="stderr", offset=0, data=b"de")]
         assert await pump.take("stdout", b"more") == []
@@ -103,7 +109,7 @@ def test_little_output_waits_for_the_entry_under_a_salted_digest() -> None:
 def test_more_output_is_kept_while_it_comes_and_nothing_of_it_twice(pieces: list[bytes]) -> None:
     async def run() -> None:
         content = Content()
-        pump = Pump(content, Through(1 << 30), numbers=(1, 2), salt=salts())
+        pump = Pump(content, Through(1 << 30), numbers=(1, 2), salt=salts(), clock=time.monotonic)
         for piece in pieces:
             assert await pump.take("stdout", piece)
         stdout, _, held = await pump.close()
@@ -124,10 +130,32 @@ def test_more_output_is_kept_while_it_comes_and_nothing_of_it_twice(pieces: list
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_the_recorder_names_what_is_longer_than_a_megabyte(more: int) -> None:
+    async def run() -> None:
+        content, piece = Content(), b"p" * (1 << 15)
+        pump = Pump(content, Through(1 << 30), numbers=(1, 2), salt=salts(), clock=time.monotonic)
+        for _ in range(32):
+            assert await pump.take("stdout", piece)
+        if more:
+            assert await pump.take("stdout", b"m")
+        stdout, _, held = await pump.close()
+        assert stdout is not None
+        assert (stdout.size, held) == ((1 << 20) + more, ())
+        assert stdout.digest == hashlib.sha256(b"\0" * 16 + piece * 32 + b"m" * more).hexdigest()
+        assert isinstance(content.sent[-1], StoreWrite if more else StoreClose)  # who announces it
+
+    asyncio.run(run())
+
+
 def test_a_stream_without_output_is_none() -> None:
     async def run() -> None:
         content = Content()
-        assert await Pump(content, Through(5), numbers=(1, 2), salt=salts()).close() == (None, None, ())
+        assert await Pump(content, Through(5), numbers=(1, 2), salt=salts(), clock=time.monotonic).close() == (
+            None,
+            None,
+            (),
+        )
         assert content.sent == []
 
     asyncio.run(run())
@@ -135,14 +163,14 @@ def test_a_stream_without_output_is_none() -> None:
 
 def test_what_waits_goes_after_a_quiet_and_is_kept_whatever_ends_the_call() -> None:
     async def run() -> None:
-        pump = Pump(Content(), Through(99, held=b"QUI="), numbers=(1, 2), salt=salts())
+        pump = Pump(Content(), Through(99, held=b"QUI="), numbers=(1, 2), salt=salts(), clock=time.monotonic)
         assert pump.wait_ms == 0
         assert [chunk.data for chunk in await pump.take("stdout", b"abc")] == [b"abc"]
         assert pump.wait_ms == 200
         assert await pump.pause() == [Chunk(stream="stderr", offset=0, data=b"QUI=", encoding="base64")]
         assert pump.wait_ms == 0
         assert await pump.finish() == []
-        other = Pump(Content(), Through(99, held=b"QUI="), numbers=(1, 2), salt=salts())
+        other = Pump(Content(), Through(99, held=b"QUI="), numbers=(1, 2), salt=salts(), clock=time.monotonic)
         await other.take("stderr", b"text")
         _, stderr, held = await other.close()
         assert stderr is not None
@@ -161,7 +189,7 @@ def test_a_filter_that_fails_is_asked_nothing_more() -> None:
             raise AssertionError("what it held must stay where it is")
 
     async def run() -> None:
-        pump = Pump(Content(), Fails(99), numbers=(1, 2), salt=salts())
+        pump = Pump(Content(), Fails(99), numbers=(1, 2), salt=salts(), clock=time.monotonic)
         with pytest.raises(ValueError, match="a defect"):
             await pump.take("stdout", b"abc")
         assert await pump.take("stdout", b"abc") == []
@@ -195,3 +223,34 @@ def test_a_result_is_its_value() -> None:
     assert structured(b'{"a":[1,2.5,null,true,"x"]}', 100) == ({"a": [1, 2.5, None, True, "x"]}, "")
     assert structured(None, 100) == (None, "")
     assert structured(b"1" * 5, 4)[1]
+
+
+def test_a_piece_is_what_is_filtered_in_a_few_milliseconds() -> None:
+    """Ordinary output comes in large pieces; what is slow to filter in small ones, so that others have their turn."""
+    now, rate = 0.0, 500e6  # bytes a second
+
+    class Slow(Through):
+        def take(self, stream: Name, data: bytes) -> list[Clean]:
+            nonlocal now
+            now += len(data) / rate
+            return super().take(stream, data)
+
+    async def run() -> None:
+        nonlocal rate
+        pump = Pump(Content(), Slow(1 << 30), numbers=(1, 2), salt=salts(), clock=lambda: now)
+        assert pump.most == 64 << 10
+        for _ in range(3):
+            await pump.take("stdout", b"x" * pump.most)
+        assert pump.most == 128 << 10
+        rate = 2e6
+        await pump.take("stdout", b"x" * pump.most)
+        assert pump.most == 10_000  # 5 ms
+        rate = 1e3
+        await pump.take("stdout", b"x" * pump.most)
+        assert pump.most == 4 << 10  # smaller ones would only cost more
+        rate = 500e6
+        for _ in range(5):
+            await pump.take("stdout", b"x" * pump.most)
+        assert pump.most == 128 << 10
+
+    asyncio.run(run())
