@@ -207,6 +207,8 @@ class ExactStage:
     def _release(self, *, long: bool, everything: bool = False) -> Out:
         out: Out = []
         for name, side in self._sides.items():
+            if not side.waiting:
+                continue
             upto = self._views[name].end if everything else self._held(name, long=long)
             if data := side.release(upto, self.counts):
                 out.append((name, data))

@@ -41,6 +41,7 @@ class _Rule:
         self.id, self.label = rule.id, rule.label
         try:
             self.shape: Shape = shape(rule.pattern)
+            self.parts = tuple(self.shape.lead[:size] for size in range(len(self.shape.lead) - 1, 0, -1))
             self._regex = re.compile(rule.pattern.encode())
             self._allow = [re.compile(each.encode("ascii")) for each in rule.allow]
             self._group = self._regex.groupindex[rule.group] if rule.group else 0
@@ -68,11 +69,10 @@ class _Rule:
             return match.start()
         if len(lead) < _LEAD:
             return end
-        if text[-1:] not in lead:
-            return end
-        for size in range(min(len(lead) - 1, end - start), 0, -1):
-            if text.endswith(lead[:size]):
-                return end - size
+        if text.endswith(self.parts):
+            for part in self.parts:  # the longest first
+                if len(part) <= end - start and text.endswith(part):
+                    return end - len(part)
         return end
 
     def matches(self, text: bytes, windows: Sequence[Window], begin: int) -> Iterator[tuple[int, int, int]]:
@@ -208,7 +208,7 @@ class Patterns:
             for gate in {each[0] for each in self._gates.find_matches_as_indexes(tail, overlapping=True)}:
                 first = min(first, *(rule.begins(text, line) for rule in self._behind[gate]))
         for lead, reach, rules in self._across:
-            if text[-1:] in lead or text.find(lead, max(begin, end - reach)) >= 0:
+            if text.endswith(rules[0].parts) or text.find(lead, max(begin, end - reach)) >= 0:
                 first = min(first, *(rule.begins(text, begin) for rule in rules))
         return first
 

@@ -41,6 +41,11 @@ class View:
         self.text = text = self.tail + data if self.tail else data
         scan = self._needles.scan(text)
         base = self.base
+        if not (scan.found or scan.begun or scan.recent or scan.packed or self._runs):  # as nearly always
+            self.base, self.tail, self.begun = base + len(text), b"", []
+            self._seen.clear()
+            self._told.clear()
+            return []
         found = {Found(base + f.start, base + f.end, f.rule, f.label) for f in scan.found}
         self.begun = [Begun(base + b.start, base + b.end, b.rule, b.erased) for b in scan.begun]
         if self._packed and (self._runs or scan.packed):
@@ -53,6 +58,8 @@ class View:
 
     def held(self, *, long: bool) -> int:
         """From where on bytes wait; `long`: only for what has more than a few bytes of a beginning."""
+        if not self.begun and not self._runs:
+            return self.end
         starts = [begun.start for begun in self.begun if begun.rule or not long]
         return min(min(starts, default=self.end), min((run.start for run in self._runs), default=self.end))
 
