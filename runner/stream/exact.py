@@ -53,6 +53,11 @@ class _Side:
         self._covered = 0  # end of the last replaced region
         self._marked = False  # that region has its mark
 
+    @property
+    def idle(self) -> bool:
+        """Whether there is nothing to let go, nor to mark."""
+        return not self.waiting and not self._found
+
     def add(self, start: int, end: int, rule: str) -> None:
         """Replace these bytes, as far as they have not gone; without a rule they go without a mark."""
         self._found.append(Found(start, end, rule, LABEL))
@@ -207,7 +212,7 @@ class ExactStage:
     def _release(self, *, long: bool, everything: bool = False) -> Out:
         out: Out = []
         for name, side in self._sides.items():
-            if not side.waiting:
+            if side.idle:
                 continue
             upto = self._views[name].end if everything else self._held(name, long=long)
             if data := side.release(upto, self.counts):

@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 from itertools import accumulate
 
-from runner.stream.unseen import Back, Runs, Unseen, between, parted
+from runner.stream.unseen import WIDEST, Back, Runs, Unseen, between, parted
 
 ERASED = 3  # bytes in a row that backspaces may erase; also the longest beginning of an invisible character
 _PAYLOAD = 1024  # bytes of a title, link or clipboard that a sequence may carry; a longer one is text
+_LONGEST = _PAYLOAD + 80  # bytes of a sequence
 _WINDOW = 64  # bytes at the end of a text, which nearly every question is about
 _C1 = b"\xc2\x9b"  # the same as \x1b[
 _NEWLINE, _LINE_ENDS = re.compile(rb"\n"), re.compile(rb"[\r\n]+")
@@ -73,7 +74,7 @@ class _Hidden:
             source = source[: unfinished.start()]
         self.source = source
         self.text = sequences.sub(b"", source) if sequences else _WIDE.without(source, there)
-        self.back = Back(source, self.text, parted(sequences or _WIDE.pattern), apart=sequences is None)
+        self.back = Back(source, self.text, parted(sequences or _WIDE.pattern), _LONGEST if sequences else WIDEST)
 
 
 class Shown:
@@ -84,14 +85,14 @@ class Shown:
         self._steps = [hidden.back]
         if erase:
             kept, before = _without_erased(text), text
-            self._steps.append(Back(before, kept, _unerased))
+            self._steps.append(Back(before, kept, _unerased, 0))
             text = kept
         self._joined = Joined(text)
         self.text = self._joined.text
 
     def origin(self, at: int) -> int:
         """Where `text[at]` stands in the source."""
-        end = self._source[-_PAYLOAD - 80 :]
+        end = self._source[-_LONGEST:]
         if len(self.text) - at <= _WINDOW and end.isascii() and not any(byte in end for byte in b"\x1b\x08\r\n"):
             return len(self._source) - len(self.text) + at  # nothing left out is near
         at = self._joined.origin(at)
@@ -122,7 +123,7 @@ def projections(source: bytes) -> list[Joined | Shown]:
 def sequence_at(source: bytes, at: int) -> int:
     """Where the terminal sequence begins that `source[at]` is in; `at` where it is in none."""
     before = at
-    while (before := source.rfind(b"\x1b", max(0, at - _PAYLOAD - 80), before)) >= 0:
+    while (before := source.rfind(b"\x1b", max(0, at - _LONGEST), before)) >= 0:
         found = _SEQUENCE.match(source, before) or _UNFINISHED.match(source, before)
         if found and (found.end() > at or found.end() == len(source)):
             at = before

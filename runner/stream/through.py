@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from runner.stream.unseen import Back, Unseen, parted
+from runner.stream.unseen import WIDEST, Back, Unseen, parted
 
 # Control sequences (ECMA-48, 5.4) of a bounded length; soft hyphen, zero-width and direction characters in UTF-8.
 _ESCAPE = rb"\[[0-?]{0,32}[ -/]{0,4}[@-~]"
@@ -53,4 +53,5 @@ def seen(data: bytes, *, whole: bool) -> Seen:
     data = data[:end]
     hidden = _WIDE.pattern if not escapes else _ALL if there else _ESCAPES
     text = hidden.sub(b"", data) if escapes else _WIDE.without(data, there)
-    return Seen(text, end, Back(data, text, parted(hidden), apart=not escapes) if len(text) < end else None)
+    back = Back(data, text, parted(hidden), _LONGEST if escapes else WIDEST)
+    return Seen(text, end, back if len(text) < end else None)

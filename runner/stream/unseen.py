@@ -15,8 +15,7 @@ from runner.stream.engines import present
 Runs = tuple[list[int], list[int]]  # where each run that was left begins in the source, and where in the text
 _FEW = 16  # distinct characters that are taken out one after the other, each at memory speed
 _SPREAD, _ROOM = 8, 256  # bytes of a source in which one of a text's last stands, and as many more: tried first
-_LEADS = 0xC0  # of two bytes or more, a character's first is this or above, and the others are below
-_WIDEST = 4
+WIDEST = 4  # bytes of a character
 
 
 class Unseen:
@@ -64,10 +63,10 @@ def between(cuts: Iterable[tuple[int, int]]) -> Runs:
 class Back:
     """The way back from a text to its source."""
 
-    def __init__(self, source: bytes, text: bytes, runs: Callable[[bytes], Runs], *, apart: bool = False) -> None:
-        """`apart`: what was taken out are whole characters of two bytes or more, so that any part of the source that
-        begins with a character's first byte can be looked at by itself."""
-        self._source, self._text, self._runs, self._apart = source, text, runs, apart
+    def __init__(self, source: bytes, text: bytes, runs: Callable[[bytes], Runs], skew: int = -1) -> None:
+        """`skew`: so many bytes on, runs of any part of the source are those of the whole: what is taken out has no
+        beginning of another in it, and is no longer. -1: the whole has to be looked at."""
+        self._source, self._text, self._runs, self._skew = source, text, runs, skew
         self._begins: list[int] = []
         self._shown: list[int] = []
 
@@ -76,8 +75,8 @@ class Back:
         if len(self._source) == len(self._text):
             return at
         if not self._begins:
-            size = (len(self._text) - at) * _SPREAD + _ROOM
-            if self._apart and size < len(self._source) and (near := self._near(at, size)) is not None:
+            size = (len(self._text) - at) * _SPREAD + _ROOM + self._skew
+            if self._skew >= 0 and size < len(self._source) and (near := self._near(at, size)) is not None:
                 return near
             self._begins, self._shown = self._runs(self._source)
         run = bisect_right(self._shown, at) - 1
@@ -96,10 +95,8 @@ class Back:
     def _near(self, at: int, size: int) -> int | None:
         """`origin` by the source's last bytes alone, `size` of them; None where they hold too little of the text."""
         start = len(self._source) - size
-        for _ in range(_WIDEST - 1):
-            if start > 0 and 0x80 <= self._source[start] < _LEADS:
-                start -= 1
         begins, shown = self._runs(self._source[start:])
-        at -= len(self._text) - (shown[-1] + len(self._source) - start - begins[-1])
+        at -= len(self._text) - (shown[-1] + size - begins[-1])
         run = bisect_right(shown, at) - 1
-        return start + begins[run] + at - shown[run] if run >= 0 else None
+        found = begins[run] + at - shown[run] if run >= 0 else -1
+        return start + found if found >= self._skew else None

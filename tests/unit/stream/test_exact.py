@@ -106,6 +106,15 @@ def test_what_is_held_says_how_long() -> None:
     assert stage.labels == {"secret"}
 
 
+def test_a_secret_whose_beginning_went_on_the_other_stream_is_marked_and_counted() -> None:
+    stage = ExactStage(NEEDLES)
+    assert stage.take("stderr", SECRET[:5]) == []
+    assert stage.pause(SHORT_MS) == [("stderr", SECRET[:5])]
+    assert stage.take("stdout", SECRET[5:]) == [("stderr", MARK)]  # its place is where it began
+    assert stage.close() == []
+    assert stage.counts == {"secret:api": 1}
+
+
 def test_a_beginning_that_goes_on_otherwise_is_let_go() -> None:
     assert clean(SECRET[:-1] + b"?" + b" more", 1) == SECRET[:-1] + b"? more"
     assert clean(SECRET[:5]) == SECRET[:5]

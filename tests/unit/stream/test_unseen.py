@@ -41,8 +41,8 @@ def test_every_way_leaves_the_same(name: str, text: bytes, times: int) -> None:
     assert bytes(text[at] for at in places) == left
     for at in {0, len(left) // 2, len(left) - 70, len(left) - 3, len(left) - 1}:
         if 0 <= at < len(left):
-            for apart in (False, True):  # each its own: an answer may make the next one's
-                back = Back(text, left, parted(unseen.pattern), apart=apart)
+            for skew in (-1, 4):  # each its own: an answer may make the next one's
+                back = Back(text, left, parted(unseen.pattern), skew)
                 assert back.origin(at) == places[at]
                 assert back.shown(places[at]) == at
 
