@@ -52,7 +52,6 @@ class _Rule:
         self._check: Callable[[bytes], bool] | None = CHECKS.get(rule.check)
         self._digits = rule.check in DIGITS
         self._entropy = rule.entropy
-        self._asks = bool(self._check or self._entropy or self._allow)
 
     @functools.cached_property
     def _beginning(self) -> re.Pattern[bytes]:
@@ -78,7 +77,8 @@ class _Rule:
     def matches(self, text: bytes, windows: Sequence[Window], begin: int) -> Iterator[tuple[int, int, int]]:
         """Every match in `windows` that holds, from `begin` on: where it begins, and the start and end of what goes."""
         at, digit, reach = begin, -1, self.shape.reach
-        known: dict[bytes, bool] = {}
+        search, group, digits = self._regex.search, self._group, self._digits
+        known: dict[bytes, bool] = {}  # short values of this text that were asked about: most are like others
         for low, high in windows:
             at = max(at, low)
             end = min(len(text), high + reach + 1)
@@ -86,32 +86,28 @@ class _Rule:
                 line = text.find(b"\n", max(at, high - 1), end)
                 end = line + 1 if line >= 0 else end
             while at < high:
-                if self._digits:  # what can hold one begins no more than its reach before
+                if digits:  # what can hold one begins no more than its reach before
                     if digit < at:
                         digit = found.start() if (found := _DIGIT.search(text, at)) else len(text) + reach
                     at = max(at, digit - reach)
-                match = self._regex.search(text, at, end)
+                match = search(text, at, end)
                 if match is None or (begun := match.start()) >= high:
                     break
                 at = begun + 1
-                start, stop = match.span(self._group)
-                if start < stop and self._holds(text[start:stop], known):
-                    yield begun, start, stop
+                value = match[group] or b""  # a group that has no part in the match
+                if (holds := known.get(value)) is None:
+                    holds = self._holds(value)
+                    if len(value) <= _KNOWN_SIZE:
+                        if len(known) >= _KNOWN:
+                            known.clear()
+                        known[value] = holds
+                if holds:
+                    yield begun, *match.span(group)
 
-    def _holds(self, value: bytes, known: dict[bytes, bool]) -> bool:
-        """Whether what would go is what the rule means. `known`: short values of this text that were asked about."""
-        if not self._asks:
-            return True
-        found = known.get(value)
-        if found is None:
-            found = self._asked(value)
-            if len(value) <= _KNOWN_SIZE:
-                if len(known) >= _KNOWN:
-                    known.clear()
-                known[value] = found
-        return found
-
-    def _asked(self, value: bytes) -> bool:
+    def _holds(self, value: bytes) -> bool:
+        """Whether what would go is what the rule means."""
+        if not value:
+            return False
         if self._check is not None and not self._check(value):
             return False
         if self._entropy and entropy(value) < self._entropy:
