@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,7 +65,7 @@ class Execution:
     async def __aexit__(self, *_: object) -> None:
         self.log.append("left")
 
-    async def next(self, wait_ms: int = 0) -> Any:
+    async def next(self, wait_ms: int = 0, most: int = 0) -> Any:
         self.asked.append(wait_ms)
         event = self.events.pop(0)
         if isinstance(event, Exception):
@@ -126,7 +127,8 @@ class House:
             origin=lambda *_: SimpleNamespace(untrusted=False),
             view=lambda *_: None, labels=lambda *_: frozenset(), admit=lambda running, planned: planned,
             journal=SimpleNamespace(recorder=Recorder(self.log)),
-            streams=lambda: {"numbers": (1, 2), "salt": bytes}, requests=SimpleNamespace(of=lambda *_: None),
+            streams=lambda: {"numbers": (1, 2), "salt": bytes, "clock": time.monotonic},
+            requests=SimpleNamespace(of=lambda *_: None),
         )  # fmt: skip
         decision = Decision(effect="allow", reason="a rule")
         monkeypatch.setattr(pipeline, "beyond", lambda *_: None)
