@@ -102,7 +102,7 @@ def no_more() -> bool:
 
 def begin(descriptor: int, start: int, size: int) -> None:
     """Have the disk begin to write a part of a file. Says nothing of what is durable, nor whether it could: that is the
-    sync's. (posix_fadvise does the same, and has every core empty its lists of pages: a third of this machine.)"""
+    sync's. (posix_fadvise begins it too, but also drops the pages, for which it asks every core.)"""
     _libc.sync_file_range(descriptor, ctypes.c_int64(start), ctypes.c_int64(size), _SYNC_FILE_RANGE_WRITE)
 
 
