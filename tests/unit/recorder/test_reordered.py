@@ -26,7 +26,7 @@ from runner.ledger import entry as entries
 from runner.ledger.note import Verifier
 from runner.recorder.recovery import recover
 
-STATES = int(os.environ.get("RUNNER_STATES", "1200"))
+STATES = int(os.environ.get("RUNNER_STATES", "2000"))
 REOPENED = 100  # one in so many is also opened, written to and stopped
 SECTOR = 512
 
