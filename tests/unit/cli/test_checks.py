@@ -268,3 +268,13 @@ def test_archives_of_images_are_counted_against_their_bound() -> None:
     assert "runner trace prune" in full.remedy
     none = checks.archives(0, 0, Config(sandboxes=Sandboxes(archive=False)))
     assert none.found.endswith("none is made: archive = false")
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "word"),
+    [("5.4.2", "ok", "hyperscan 5.4.2"), ("5.4.12", "warn", "loses matches"), ("", "warn", "no engine")],
+)
+def test_doctor_says_what_filters_output(version: str, status: str, word: str) -> None:
+    found = checks.filters(version)
+    assert (found.status, word in found.found) == (status, True)
+    assert ("hyperscan==0.6.0" in found.remedy) is (status == "warn")
