@@ -456,7 +456,7 @@ def make_outside() -> Iterator[Callable[..., Outside]]:
 
 @pytest.fixture
 def dns() -> Iterator[Callable[[Callable[[int], list[str]]], Dns]]:
-    """Name servers: `dns(lambda number: ["192.0.2.9"])`."""
+    """Name servers: `dns(lambda number: ["198.51.100.9"])`."""
     with contextlib.ExitStack() as stack:
 
         def make(answers: Callable[[int], list[str]]) -> Dns:

@@ -56,8 +56,8 @@ operators = [0]
 # What tools may reach is said in profiles and manifests ([[egress]]); `runner egress explain URL --tool ID` says who
 # decides. Here is how egress finds names and whom it believes: the host's resolver and authorities, and these.
 # [egress]
-# nameservers = ["192.0.2.53"]
-# hosts = { "db.example" = ["192.0.2.7"] }
+# nameservers = ["198.51.100.53"]
+# hosts = { "db.example" = ["198.51.100.7"] }
 # trust = "keys/authorities.pem"
 
 # What the daemon's own processes may reach, by the same rules: nothing by default. Providers of secrets need theirs.

@@ -100,7 +100,14 @@ def egress(number: int, request: int = 1, *, effect: str = "allow", task: str = 
 
 def egress_end(number: int, request: int = 1, *, task: str = "t", **more: object) -> entries.EgressEnd:
     """Its end."""
-    fields = {"time": NOW, "call": f"c{number:08d}", "task": task, "request": request, "address": "192.0.2.9", **more}
+    fields = {
+        "time": NOW,
+        "call": f"c{number:08d}",
+        "task": task,
+        "request": request,
+        "address": "198.51.100.9",
+        **more,
+    }
     return entries.EgressEnd(**fields)  # type: ignore[arg-type]
 
 

@@ -142,7 +142,7 @@ def test_lines(sample: ModuleType) -> None:
     opaque = sample.egress(1, visibility="opaque")
     assert shown(opaque) == "c00000001 #1 https://api.test:443 opaque allow because"
     ended = sample.egress_end(1, status=200, up=1, down=2, secrets=("key",), response=sample.kept(b"x"))
-    assert shown(ended) == "c00000001 #1 192.0.2.9 200 up=1 down=2 with key kept"
+    assert shown(ended) == "c00000001 #1 198.51.100.9 200 up=1 down=2 with key kept"
     assert shown(sample.alert(1)) == "c00000001 CRITICAL credential key body"
 
 
